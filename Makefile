@@ -1,0 +1,40 @@
+# Two commands need nothing but Python 3.11 and a C compiler: `make demo` and `make test`.
+PYTHON ?= python3.11
+# Where pip finds the CPU build of PyTorch, for example PyTorch's public CPU index; empty: pip's own configuration.
+TORCH_INDEX_URL ?=
+SOURCE ?= testsrc://?frames=150
+PROMPT ?= person
+OUT ?= out
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	$(BIN)/pip install --quiet -e '.[dev,train,nvrtc]'
+	$(BIN)/pip install --quiet --no-deps torch-tensorrt==2.13.0 tensorrt-cu13-bindings==11.0.0.114 tensorrt-lean-cu13-libs==11.0.0.114
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python run_pipeline.py run --source '$(SOURCE)' --prompt '$(PROMPT)' --publish tcp://127.0.0.1:5555 \
+		--poses $(OUT)/poses.jsonl --video $(OUT)/annotated.mp4
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(OUT)

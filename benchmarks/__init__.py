@@ -1,0 +1,1 @@
+"""One script per claim; each writes rows with commit, machine and versions to `benchmarks/results/`."""

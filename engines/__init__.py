@@ -1,0 +1,1 @@
+"""From pixels and prompts to poses: the X-Pose network, its kernels, backends and prompts."""

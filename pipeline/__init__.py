@@ -1,0 +1,1 @@
+"""X-Pose on live video: sources, stages, wire format, publisher and subscriber."""
