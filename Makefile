@@ -16,7 +16,12 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
-	$(BIN)/pip install --quiet -e '.[dev,train,nvrtc]'
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# The tests also compile the CUDA source (NVRTC needs no GPU) and convert the network for TensorRT without its builder.
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[dev,train,gpu]'
 	$(BIN)/pip install --quiet --no-deps torch-tensorrt==2.13.0 tensorrt-cu13-bindings==11.0.0.114 tensorrt-lean-cu13-libs==11.0.0.114
 	touch $@
 
@@ -24,15 +29,15 @@ demo: $(VENV)/installed
 	$(BIN)/python run_pipeline.py run --source '$(SOURCE)' --prompt '$(PROMPT)' --publish tcp://127.0.0.1:5555 \
 		--poses $(OUT)/poses.jsonl --video $(OUT)/annotated.mp4
 
-test: $(VENV)/installed
+test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed
+check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

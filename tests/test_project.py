@@ -1,0 +1,76 @@
+"""What holds for the project as a whole: directions of import, and imports that do nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import REPOSITORY
+
+PACKAGES = ("pipeline", "engines", "trackers", "training", "benchmarks")
+ALLOWED = {
+    "trackers": set(),
+    "engines": set(),
+    "pipeline": {"engines", "trackers"},
+    "training": {"engines", "pipeline.synthetic"},
+}
+TRACKERS_LIBRARIES = {"numpy", "scipy", "lap", "filterpy"}
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the absolute dotted names that a file imports, at any depth of its code."""
+    package = path.relative_to(REPOSITORY).with_suffix("").parts[:-1]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_go_in_the_allowed_direction_only(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(REPOSITORY)} imports {name}"
+        for path in sorted((REPOSITORY / package).rglob("*.py"))
+        for name in sorted(imported_names(path))
+        if name.split(".")[0] in PACKAGES
+        and name.split(".")[0] != package
+        and not any(name == target or name.startswith(f"{target}.") for target in ALLOWED[package])
+    ]
+    assert not wrong
+
+
+def test_trackers_need_no_library_beyond_numpy_scipy_lapx_and_filterpy() -> None:
+    roots = {
+        name.split(".")[0]
+        for path in (REPOSITORY / "trackers").rglob("*.py")
+        for name in imported_names(path)
+    }
+    assert roots - TRACKERS_LIBRARIES - {"trackers"} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", ["pipeline.subscriber", "pipeline.wire", "trackers"])
+def test_module_imports_without_torch(module: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=60)
+
+
+def test_importing_everything_asks_for_no_optional_library() -> None:
+    """The packages import where TensorRT, cuda-core and the training extras are not installed."""
+    optional = ["tensorrt", "torch_tensorrt", "cuda", "tensorboard", "faster_coco_eval", "matplotlib", "trackeval"]
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        for package in ("pipeline", "engines", "trackers")
+        for path in sorted((REPOSITORY / package).rglob("*.py"))
+    ]
+    code = (
+        f"import sys, importlib\nfor name in {optional!r}: sys.modules[name] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=120)
