@@ -1,0 +1,57 @@
+"""Multi-scale deformable attention in plain PyTorch: the form that every kernel is measured against.
+
+Shape suffixes: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels,
+P points per level, C = M * D.
+
+Source: Deformable DETR, arXiv:2010.04159, eq. 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def sampling_locations(sizes_L2: Sequence[tuple[int, int]], reference_BQLR: Tensor, offsets_BQMLP2: Tensor) -> Tensor:
+    """Where each point samples, as (x, y) fractions of its level, in the dtype of the offsets.
+
+    A 2-d reference (x, y) is offset in cells of the level; a 4-d reference (centre x, centre y, width, height) is
+    offset in units of half the box, shared out over the points.
+    """
+    reference_BQ1L1R = reference_BQLR[:, :, None, :, None, :].to(offsets_BQMLP2.dtype)
+    if reference_BQLR.shape[-1] == 2:
+        cells_L12 = offsets_BQMLP2.new_tensor([[width, height] for height, width in sizes_L2])[:, None, :]
+        return reference_BQ1L1R + offsets_BQMLP2 / cells_L12
+    points = offsets_BQMLP2.shape[-2]
+    return reference_BQ1L1R[..., :2] + offsets_BQMLP2 / points * reference_BQ1L1R[..., 2:] * 0.5
+
+
+def ms_deform_attn_reference(
+    value_BSMD: Tensor,
+    sizes_L2: Sequence[tuple[int, int]],
+    reference_BQLR: Tensor,
+    offsets_BQMLP2: Tensor,
+    logits_BQMLP: Tensor,
+) -> Tensor:
+    """Softmax the logits, sample bilinearly and sum, by `grid_sample`; differentiable in every tensor.
+
+    Float64 computes in float64, everything else in float32; the result has the dtype of `value`. Arguments as in
+    `engines.kernels.ms_deform_attn`.
+    """
+    batch, _, heads, depth = value_BSMD.shape
+    _, queries, _, levels, points, _ = offsets_BQMLP2.shape
+    compute = torch.float64 if value_BSMD.dtype == torch.float64 else torch.float32
+    weights_BQMLP = logits_BQMLP.to(compute).flatten(-2).softmax(-1).unflatten(-1, (levels, points))
+    grid_BQMLP2 = 2 * sampling_locations(sizes_L2, reference_BQLR, offsets_BQMLP2.to(compute)) - 1
+    out_NDQ = value_BSMD.new_zeros((batch * heads, depth, queries), dtype=compute)  # N = B * M
+    start = 0
+    for level, (height, width) in enumerate(sizes_L2):
+        cells_BSMD = value_BSMD[:, start : start + height * width].to(compute)
+        start += height * width
+        map_NDHW = cells_BSMD.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
+        grid_NQP2 = grid_BQMLP2[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled_NDQP = functional.grid_sample(map_NDHW, grid_NQP2, padding_mode="zeros", align_corners=False)
+        weights_N1QP = weights_BQMLP[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        out_NDQ = out_NDQ + (sampled_NDQP * weights_N1QP).sum(-1)
+    return out_NDQ.reshape(batch, heads * depth, queries).transpose(1, 2).to(value_BSMD.dtype)
