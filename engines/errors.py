@@ -1,0 +1,35 @@
+"""What can go wrong between pixels and poses, drawn in one place.
+
+    XPoseError
+    ├── CheckpointError   weights: absent, truncated, of another model
+    ├── PromptError       prompts, skeleton files, example images
+    ├── InputError        images that cannot be used, arguments out of range
+    ├── BackendError      a backend that this machine lacks or that failed
+    └── EngineCacheError  a compiled engine that does not belong to this model or machine
+
+Every message is one sentence or two: what was got, what is allowed, what to do next.
+"""
+
+
+class XPoseError(Exception):
+    """Any failure of `engines` that its user can act on."""
+
+
+class CheckpointError(XPoseError, ValueError):
+    """Weights are absent, unreadable, or belong to another model."""
+
+
+class PromptError(XPoseError, ValueError):
+    """A prompt, a skeleton file or an example image cannot be used."""
+
+
+class InputError(XPoseError, ValueError):
+    """An image or an argument is outside of what the engine takes."""
+
+
+class BackendError(XPoseError, RuntimeError):
+    """A backend is not available on this machine, or failed while running."""
+
+
+class EngineCacheError(XPoseError, RuntimeError):
+    """A compiled engine does not match its model, prompts capacity or machine."""
