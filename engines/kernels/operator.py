@@ -1,12 +1,20 @@
-"""`ms_deform_attn`, the one way in which the network samples its feature pyramid.
+"""`ms_deform_attn`, the one way in which the network samples its feature pyramid, as `torch.ops.xpose.ms_deform_attn`.
 
-Shape suffixes as in `engines.kernels.reference`; R is 2 or 4.
+The operator is opaque to `torch.export`, so that each compiler may put its own kernel in its place. On CPUs it runs
+the compiled form (`cpu.py`), or the plain one (`reference.py`) in float64 and where there is no compiler. Importing
+this module defines the operator, which a loaded program needs by name; it compiles nothing.
+
+Shape suffixes as in `engines.kernels.reference`; R is 2 or 4. The operator itself takes the level sizes flat, as
+height, width, height, width, ….
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from engines.kernels import cpu
 from engines.kernels.reference import ms_deform_attn_reference
 
 
@@ -17,5 +25,99 @@ def ms_deform_attn(
     offsets_BQMLP2: Tensor,
     logits_BQMLP: Tensor,
 ) -> Tensor:
-    """Sample `value` bilinearly around the reference points and sum by softmaxed weights, per head."""
-    return ms_deform_attn_reference(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
+    """Sample `value` bilinearly around the reference points and sum by softmaxed weights, per head.
+
+    Args:
+        value_BSMD: projected tokens, levels concatenated, padded tokens already zero; float64, 32, 16 or bfloat16.
+        sizes_L2: (height, width) of each level, in cells; S = sum(height * width).
+        reference_BQLR: (x, y), or (centre x, centre y, width, height), as fractions of each level, multiplied by the
+            level's valid ratios already.
+        offsets_BQMLP2: (x, y), in cells of the level for a 2-d reference, in halves of the box over P for a 4-d one.
+        logits_BQMLP: before their softmax over L * P.
+    Returns:
+        out_BQC with C = M * D in the dtype of `value`; locations, weights and sums are float32 (float64 for a float64
+        value). A cell outside its level reads as 0. Differentiable in every tensor.
+    Raises:
+        ValueError: the shapes disagree.
+    Source: Deformable DETR, arXiv:2010.04159, eq. 3; centres of cells lie at half-integers, as in grid sampling with
+        align_corners = False.
+    """
+    _check(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
+    sizes = [cells for size in sizes_L2 for cells in size]
+    out: Tensor = torch.ops.xpose.ms_deform_attn(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
+    return out
+
+
+def _check(
+    value_BSMD: Tensor,
+    sizes_L2: Sequence[tuple[int, int]],
+    reference_BQLR: Tensor,
+    offsets_BQMLP2: Tensor,
+    logits_BQMLP: Tensor,
+) -> None:
+    batch, tokens, heads, _ = value_BSMD.shape
+    queries, levels, points = offsets_BQMLP2.shape[1], len(sizes_L2), offsets_BQMLP2.shape[4]
+    cells = sum(height * width for height, width in sizes_L2)
+    if cells != tokens:
+        raise ValueError(f"value has {tokens} tokens, but the levels {list(sizes_L2)} hold {cells}")
+    if offsets_BQMLP2.shape != (batch, queries, heads, levels, points, 2):
+        raise ValueError(
+            f"offsets are {tuple(offsets_BQMLP2.shape)}, but must be {(batch, queries, heads, levels, points, 2)}"
+        )
+    if logits_BQMLP.shape != offsets_BQMLP2.shape[:-1]:
+        raise ValueError(f"logits are {tuple(logits_BQMLP.shape)}, but must be {tuple(offsets_BQMLP2.shape[:-1])}")
+    if reference_BQLR.shape[:-1] != (batch, queries, levels) or reference_BQLR.shape[-1] not in (2, 4):
+        raise ValueError(
+            f"reference is {tuple(reference_BQLR.shape)}, but must be {(batch, queries, levels)} and then 2 or 4"
+        )
+
+
+def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(sizes[0::2], sizes[1::2], strict=True))
+
+
+@torch.library.custom_op("xpose::ms_deform_attn", mutates_args=())
+def _forward(value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    if value.device.type == "cpu" and cpu.available(value, offsets):
+        return cpu.forward(value, sizes, reference, offsets, logits)
+    return ms_deform_attn_reference(value, _pairs(sizes), reference, offsets, logits)
+
+
+@_forward.register_fake
+def _(value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    return value.new_empty((value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]))
+
+
+@torch.library.custom_op("xpose::ms_deform_attn_backward", mutates_args=(), device_types="cpu")
+def _compiled_backward(
+    grad_out: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cpu.backward(grad_out, value, sizes, reference, offsets, logits)
+
+
+@_compiled_backward.register_fake
+def _(
+    grad_out: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    value_grad, reference_grad, offsets_grad, logits_grad = map(torch.empty_like, (value, reference, offsets, logits))
+    return value_grad, reference_grad, offsets_grad, logits_grad
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.sizes, reference, offsets, logits = inputs
+    ctx.save_for_backward(value, reference, offsets, logits)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    value, reference, offsets, logits = ctx.saved_tensors
+    if value.device.type == "cpu" and cpu.available(value, offsets):
+        grads = _compiled_backward(grad_out, value, ctx.sizes, reference, offsets, logits)
+    else:
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in (value, reference, offsets, logits)]
+            out = ms_deform_attn_reference(leaves[0], _pairs(ctx.sizes), *leaves[1:])
+            grads = torch.autograd.grad(out, leaves, grad_out)
+    return grads[0], None, *grads[1:]
+
+
+_forward.register_autograd(_backward, setup_context=_remember)

@@ -1,0 +1,175 @@
+"""The compiled CPU form of deformable attention: `deform_attn_cpu.cpp`, built on first use, called through ctypes.
+
+Nothing happens at import. The first call runs the machine's own C++ compiler once (about two seconds) and keeps the
+library in the user's cache folder, under a hash of the sources, the compiler and the processor. A machine without a
+compiler is told so once, in the log, and `available()` is false.
+
+Shape suffixes as in `engines.kernels.reference`; R is 2 or 4.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
+_SOURCES = ("deform_attn_cpu.cpp", "deform_attn.h")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+_COMPILE_TIMEOUT_S = 120.0
+_MAX_SAMPLES, _MAX_DEPTH = 64, 256  # kMaxSamples and kMaxDepth in the source
+_SERIAL_ROWS = 1 << 14  # below this many sampled rows, waking the other threads costs more than they save
+
+
+class _Shape(ctypes.Structure):
+    """`struct Shape` in the source."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("queries", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("heads", ctypes.c_int32),
+        ("depth", ctypes.c_int32),
+        ("levels", ctypes.c_int32),
+        ("points", ctypes.c_int32),
+        ("reference_size", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("sizes_L2", ctypes.c_void_p),
+    )
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/xpose-stream/kernels, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpose-stream" / "kernels"
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: the instruction sets, or at least the machine's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def _compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _build(compiler: str) -> Path:
+    """Compile into the cache unless it is there already, so that two processes at once both end with a whole file.
+
+    Raises:
+        OSError: the cache cannot be written. subprocess.SubprocessError: the compiler failed or hung.
+    """
+    here = Path(__file__).resolve().parent
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
+    ).stdout
+    key = hashlib.sha256(b"\0".join([*((here / name).read_bytes() for name in _SOURCES), version]))
+    key.update("\0".join([*_FLAGS, _processor()]).encode())
+    target = cache_folder() / f"deform_attn_cpu-{key.hexdigest()[:24]}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [compiler, *_FLAGS, "-o", str(made), str(here / _SOURCES[0])]
+        subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
+        made.replace(target)
+    return target
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    compiler = _compiler()
+    if compiler is None:
+        _LOG.warning("no C++ compiler found (g++, clang++ or $CXX): deformable attention runs its plain, slower form")
+        return None
+    try:
+        library = ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or error
+        _LOG.warning("deformable attention runs its plain, slower form: %s did not compile it: %s", compiler, detail)
+        return None
+    pointer, shape = ctypes.c_void_p, ctypes.POINTER(_Shape)
+    for name, tensors in (("forward_float32", 5), ("forward_bfloat16", 5), ("backward_float32", 9)):
+        function = getattr(library, f"xpose_{name}")
+        function.argtypes, function.restype = [shape, *[pointer] * tensors], None
+    return library
+
+
+def available(value_BSMD: Tensor, offsets_BQMLP2: Tensor) -> bool:
+    """Whether the compiled form takes these tensors; compiles it on the first call."""
+    levels, points = offsets_BQMLP2.shape[3:5]
+    return (
+        value_BSMD.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and levels * points <= _MAX_SAMPLES
+        and value_BSMD.shape[-1] <= _MAX_DEPTH
+        and _library() is not None
+    )
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    assert library is not None, "callers ask available() first"
+    return library
+
+
+def _shape(value_BSMD: Tensor, sizes: Sequence[int], reference_BQLR: Tensor, offsets_BQMLP2: Tensor) -> _Shape:
+    batch, tokens, heads, depth = value_BSMD.shape
+    queries, levels, points = offsets_BQMLP2.shape[1], offsets_BQMLP2.shape[3], offsets_BQMLP2.shape[4]
+    rows = batch * queries * heads * levels * points * 4
+    sizes_array = (ctypes.c_int32 * len(sizes))(*sizes)
+    shape = _Shape(batch, queries, tokens, heads, depth, levels, points, reference_BQLR.shape[-1])
+    shape.threads = 1 if rows < _SERIAL_ROWS else torch.get_num_threads()
+    shape.sizes_L2 = ctypes.addressof(sizes_array)
+    shape.keep_alive = sizes_array  # the address above must outlive the call
+    return shape
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return tensor.detach().to(dtype).contiguous()
+
+
+def forward(
+    value_BSMD: Tensor, sizes: Sequence[int], reference_BQLR: Tensor, offsets_BQMLP2: Tensor, logits_BQMLP: Tensor
+) -> Tensor:
+    """Return out_BQC in the dtype of the value; `sizes` is height, width, height, width, … of the levels."""
+    batch, _, heads, depth = value_BSMD.shape
+    dtype = torch.bfloat16 if value_BSMD.dtype == torch.bfloat16 else torch.float32
+    function = _loaded().xpose_forward_bfloat16 if dtype == torch.bfloat16 else _loaded().xpose_forward_float32
+    inputs = [_plain(value_BSMD, dtype), *map(_plain, (reference_BQLR, offsets_BQMLP2, logits_BQMLP))]
+    out_BQC = torch.empty((batch, offsets_BQMLP2.shape[1], heads * depth), dtype=dtype)
+    shape = _shape(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2)
+    function(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, out_BQC)))
+    return out_BQC.to(value_BSMD.dtype)
+
+
+def backward(
+    grad_out_BQC: Tensor,
+    value_BSMD: Tensor,
+    sizes: Sequence[int],
+    reference_BQLR: Tensor,
+    offsets_BQMLP2: Tensor,
+    logits_BQMLP: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients by value, reference, offsets and logits, each in the dtype of its tensor."""
+    tensors = (value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
+    inputs = [_plain(tensor) for tensor in (grad_out_BQC, *tensors)]
+    made = (torch.zeros_like, torch.zeros_like, torch.empty_like, torch.empty_like)
+    grads = [make(tensor) for make, tensor in zip(made, inputs[1:], strict=True)]
+    shape = _shape(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2)
+    _loaded().xpose_backward_float32(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, *grads)))
+    value, reference, offsets, logits = (g.to(t.dtype) for g, t in zip(grads, tensors, strict=True))
+    return value, reference, offsets, logits
