@@ -1,0 +1,65 @@
+"""The sizes of the network, and the three that we name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class XPoseConfig:
+    """Every size of one X-Pose network; the architecture is the same for all.
+
+    Swin: `embed_dim` channels after the patches, doubled per stage; `depths` blocks and `num_heads` heads per stage;
+    attention in windows of `window` x `window` cells.
+    Levels: the stages `level_stages` feed one level each, and one more level halves the last of them.
+    `queries` boxes are selected in the image, `groups` of them become one box and its keypoints after `box_layers`.
+    Sources: X-Pose (ECCV 2024), section 4 and its released configuration; Swin, arXiv:2103.14030.
+    """
+
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    level_stages: tuple[int, ...] = (1, 2, 3)
+    hidden_dim: int = 256
+    heads: int = 8
+    points: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    box_layers: int = 2
+    queries: int = 900
+    groups: int = 50
+    feedforward: int = 2048
+    text_feedforward: int = 1024
+    text_heads: int = 4
+    fusion_dim: int = 1024
+    fusion_heads: int = 4
+    max_keypoints: int = 68
+    text_dim: int = 512
+    visual_width: int = 768  # of CLIP's image tower: the width of a visual prompt's keypoint token
+    label_book: int = 2000  # labels that training's denoising queries may carry, plus one for "unknown"
+    drop_path: float = 0.2  # of the last Swin block in training, growing linearly from 0 at the first
+    fusion_drop_path: float = 0.1
+    input_hw: tuple[int, int] = (800, 1333)
+
+    @property
+    def levels(self) -> int:
+        """How many feature maps the neck makes: one per stage in `level_stages`, and the extra one."""
+        return len(self.level_stages) + 1
+
+    @classmethod
+    def swin_t(cls) -> "XPoseConfig":
+        """The released network, `unipose_swint.pth`."""
+        return cls()
+
+    @classmethod
+    def swin_l(cls) -> "XPoseConfig":
+        """The larger network of the paper, on Swin-L for 384 px; its weights were never released."""
+        return cls(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window=12)
+
+    @classmethod
+    def nano(cls) -> "XPoseConfig":
+        """The same architecture at 320 px for CPUs: narrower, fewer layers, queries and groups."""
+        return cls(
+            embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window=10, level_stages=(2, 3),
+            hidden_dim=128, heads=4, encoder_layers=2, decoder_layers=4, queries=100, groups=20, feedforward=512,
+            text_feedforward=256, fusion_dim=256, fusion_heads=2, drop_path=0.05, input_hw=(320, 320),
+        )  # fmt: skip

@@ -1,0 +1,201 @@
+"""The encoder: image and text attend to each other, then text to itself, then the image to its neighbourhood.
+
+Shape suffixes: B batch, N image tokens, C classes, D channels, L levels, M heads, P points, S tokens sampled.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from engines.kernels import ms_deform_attn
+from engines.xpose.config import XPoseConfig
+from engines.xpose.geometry import Geometry
+from engines.xpose.layers import Attention, DropPath, LayerNorm, Linear, to_dtype
+
+
+class Encoded(NamedTuple):
+    """An image and its prompts, each aware of the other."""
+
+    memory_BND: Tensor
+    text_BCD: Tensor
+    object_valid_BC: Tensor | None  # bool, True on real classes; None: all are
+    geometry: Geometry
+
+
+class DeformableAttention(nn.Module):
+    """Sample a pyramid at a few learned places around each reference. Source: Deformable DETR, arXiv:2010.04159."""
+
+    def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = Linear(dim, heads * levels * points * 2)
+        self.attention_weights = Linear(dim, heads * levels * points)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
+
+    def values(self, memory_BND: Tensor, padding_BN: Tensor | None) -> Tensor:
+        """Project the pyramid: [B, S, M, D / M], zero on padding."""
+        return split_values(self.value_proj(memory_BND), self.heads, padding_BN)
+
+    def forward(
+        self, query_BQD: Tensor, reference_BQLR: Tensor, value_BSMD: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Return [B, Q, D]; `reference_BQLR` as in `engines.kernels.ms_deform_attn`."""
+        nesting = (self.heads, self.levels, self.points)
+        offsets_BQMLP2 = self.sampling_offsets(query_BQD).unflatten(-1, (*nesting, 2))
+        logits_BQMLP = self.attention_weights(query_BQD).unflatten(-1, nesting)
+        return self.output_proj(ms_deform_attn(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2, logits_BQMLP))  # type: ignore[no-any-return]
+
+
+def split_values(value_BSD: Tensor, heads: int, padding_BN: Tensor | None) -> Tensor:
+    """Blank padded tokens and split the heads: [B, S, M, D / M]."""
+    if padding_BN is not None:
+        value_BSD = value_BSD.masked_fill(padding_BN[..., None], 0.0)
+    return value_BSD.unflatten(-1, (heads, -1))
+
+
+class TwoWayAttention(nn.Module):
+    """Attention between image and text in both directions, on one set of scores.
+
+    Every class is a few numbers and the image is thousands of tokens, so the wide projections of the image are folded
+    into the text: scores are V (Wv_h^T K_h), the image's update is A (S_h Wo_h^T), and the text gathers V itself before
+    projecting it. Same numbers, without an image-sized tensor of the attention's width.
+    """
+
+    def __init__(self, dim: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.v_proj = Linear(dim, width)
+        self.l_proj = Linear(dim, width)
+        self.values_v_proj = Linear(dim, width)
+        self.values_l_proj = Linear(dim, width)
+        self.out_v_proj = Linear(width, dim)
+        self.out_l_proj = Linear(width, dim)
+
+    def forward(
+        self, image_BND: Tensor, text_BCD: Tensor, padding_BN: Tensor | None, object_valid_BC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what to add to the image [B, N, D] and to the text [B, C, D]."""
+        image_BND = to_dtype(image_BND, self.v_proj.weight.dtype)
+        key_BMCE = self._split(self.l_proj(text_BCD))  # E = width / heads
+        value_BMCE = self._split(self.values_l_proj(text_BCD))
+        scale = 1 / math.sqrt(key_BMCE.shape[-1])
+        # [B, M, C, D] and [B, M, C]
+        fold_BMCD = key_BMCE @ self.v_proj.weight.unflatten(0, (self.heads, -1)) * scale
+        constant_BMC = (key_BMCE @ self.v_proj.bias.unflatten(0, (self.heads, -1))[..., None])[..., 0] * scale
+        scores_BMCN = fold_BMCD @ image_BND[:, None].transpose(-1, -2) + constant_BMC[..., None]
+        return (
+            self._update_image(scores_BMCN, value_BMCE, object_valid_BC),
+            self._update_text(scores_BMCN, image_BND, padding_BN),
+        )
+
+    def _update_image(self, scores_BMCN: Tensor, value_BMCE: Tensor, object_valid_BC: Tensor | None) -> Tensor:
+        if object_valid_BC is not None:
+            scores_BMCN = scores_BMCN.masked_fill(~object_valid_BC[:, None, :, None], -math.inf)
+        share_BMCN = scores_BMCN.softmax(2)
+        weight_MED = self.out_v_proj.weight.t().unflatten(0, (self.heads, -1))
+        out_BMCD = value_BMCE @ weight_MED
+        return share_BMCN.flatten(1, 2).transpose(1, 2) @ out_BMCD.flatten(1, 2) + self.out_v_proj.bias
+
+    def _update_text(self, scores_BMCN: Tensor, image_BND: Tensor, padding_BN: Tensor | None) -> Tensor:
+        if padding_BN is not None:
+            scores_BMCN = scores_BMCN.masked_fill(padding_BN[:, None, None], -math.inf)
+        share_BMCN = scores_BMCN.softmax(3)
+        gathered_BMCD = share_BMCN @ image_BND[:, None]
+        weight_MDE = self.values_v_proj.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
+        mixed_BMCE = gathered_BMCD @ weight_MDE + self.values_v_proj.bias.unflatten(0, (self.heads, 1, -1))
+        return self.out_l_proj(mixed_BMCE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _split(self, x_BCE: Tensor) -> Tensor:
+        return x_BCE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FusionLayer(nn.Module):
+    """Two-way attention, pre-norm; the residual is the normed stream, as it was trained."""
+
+    def __init__(self, config: XPoseConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.layer_norm_v = LayerNorm(dim)
+        self.layer_norm_l = LayerNorm(dim)
+        self.attn = TwoWayAttention(dim, config.fusion_dim, config.fusion_heads)
+        self.gamma_v = nn.Parameter(torch.empty(dim))
+        self.gamma_l = nn.Parameter(torch.empty(dim))
+        self.drop_path = DropPath(config.fusion_drop_path)
+
+    def forward(
+        self, image_BND: Tensor, text_BCD: Tensor, padding_BN: Tensor | None, object_valid_BC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return both streams, updated."""
+        image_BND, text_BCD = self.layer_norm_v(image_BND), self.layer_norm_l(text_BCD)
+        to_image_BND, to_text_BCD = self.attn(image_BND, text_BCD, padding_BN, object_valid_BC)
+        image_BND = image_BND + self.drop_path(self.gamma_v * to_image_BND)
+        return image_BND, text_BCD + self.drop_path(self.gamma_l * to_text_BCD)
+
+
+class TextLayer(nn.Module):
+    """Each class attends to itself only, then a feed-forward; post-norm."""
+
+    def __init__(self, config: XPoseConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = Attention(dim, config.text_heads)
+        self.norm1 = LayerNorm(dim)
+        self.linear1 = Linear(dim, config.text_feedforward)
+        self.linear2 = Linear(config.text_feedforward, dim)
+        self.norm2 = LayerNorm(dim)
+
+    def forward(self, text_BCD: Tensor) -> Tensor:
+        """[B, C, D] -> [B, C, D]."""
+        text_BCD = self.norm1(text_BCD + self.self_attn.attend_to_itself(text_BCD))
+        return self.norm2(text_BCD + self.linear2(self.linear1(text_BCD).relu_()))  # type: ignore[no-any-return]
+
+
+class ImageLayer(nn.Module):
+    """Each token samples the pyramid around itself, then a feed-forward; post-norm."""
+
+    def __init__(self, config: XPoseConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = DeformableAttention(dim, config.heads, config.levels, config.points)
+        self.norm1 = LayerNorm(dim)
+        self.linear1 = Linear(dim, config.feedforward)
+        self.linear2 = Linear(config.feedforward, dim)
+        self.norm2 = LayerNorm(dim)
+
+    def forward(self, image_BND: Tensor, position_BND: Tensor, geometry: Geometry) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        value_BSMD = self.self_attn.values(image_BND, geometry.padding_BN)
+        reference_BNL2 = geometry.reference_BNL2.expand(image_BND.shape[0], -1, -1, -1)
+        sampled_BND = self.self_attn(image_BND + position_BND, reference_BNL2, value_BSMD, geometry.sizes)
+        image_BND = self.norm1(image_BND + sampled_BND)
+        return self.norm2(image_BND + self.linear2(self.linear1(image_BND).relu_()))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Fusion, text layer, image layer, repeated."""
+
+    def __init__(self, config: XPoseConfig) -> None:
+        super().__init__()
+        layers = range(config.encoder_layers)
+        self.layers = nn.ModuleList(ImageLayer(config) for _ in layers)
+        self.text_layers = nn.ModuleList(TextLayer(config) for _ in layers)
+        self.fusion_layers = nn.ModuleList(FusionLayer(config) for _ in layers)
+
+    def forward(
+        self,
+        image_BND: Tensor,
+        position_BND: Tensor,
+        text_BCD: Tensor,
+        object_valid_BC: Tensor | None,
+        geometry: Geometry,
+    ) -> Encoded:
+        """Encode image tokens with their positions (added to queries, never to values) and the classes."""
+        for fusion, text_layer, image_layer in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
+            image_BND, text_BCD = fusion(image_BND, text_BCD, geometry.padding_BN, object_valid_BC)
+            text_BCD = text_layer(text_BCD)
+            image_BND = image_layer(image_BND, position_BND, geometry)
+        return Encoded(image_BND, text_BCD, object_valid_BC, geometry)

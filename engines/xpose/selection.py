@@ -1,0 +1,29 @@
+"""Class scores, and the choice of the tokens and queries that go on.
+
+Shape suffixes: B batch, Q queries or tokens, C classes, D channels.
+"""
+
+import math
+
+from torch import Tensor
+
+
+def class_logits(query_BQD: Tensor, text_BCD: Tensor, object_valid_BC: Tensor | None) -> Tensor:
+    """Similarity of each query to each class, [B, Q, C]: raw, unscaled, -inf for invalid classes."""
+    logits_BQC = query_BQD.to(text_BCD.dtype) @ text_BCD.transpose(1, 2)
+    if object_valid_BC is None:
+        return logits_BQC
+    return logits_BQC.masked_fill(~object_valid_BC[:, None], -math.inf)
+
+
+def top_queries(scores_BQ: Tensor, count: int) -> Tensor:
+    """Indices of the `count` best scores, best first: [B, count].
+
+    The rank decides which learned content a query starts from, so the order matters as much as the set.
+    """
+    return scores_BQ.topk(count, dim=1).indices
+
+
+def gather_queries(x_BQD: Tensor, index_BG: Tensor) -> Tensor:
+    """Take the rows `index_BG` of each image: [B, G, D]."""
+    return x_BQD.gather(1, index_BG[..., None].expand(-1, -1, x_BQD.shape[-1]))
