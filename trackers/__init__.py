@@ -1,0 +1,22 @@
+"""Identities that last and keypoints that stand still, from anybody's detections (numpy and scipy only)."""
+
+from trackers.config import AssociationConfig, LifecycleConfig, MotionConfig, SmoothingConfig, TrackerConfig
+from trackers.errors import TrackerConfigError, TrackerError, TrackerInputError
+from trackers.tracker import Tracker
+from trackers.types import Detections, Track, Tracks, TrackState
+
+__all__ = [
+    "AssociationConfig",
+    "Detections",
+    "LifecycleConfig",
+    "MotionConfig",
+    "SmoothingConfig",
+    "Track",
+    "TrackState",
+    "Tracker",
+    "TrackerConfig",
+    "TrackerConfigError",
+    "TrackerError",
+    "TrackerInputError",
+    "Tracks",
+]

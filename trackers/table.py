@@ -1,0 +1,48 @@
+"""Per-track bookkeeping as parallel arrays that grow and shrink together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from trackers.types import Booleans, Floats, Integers
+
+
+@dataclass(slots=True)
+class TrackTable:
+    """One row per living track; legend: T tracks."""
+
+    ids_T: Integers
+    classes_T: Integers
+    scores_T: Floats
+    hits_T: Integers  # detections so far
+    confirmed_T: Booleans
+    born_s_T: Floats
+    seen_s_T: Floats  # time of the last detection
+    detection_T: Integers  # row of this update's detection, or -1
+    boxes_T4: Floats  # last detected box, (x1, y1, x2, y2)
+
+    @classmethod
+    def empty(cls) -> TrackTable:
+        def zeros() -> Floats:
+            return np.empty(0)
+
+        def integers() -> Integers:
+            return np.empty(0, np.int64)
+
+        return cls(
+            integers(), integers(), zeros(), integers(), np.empty(0, np.bool_), zeros(), zeros(), integers(),
+            np.empty((0, 4)),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+    def append(self, other: TrackTable) -> None:
+        for item in fields(self):
+            setattr(self, item.name, np.concatenate((getattr(self, item.name), getattr(other, item.name))))
+
+    def keep(self, kept_T: Booleans) -> None:
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name)[kept_T])
