@@ -71,9 +71,9 @@ class DecoderLayer(nn.Module):
             groups: how many runs.
         """
         batch = x_BQD.shape[0]
-        placed, content = (t.unflatten(1, (groups, -1)).flatten(0, 1) for t in (x_BQD + position_BQD, x_BQD))
+        placed, content = (torch.unflatten(t, 1, (groups, -1)).flatten(0, 1) for t in (x_BQD + position_BQD, x_BQD))
         attended = self.self_attn(placed, placed, content, attention_mask)
-        x_BQD = self.norm2(x_BQD + attended.unflatten(0, (batch, groups)).flatten(1, 2))
+        x_BQD = self.norm2(x_BQD + torch.unflatten(attended, 0, (batch, groups)).flatten(1, 2))
         valid = encoded.object_valid_BC
         text_mask = None if valid is None else valid[:, None, None]
         text_BCD = encoded.text_BCD

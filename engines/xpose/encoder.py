@@ -45,8 +45,8 @@ class DeformableAttention(nn.Module):
     ) -> Tensor:
         """Return [B, Q, D]; `reference_BQLR` as in `engines.kernels.ms_deform_attn`."""
         nesting = (self.heads, self.levels, self.points)
-        offsets_BQMLP2 = self.sampling_offsets(query_BQD).unflatten(-1, (*nesting, 2))
-        logits_BQMLP = self.attention_weights(query_BQD).unflatten(-1, nesting)
+        offsets_BQMLP2 = torch.unflatten(self.sampling_offsets(query_BQD), -1, (*nesting, 2))
+        logits_BQMLP = torch.unflatten(self.attention_weights(query_BQD), -1, nesting)
         return self.output_proj(ms_deform_attn(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2, logits_BQMLP))  # type: ignore[no-any-return]
 
 
@@ -54,7 +54,7 @@ def split_values(value_BSD: Tensor, heads: int, padding_BN: Tensor | None) -> Te
     """Blank padded tokens and split the heads: [B, S, M, D / M]."""
     if padding_BN is not None:
         value_BSD = value_BSD.masked_fill(padding_BN[..., None], 0.0)
-    return value_BSD.unflatten(-1, (heads, -1))
+    return torch.unflatten(value_BSD, -1, (heads, -1))
 
 
 class TwoWayAttention(nn.Module):
@@ -84,8 +84,8 @@ class TwoWayAttention(nn.Module):
         value_BMCE = self._split(self.values_l_proj(text_BCD))
         scale = 1 / math.sqrt(key_BMCE.shape[-1])
         # [B, M, C, D] and [B, M, C]
-        fold_BMCD = key_BMCE @ self.v_proj.weight.unflatten(0, (self.heads, -1)) * scale
-        constant_BMC = (key_BMCE @ self.v_proj.bias.unflatten(0, (self.heads, -1))[..., None])[..., 0] * scale
+        fold_BMCD = key_BMCE @ torch.unflatten(self.v_proj.weight, 0, (self.heads, -1)) * scale
+        constant_BMC = (key_BMCE @ torch.unflatten(self.v_proj.bias, 0, (self.heads, -1))[..., None])[..., 0] * scale
         scores_BMCN = fold_BMCD @ image_BND[:, None].transpose(-1, -2) + constant_BMC[..., None]
         return (
             self._update_image(scores_BMCN, value_BMCE, object_valid_BC),
@@ -96,7 +96,7 @@ class TwoWayAttention(nn.Module):
         if object_valid_BC is not None:
             scores_BMCN = scores_BMCN.masked_fill(~object_valid_BC[:, None, :, None], -math.inf)
         share_BMCN = scores_BMCN.softmax(2)
-        weight_MED = self.out_v_proj.weight.t().unflatten(0, (self.heads, -1))
+        weight_MED = torch.unflatten(self.out_v_proj.weight.t(), 0, (self.heads, -1))
         out_BMCD = value_BMCE @ weight_MED
         return share_BMCN.flatten(1, 2).transpose(1, 2) @ out_BMCD.flatten(1, 2) + self.out_v_proj.bias
 
@@ -105,12 +105,12 @@ class TwoWayAttention(nn.Module):
             scores_BMCN = scores_BMCN.masked_fill(padding_BN[:, None, None], -math.inf)
         share_BMCN = scores_BMCN.softmax(3)
         gathered_BMCD = share_BMCN @ image_BND[:, None]
-        weight_MDE = self.values_v_proj.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
-        mixed_BMCE = gathered_BMCD @ weight_MDE + self.values_v_proj.bias.unflatten(0, (self.heads, 1, -1))
+        weight_MDE = torch.unflatten(self.values_v_proj.weight, 0, (self.heads, -1)).transpose(1, 2)
+        mixed_BMCE = gathered_BMCD @ weight_MDE + torch.unflatten(self.values_v_proj.bias, 0, (self.heads, 1, -1))
         return self.out_l_proj(mixed_BMCE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _split(self, x_BCE: Tensor) -> Tensor:
-        return x_BCE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x_BCE, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class FusionLayer(nn.Module):

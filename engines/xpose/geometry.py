@@ -76,10 +76,10 @@ def _geometry(
     valid_ratio_BL2 = valid_BL2 / cells_L2
     centres = [_cell_centres(size, dtype, valid_BL2.device) for size in sizes]  # [N_l, 2], in cells
     batch = valid_BL2.shape[0]
-    reference_BN2 = torch.cat(
-        [centre[None] / (valid_ratio_BL2[:, level, None] * cells_L2[level]) for level, centre in enumerate(centres)],
-        dim=1,
-    )
+    references = [
+        centre[None] / (valid_ratio_BL2[:, level, None] * cells_L2[level]) for level, centre in enumerate(centres)
+    ]
+    reference_BN2 = torch.cat(references, dim=1)
     boxes = []
     for level, centre in enumerate(centres):
         place_BN2 = centre[None] / valid_BL2[:, level, None]

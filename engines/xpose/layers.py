@@ -7,6 +7,7 @@ Shape suffixes: B batch, Q queries, S keys, D channels, H height, W width.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Mlp(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         super().__init__()
         widths = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(Linear(wide, narrow) for wide, narrow in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(Linear(wide, narrow) for wide, narrow in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
@@ -105,13 +106,14 @@ class Attention(nn.Module):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
-            functional.linear(to_dtype(source, weight.dtype), weight, bias)
-            .unflatten(-1, (self.heads, -1))
-            .transpose(1, 2)
+            self._split(functional.linear(to_dtype(source, weight.dtype), weight, bias))
             for source, weight, bias in zip((query_BQD, key_BSD, value_BSD), weights, biases, strict=True)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _split(self, x_BSD: Tensor) -> Tensor:
+        return torch.unflatten(x_BSD, -1, (self.heads, -1)).transpose(1, 2)
 
     def attend_to_itself(self, x_BSD: Tensor) -> Tensor:
         """The same when each token sees only itself: the softmax is 1, queries and keys have no influence."""

@@ -161,7 +161,7 @@ class XPose(nn.Module):
             x_BQD, reference_BQ4 = groups.x_BGTD.flatten(1, 2), groups.reference_BGT4.flatten(1, 2)
             mask = groups.attention_mask()
             x_BQD = decoder.run_layer(index, x_BQD, reference_BQ4, values[index], encoded, mask, count)
-            groups = groups._replace(x_BGTD=x_BQD.unflatten(1, (count, tokens)))
+            groups = groups._replace(x_BGTD=torch.unflatten(x_BQD, 1, (count, tokens)))
         boxes_BG4, logits_BGC, keypoints_BGK2 = self.predict(groups.x_BGTD, groups.reference_BGT4, encoded)
         return XPoseOutput(boxes_BG4, logits_BGC, groups.class_BG, keypoints_BGK2)
 

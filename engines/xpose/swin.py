@@ -86,10 +86,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x_NTC: Tensor, region_mask_NTT: Tensor | None) -> Tensor:
         """[B * N, T, C] -> [B * N, T, C]; `region_mask_NTT` is for one image and added to the scores."""
-        query, key, value = self.qkv(x_NTC).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = torch.unflatten(self.qkv(x_NTC), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tokens = x_NTC.shape[1]
         bias_TTM = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias_NMTT = bias_TTM.unflatten(0, (tokens, tokens)).permute(2, 0, 1)[None]
+        bias_NMTT = torch.unflatten(bias_TTM, 0, (tokens, tokens)).permute(2, 0, 1)[None]
         if region_mask_NTT is not None:
             bias_NMTT = bias_NMTT + to_dtype(region_mask_NTT, bias_NMTT.dtype)[:, None]
             bias_NMTT = bias_NMTT.repeat(x_NTC.shape[0] // region_mask_NTT.shape[0], 1, 1, 1)
@@ -215,5 +215,5 @@ class Swin(nn.Module):
             if stage in self.level_stages:
                 maps.append(self.get_submodule(f"norm{stage}")(x).permute(0, 3, 1, 2))
             if layer.downsample is not None:
-                x = layer.downsample(x)
+                x = layer.downsample(x)  # type: ignore[operator]
         return maps

@@ -1,49 +1,83 @@
-"""The golden weights: deterministic noise by a rule on each key, the same that the original was run with.
+"""Weights that anyone can make again: deterministic noise by the rule that the goldens were taken under.
 
-The rule stands in `golden/README.md` of the shared data; first match wins.
+Source: `golden/README.md` of the shared data.
 """
 
+import csv
+import functools
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_SMALL_HEADS = re.compile(
-    r"(^|\.)(enc_out_bbox_embed|(bbox|pose|pose_hw)_embed\.\d+)\.layers\.2\.(weight|bias)$"
-)  # fmt: skip
-_TABLES = {
-    "label_enc.weight", "padding.weight", "transformer.tgt_embed.weight", "transformer.level_embed",
-    "transformer.decoder.hw.weight", "transformer.decoder.hw_append.weight", "clip_model.token_embedding.weight",
-    "clip_model.positional_embedding", "clip_model.visual.positional_embedding", "clip_model.visual.class_embedding",
-}  # fmt: skip
+HEAD_END = re.compile(r"(^|\.)(enc_out_bbox_embed|(bbox|pose|pose_hw)_embed\.\d+)\.layers\.2\.(weight|bias)$")
+TABLES = {
+    "label_enc.weight",
+    "padding.weight",
+    "transformer.tgt_embed.weight",
+    "transformer.level_embed",
+    "transformer.decoder.hw.weight",
+    "transformer.decoder.hw_append.weight",
+    "clip_model.token_embedding.weight",
+    "clip_model.positional_embedding",
+    "clip_model.visual.positional_embedding",
+    "clip_model.visual.class_embedding",
+}
 
 
-def fill(key: str, shape: Sequence[int], seed: int) -> Tensor:
-    """Return the float32 values of an official, canonical key."""
+@functools.cache
+def key_table(path: Path) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Every official key with its shape, dtype and the first of its aliases, from `spec/state_dict.tsv`."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return {row["key"]: (_shape(row["shape"]), row["dtype"], row["canonical"]) for row in rows}
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(side) for side in re.findall(r"\d+", text))
+
+
+def fill_tensor(seed: int, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Return the float32 noise of one canonical key: the first matching rule wins."""
     generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())]))
-    z = generator.standard_normal(tuple(shape))
-    return torch.from_numpy(np.asarray(_scaled(key, z), dtype=np.float32))
+    noise = np.asarray(generator.standard_normal(shape))
+    return torch.from_numpy(_scaled(noise, key, shape).astype(np.float32))
 
 
-def _scaled(key: str, z: np.ndarray) -> np.ndarray | float:
+def _scaled(noise: np.ndarray, key: str, shape: tuple[int, ...]) -> np.ndarray:
     if key == "clip_model.logit_scale":
-        return math.log(1 / 0.07)
+        return np.asarray(math.log(1 / 0.07))
     if key.endswith("sampling_offsets.bias"):
-        return 2 * z
+        return 2 * noise
     if key.endswith((".gamma_v", ".gamma_l")):
-        return 0.3 + 0.05 * z
-    if _SMALL_HEADS.search(key):
-        return 0.05 * z
-    if key.endswith("relative_position_bias_table") or key in _TABLES:
-        return 0.5 * z
+        return 0.3 + 0.05 * noise
+    if HEAD_END.search(key):
+        return 0.05 * noise
+    if key.endswith("relative_position_bias_table") or key in TABLES:
+        return 0.5 * noise
     if key in ("clip_model.text_projection", "clip_model.visual.proj"):
-        return z / math.sqrt(z.shape[0])
+        return noise / math.sqrt(shape[0])
     if key.endswith("bias"):
-        return 0.02 * z
-    if z.ndim == 1:
-        return 1 + 0.1 * z
-    return z / math.sqrt(math.prod(z.shape[1:]))
+        return 0.02 * noise
+    if len(shape) == 1:
+        return 1 + 0.1 * noise
+    return noise / math.sqrt(math.prod(shape[1:]))
+
+
+def filled(seed: int, table: Path, *, clip: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield every official floating-point key with its weights; aliases share one tensor.
+
+    `clip` includes the keys under `clip_model.`.
+    """
+    canonical: dict[str, Tensor] = {}
+    for key, (shape, dtype, first) in key_table(table).items():
+        if not dtype.startswith("float") or (key.startswith("clip_model.") and not clip):
+            continue
+        if first not in canonical:
+            canonical[first] = fill_tensor(seed, first, shape)
+        yield key, canonical[first]
