@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from engines.engine import Detections
+
     from trackers import Track
 
 Clock = Literal["file", "receive"]

@@ -1,0 +1,171 @@
+"""Any video that FFmpeg reads, as frames: none lost, in order.
+
+Damage does not end the reading: what can be decoded is yielded, and one SourceError at the end says where the first
+damage was. A frame count in the container is never trusted; a stated length in bytes is (see `truncation`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame, now_ns
+from pipeline.sources.base import Source, SourceConfig
+from pipeline.sources.truncation import missing_bytes
+from pipeline.sources.video import RgbConverter, open_video, reason
+
+logger = logging.getLogger(__name__)
+
+_RATE_WHERE_NONE_IS_STATED = 25.0  # frames per second; FFmpeg's own assumption for raw streams
+
+
+class FileSource(Source):
+    """A video file, or a recording behind an http address.
+
+    Memory is flat: the decoder's own pictures, and one RGB array per frame that lives as long as the frame does.
+    """
+
+    def __init__(self, address: str, config: SourceConfig, name: str) -> None:
+        """Open the video.
+
+        Raises:
+            SourceError: missing, empty, not a video.
+        """
+        super().__init__(config.name or name)
+        remote = address.startswith(("http://", "https://"))
+        self._path = None if remote else Path(address)
+        self._label = name if remote else address
+        if self._path is not None:
+            _check_file(self._path)
+        self._container, self._stream = open_video(
+            address if remote else f"file:{address}",
+            self._label,
+            timeout_s=(config.open_timeout_s, config.read_timeout_s) if remote else None,
+        )
+        self._stream.thread_type = "AUTO"
+        self._stream.thread_count = config.decode_threads
+        self._rgb = RgbConverter(self._label)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.fps = float(rate) if rate else None
+        self.frame_count = self._stream.frames or _estimated_frames(self._container, self.fps)
+        self._damage: list[str] = []
+        self._index = 0
+        self._last_pts_s: float | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        for picture in self._pictures():
+            yield self._frame(picture)
+            if self._stopped.is_set():
+                return
+        missing = missing_bytes(self._path) if self._path is not None else 0
+        if missing:
+            self._note(f"the file ends {missing} bytes before the end that its header states")
+        if self._index == 0:
+            self._note("no picture could be decoded")
+        if self._damage:
+            raise SourceError(self._verdict(), partial=self._index > 0)
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _pictures(self) -> Iterator[VideoFrame]:
+        """Decode everything that can be decoded; damage is noted and passed over."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                self._note(f"reading failed: {reason(error)}")
+                break
+            if packet is None or packet.size == 0:
+                break
+            if packet.is_corrupt:
+                self._note("a packet is incomplete")
+            yield from self._decoded(packet)
+        yield from self._drained()
+
+    def _decoded(self, packet: av.Packet[VideoStream]) -> Iterator[VideoFrame]:
+        try:
+            pictures = packet.decode()
+        except av.FFmpegError as error:
+            self._note(f"a packet cannot be decoded: {reason(error)}")
+            return
+        yield from pictures
+
+    def _drained(self) -> Iterator[VideoFrame]:
+        """What the decoder's threads still hold. Each call ends at a bad picture, so it is called until all is out."""
+        while True:
+            try:
+                pictures = self._stream.decode(None)
+            except av.EOFError:
+                return
+            except av.FFmpegError as error:
+                self._note(f"a packet cannot be decoded: {reason(error)}")
+                continue
+            if not pictures:
+                return
+            yield from pictures
+
+    def _frame(self, picture: VideoFrame) -> Frame:
+        if picture.is_corrupt:
+            self._note("a picture is damaged")
+        unix_ns, monotonic_ns = now_ns()
+        frame = Frame(
+            source=self.name,
+            index=self._index,
+            rgb_HW3=self._rgb.rgb(picture),
+            pts_s=self._pts_s(picture),
+            capture_unix_ns=unix_ns,
+            capture_monotonic_ns=monotonic_ns,
+            clock="file",
+        )
+        self._index += 1
+        self._last_pts_s = frame.pts_s
+        return frame
+
+    def _pts_s(self, picture: VideoFrame) -> float:
+        """The picture's time; one nominal interval after the last where the file states none, or one that goes back."""
+        stated = picture.time if picture.pts is not None else None
+        if self._last_pts_s is None:
+            return 0.0 if stated is None else stated
+        if stated is not None and stated > self._last_pts_s:
+            return stated
+        return self._last_pts_s + 1 / (self.fps or _RATE_WHERE_NONE_IS_STATED)
+
+    def _note(self, damage: str) -> None:
+        where = f"after frame {self._index - 1}" if self._index else "before the first frame"
+        at = f" ({self._last_pts_s:.2f} s)" if self._last_pts_s is not None else ""
+        self._damage.append(f"{damage} {where}{at}")
+        logger.debug("%s: %s", self._label, self._damage[-1])
+
+    def _verdict(self) -> str:
+        more = f", and {len(self._damage) - 1} more such places" if len(self._damage) > 1 else ""
+        kept = f"the {self._index} frames that could be decoded are kept" if self._index else "nothing came out of it"
+        return f"{self._label}: damaged or broken off: {self._damage[0]}{more}; {kept}; copy or record it again"
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such file; check the path")
+    if not path.is_file():
+        raise SourceError(f"{path}: is neither a file nor a folder; give a video file or a folder of images")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if empty:
+        raise SourceError(f"{path}: is empty (0 bytes); copy or record it again")
+
+
+def _estimated_frames(container: InputContainer, fps: float | None) -> int | None:
+    if container.duration is None or fps is None:
+        return None
+    return round(container.duration / av.time_base * fps)

@@ -1,0 +1,127 @@
+"""A folder of images, or one image, as unrelated stills.
+
+The folder is read in lexicographic order of the file names, not recursively; hidden files and files whose names do
+not end like an image's are passed over. A file that cannot be read becomes a frame without pixels that carries the
+reason, and a SourceError at the end counts such files.
+
+Pixels are what PIL makes of the file, as in the official inference script: alpha is dropped, not blended; palettes are
+looked up; of 16 bits the upper 8 remain. Unlike there, a camera's EXIF orientation is applied, as every viewer does:
+width, height and coordinates are those of the upright picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame, now_ns
+from pipeline.sources.base import Source, SourceConfig
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"}
+)
+
+
+class ImageSource(Source):
+    """Stills: each frame stands alone, carries its file name, and has no presentation time."""
+
+    def __init__(self, path: Path, config: SourceConfig) -> None:
+        """List the images of a folder, or take the one file.
+
+        Raises:
+            SourceError: no such file or folder, or a folder without images.
+        """
+        super().__init__(config.name or path.resolve().stem)
+        self._path = path
+        self._files = _image_files(path)
+        self.frame_count = len(self._files)
+
+    def __iter__(self) -> Iterator[Frame]:
+        unreadable = []
+        for index, path in enumerate(self._files):
+            if self._stopped.is_set():
+                return
+            frame = self._frame(index, path)
+            if frame.error is not None:
+                unreadable.append(path.name)
+            yield frame
+        if unreadable:
+            names = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+            raise SourceError(
+                f"{self._path}: {len(unreadable)} of {len(self._files)} images could not be read ({names}); "
+                "replace or remove them",
+                partial=len(unreadable) < len(self._files),
+            )
+
+    def close(self) -> None:
+        """Nothing is held open between two images."""
+
+    def _frame(self, index: int, path: Path) -> Frame:
+        unix_ns, monotonic_ns = now_ns()
+        rgb_HW3, error = None, None
+        try:
+            rgb_HW3 = read_image(path)
+        except SourceError as caught:
+            error = str(caught)
+        return Frame(
+            source=self.name,
+            index=index,
+            rgb_HW3=rgb_HW3,
+            pts_s=None,
+            capture_unix_ns=unix_ns,
+            capture_monotonic_ns=monotonic_ns,
+            clock="file",
+            file=path.name,
+            still=True,
+            error=error,
+        )
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read any image that PIL knows as upright uint8 rgb_HW3.
+
+    Raises:
+        SourceError: not an image, damaged, or of a kind without a defined way to 8-bit RGB (such as floats).
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path.name}: cannot be read as an image ({_one_line(error, path)})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no stated range; store it with 8 or 16 bits")
+    if "transparency" in image.info:  # PIL warns where it would have to guess
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception, path: Path) -> str:
+    """The words of `error` without the path, which the sentence around it names."""
+    words = " ".join(str(error).split()).replace(repr(str(path)), "").strip(" :")
+    return words or type(error).__name__
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(
+            entry
+            for entry in path.iterdir()
+            if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        )
+        if not files:
+            kinds = " ".join(sorted(IMAGE_SUFFIXES))
+            raise SourceError(f"{path}: the folder holds no image; give one with files that end in {kinds}")
+        return files
+    if not path.exists():
+        raise SourceError(f"{path}: there is no such file; check the path")
+    return [path]

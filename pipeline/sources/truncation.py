@@ -1,0 +1,82 @@
+"""Does a file end before its own container says so?
+
+A file cut off at the boundary of a packet reads without any error: FFmpeg simply reports its end (Matroska always
+does). But the three families of containers that nearly all video comes in state their length in bytes up front, and
+that length does not lie as frame counts and durations do. Other formats (MPEG-TS, raw streams) state none.
+
+Sources: ISO/IEC 14496-12 §4.2 (boxes), Microsoft RIFF (chunks), RFC 8794 §4 and RFC 9559 §5.1 (EBML, Matroska).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+_EBML_HEADER = 0x1A45DFA3
+_MATROSKA_SEGMENT = 0x18538067
+_BOX_TYPES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"uuid", b"pnot"}
+
+
+def missing_bytes(path: Path) -> int:
+    """Return how many bytes of its stated length the video file lacks; 0 where it is whole or states no length."""
+    size = os.path.getsize(path)
+    with path.open("rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        if head[4:8] in _BOX_TYPES:
+            stated = _iso_end(file, size)
+        elif head[:4] == b"RIFF":
+            stated = _riff_end(file, size)
+        elif head[:4] == _EBML_HEADER.to_bytes(4, "big"):
+            stated = _matroska_end(file, size)
+        else:
+            return 0
+    return max(0, stated - size)
+
+
+def _iso_end(file: BinaryIO, size: int) -> int:
+    """End of the last top-level box; a size of 0 means "to the end of the file"."""
+    end = 0
+    while end + 8 <= size:
+        file.seek(end)
+        box_size, kind = struct.unpack(">I4s", file.read(8))
+        if box_size == 1 and end + 16 <= size:
+            (box_size,) = struct.unpack(">Q", file.read(8))
+        if box_size < 8 or (kind not in _BOX_TYPES and not kind.isalnum()):
+            return size
+        end += box_size
+    return end
+
+
+def _riff_end(file: BinaryIO, size: int) -> int:
+    """End of the last top-level RIFF chunk (large AVI files have several); 0 is what a crashed recorder leaves."""
+    end = 0
+    while end + 8 <= size:
+        file.seek(end)
+        kind, chunk_size = struct.unpack("<4sI", file.read(8))
+        if kind != b"RIFF" or chunk_size == 0:
+            return size
+        end += 8 + chunk_size
+    return end
+
+
+def _matroska_end(file: BinaryIO, size: int) -> int:
+    """End of the segment; an unknown size (a stream recorded without seeking back) reads as the file's own."""
+    end = 0
+    while end + 12 <= size:
+        file.seek(end)
+        head = file.read(12)
+        element = int.from_bytes(head[:4], "big")
+        length_bytes = 9 - head[4].bit_length()
+        if element not in (_EBML_HEADER, _MATROSKA_SEGMENT) or length_bytes > 8:
+            return size
+        unknown = (1 << 7 * length_bytes) - 1
+        length = int.from_bytes(head[4 : 4 + length_bytes], "big") & unknown
+        if length == unknown:
+            return size
+        end += 4 + length_bytes + length
+        if element == _MATROSKA_SEGMENT:
+            return end
+    return end

@@ -1,0 +1,109 @@
+"""What file and live sources share: opening a video with PyAV, and turning its pictures into upright RGB.
+
+A picture is converted once, by swscale in the decode thread, from the decoder's own format to RGB at source size: one
+array per frame, owned by the frame alone. Converting and scaling to the engine's input in one go would cost more, not
+less (swscale scales at half the rate at which it converts; measured on 640 × 480), the overlay needs the
+source size anyway, and several engines of different input sizes may look at the same frame. swscale runs on one
+thread: its slices cost more than they gain at these sizes, and the decoder's threads have the other cores.
+
+Shape suffixes: H, W = height and width in pixels; 3 = red, green, blue.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, cast
+
+import av
+import cv2
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+
+
+def open_video(
+    address: str,
+    label: str,
+    *,
+    format_name: str | None = None,
+    options: dict[str, str] | None = None,
+    timeout_s: tuple[float, float] | None = None,
+) -> tuple[InputContainer, VideoStream]:
+    """Open `address` and return the container with its main video stream.
+
+    Args:
+        address: what FFmpeg opens.
+        label: what messages call it; free of passwords.
+        format_name: FFmpeg's name of the input format; None lets it probe.
+        options: FFmpeg's input options.
+        timeout_s: (open, read) limits; None waits for ever, which is right for local files.
+    Raises:
+        SourceError: nothing there, not a video, no decoder, or the time is up.
+    """
+    try:
+        container = av.open(address, mode="r", format=format_name, options=options or {}, timeout=timeout_s)
+    except av.ExitError as error:  # what PyAV's time-out makes FFmpeg return
+        raise SourceError(
+            f"{label}: no video within {timeout_s[0] if timeout_s else 0:g} s; is it switched on and reachable?"
+        ) from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise SourceError(
+            f"{label}: cannot be opened as video ({reason(error)}); give a video that FFmpeg reads"
+        ) from error
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        container.close()
+        raise SourceError(f"{label}: has no video stream that FFmpeg can decode; give a file or address with pictures")
+    return container, stream
+
+
+def reason(error: Exception) -> str:
+    """FFmpeg's words for `error`, without its numbers and without the address, which may hold a password."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+class RgbConverter:
+    """Turns decoded pictures into upright RGB arrays; keeps swscale's tables between pictures of one kind."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._reformatter = VideoReformatter()
+
+    def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
+        """Return `picture` as uint8 rgb_HW3, upright: its display matrix is applied, to the nearest quarter turn.
+
+        Raises:
+            SourceError: swscale cannot convert this pixel format.
+        """
+        try:
+            rgb_HW3 = self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(
+                f"{self._label}: pixel format {picture.format.name} cannot be converted to RGB ({reason(error)}); "
+                "transcode the video"
+            ) from error
+        return upright(rgb_HW3, picture)
+
+
+def upright(rgb_HW3: NDArray[Any], picture: VideoFrame) -> NDArray[np.uint8]:
+    """Apply the display matrix of `picture`, if it has one, rounded to the nearest of the eight turns and mirrorings.
+
+    Source: libavutil/display.h: x' = a·x + c·y, y' = b·x + d·y; the matrix is [a, b, u; c, d, v; x, y, w] in 16.16.
+    """
+    side_data = cast(SideData | None, picture.side_data.get("DISPLAYMATRIX"))
+    if side_data is None:
+        return rgb_HW3
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(side_data))
+    transposed = abs(b) > abs(a)
+    mirror_x, mirror_y = (c < 0, b < 0) if transposed else (a < 0, d < 0)
+    if transposed:
+        rgb_HW3 = cv2.transpose(rgb_HW3)
+    if mirror_x or mirror_y:
+        rgb_HW3 = cv2.flip(rgb_HW3, -1 if mirror_x and mirror_y else 1 if mirror_x else 0)
+    return rgb_HW3
