@@ -1,0 +1,301 @@
+"""What to look for: from the user's words and example images to the tensors that the network is prompted with.
+
+    "person,dog"                      classes with a published keypoint list
+    "horse@animal_in_AP10K"           any words, with the keypoints of a list or of a .toml file
+    "mug" with keypoints "rim,handle" free words for both
+
+Shapes: C classes, K keypoints; every vector has 512 numbers.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engines.clip import Clip, tokenize
+from engines.errors import PromptError
+from engines.skeletons import Skeleton, fold, known_skeletons, load_skeleton, nearest, skeletons_by_instance
+from engines.visual_prompts import Example, crop_example
+
+_log = logging.getLogger(__name__)
+
+Modality = Literal["text", "example", "mean"]
+
+
+@dataclass(frozen=True)
+class PromptClass:
+    """One class to look for, with its keypoints.
+
+    `examples` are in the order of `skeleton.keypoints`. `object_from` and `keypoints_from` say whether the class itself
+    and its keypoints are told by words, by the examples, or by the mean of both vectors.
+    """
+
+    name: str
+    skeleton: Skeleton
+    examples: tuple[Example, ...] = ()
+    object_from: Modality = "text"
+    keypoints_from: Modality = "text"
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise PromptError("a class needs a name, got an empty one")
+        if not self.examples and (self.object_from, self.keypoints_from) != ("text", "text"):
+            raise PromptError(f"{self.name!r} has no example image to be prompted from; give one, or prompt from text")
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether any part of the prompt is told by words."""
+        return not (self.object_from == "example" and self.keypoints_from == "example")
+
+
+@dataclass(frozen=True)
+class PromptTensors:
+    """Prompts padded to a capacity; vectors float32, masks bool with True on real entries."""
+
+    objects_C512: Tensor
+    object_valid_C: Tensor
+    keypoints_CK512: Tensor
+    keypoint_valid_CK: Tensor
+
+
+def object_text(name: str) -> str:
+    """Return the sentence that CLIP reads for a class, as the published model was trained."""
+    return "a photo of " + name.lower().replace("_", " ").replace("-", " ")
+
+
+def keypoint_text(name: str) -> str:
+    """Return the sentence that CLIP reads for a keypoint; hyphens stay, as in training."""
+    return "a photo of " + name.lower().replace("_", " ")
+
+
+def parse_prompt(
+    prompt: str,
+    keypoints: str | None = None,
+    *,
+    max_classes: int,
+    max_keypoints: int,
+    examples: Sequence[Example] = (),
+    object_from: Modality = "example",
+    keypoints_from: Modality = "example",
+) -> tuple[PromptClass, ...]:
+    """Turn the user's words into classes.
+
+    Args:
+        prompt: class names between commas; `name@list` or `name@file.toml` chooses the keypoints of one class.
+        keypoints: keypoint names between commas, for all classes that name no list of their own.
+        max_classes, max_keypoints: what the engine was built for.
+        examples: marked images; each belongs to the class of its name. A class without examples is told by words.
+        object_from, keypoints_from: what tells a class that has examples.
+    Raises:
+        PromptError: an item is empty, doubled, unknown and without keypoints, or there are too many.
+    """
+    items = [" ".join(item.split()) for item in prompt.split(",")]
+    if "" in items:
+        raise PromptError(f"the prompt {prompt!r} has an empty item; write class names between single commas")
+    free = _free_skeleton(keypoints) if keypoints is not None else None
+    classes: list[PromptClass] = []
+    used: set[str] = set()
+    for item in items:
+        name, at, listed = (part.strip() for part in item.partition("@"))
+        if not name or (at and not listed):
+            raise PromptError(f"{item!r} is not `name@list`: both sides of the @ are needed")
+        if fold(name) in used:
+            raise PromptError(f"the class {name!r} occurs twice in {prompt!r}; each may be asked for once")
+        used.add(fold(name))
+        own = [example for example in examples if fold(example.name) == fold(name)]
+        skeleton = load_skeleton(listed) if at else free or _skeleton_of(name, own)
+        if len(skeleton.keypoints) > max_keypoints:
+            raise PromptError(
+                f"{name!r} has {len(skeleton.keypoints)} keypoints, this engine takes {max_keypoints}: "
+                "raise max_keypoints"
+            )
+        ordered = tuple(example.in_order_of(skeleton) for example in own)
+        classes.append(
+            PromptClass(name, skeleton, ordered, object_from, keypoints_from) if own else PromptClass(name, skeleton)
+        )
+    if len(classes) > max_classes:
+        raise PromptError(f"{len(classes)} classes are asked for, this engine takes {max_classes}: raise max_classes")
+    for example in examples:
+        if fold(example.name) not in used:
+            raise PromptError(f"the example of {example.name!r} belongs to none of the classes {', '.join(items)}")
+    return tuple(classes)
+
+
+def require_trained(classes: Sequence[PromptClass], trained: Sequence[str]) -> None:
+    """Refuse words that a model with a closed vocabulary has never seen.
+
+    Raises:
+        PromptError: a class that is told by words is none of `trained`.
+    """
+    known = {fold(name) for name in trained}
+    for prompt_class in classes:
+        if prompt_class.needs_text and fold(prompt_class.name) not in known:
+            raise PromptError(
+                f"this model was not trained on {prompt_class.name!r}; its classes are {', '.join(trained)}. "
+                "For others take --model swin-t with the official weights"
+            )
+
+
+def _free_skeleton(keypoints: str) -> Skeleton:
+    names = tuple(" ".join(name.split()) for name in keypoints.split(","))
+    try:
+        return Skeleton("keypoints", names)
+    except PromptError as error:
+        raise PromptError(f"--keypoints {keypoints!r}: {error}") from error
+
+
+def _skeleton_of(name: str, examples: Sequence[Example]) -> Skeleton:
+    by_instance = skeletons_by_instance()
+    skeleton = by_instance.get(fold(name))
+    if skeleton is not None:
+        return skeleton
+    if examples:
+        return examples[0].skeleton
+    raise PromptError(
+        f"no keypoint list is known for {name!r}{nearest(name, list(by_instance))}. Choose one with "
+        f"`{name}@LIST` (lists: {', '.join(known_skeletons())}; or a .toml file), or name the points with --keypoints"
+    )
+
+
+class TextCache:
+    """Text vectors on disk, one file per weights and string, so that a start with known prompts runs no text tower.
+
+    Lies in `$XDG_CACHE_HOME/xpose-stream/text` (default ~/.cache). Each file ends with a checksum: what is damaged is
+    computed anew. A folder that cannot be written costs time, not the run: it is logged once.
+    """
+
+    def __init__(self, clip: Clip, folder: Path | None = None) -> None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpose-stream" / "text"
+        self._clip = clip
+        self._folder = (folder or root) / _hash_of_text_tower(clip)
+        self._writable = True
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return vectors [N, 512], float32, of N sentences."""
+        found = {text: self._read(text) for text in dict.fromkeys(texts)}
+        missing = [text for text, vector in found.items() if vector is None]
+        if missing:
+            with torch.no_grad():
+                vectors_N512 = self._clip.encode_text(tokenize(missing)).float().cpu()
+            for text, vector_512 in zip(missing, vectors_N512, strict=True):
+                found[text] = vector_512
+                self._write(text, vector_512)
+        return torch.stack([vector for text in texts if (vector := found[text]) is not None])
+
+    def _path(self, text: str) -> Path:
+        return self._folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _read(self, text: str) -> Tensor | None:
+        try:
+            content = self._path(text).read_bytes()
+        except OSError:
+            return None
+        vector, checksum = content[:-32], content[-32:]
+        if len(vector) != 4 * self._clip.config.embed_dim or hashlib.sha256(vector).digest() != checksum:
+            return None
+        return torch.from_numpy(np.frombuffer(vector, dtype="<f4").astype(np.float32))
+
+    def _write(self, text: str, vector_512: Tensor) -> None:
+        if not self._writable:
+            return
+        vector = vector_512.numpy().astype("<f4").tobytes()
+        path = self._path(text)
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(vector + hashlib.sha256(vector).digest())
+            partial.replace(path)  # readers see the old file or the whole new one
+        except OSError as error:
+            self._writable = False
+            _log.warning("text vectors are not kept: cannot write to %s (%s)", path.parent, error.strerror)
+
+
+def _hash_of_text_tower(clip: Clip) -> str:
+    digest = hashlib.sha256()
+    for key, value in clip.state_dict().items():
+        if not key.startswith("visual."):
+            digest.update(key.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+class PromptEncoder:
+    """Turns classes into prompt tensors with one model's CLIP, on the CPU in float32."""
+
+    def __init__(self, clip: Clip, pos_proj: nn.Module, padding: Tensor, cache_folder: Path | None = None) -> None:
+        """Take the towers, and of the network its `pos_proj` and `padding.weight`."""
+        self._clip = clip
+        self._pos_proj = pos_proj
+        self._padding = padding
+        self._texts = TextCache(clip, cache_folder)
+
+    def encode(self, classes: Sequence[PromptClass], max_classes: int, max_keypoints: int) -> PromptTensors:
+        """Return the tensors of `classes`, padded to a capacity.
+
+        Raises:
+            PromptError: no class at all, or more than the capacity.
+        """
+        longest = max((len(prompt_class.skeleton.keypoints) for prompt_class in classes), default=0)
+        if not 1 <= len(classes) <= max_classes or longest > max_keypoints:
+            raise PromptError(
+                f"got {len(classes)} classes with up to {longest} keypoints, "
+                f"this engine takes 1 to {max_classes} classes with up to {max_keypoints}"
+            )
+        dim = self._clip.config.embed_dim
+        tensors = PromptTensors(
+            torch.zeros(max_classes, dim),
+            torch.zeros(max_classes, dtype=torch.bool),
+            torch.zeros(max_classes, max_keypoints, dim),
+            torch.zeros(max_classes, max_keypoints, dtype=torch.bool),
+        )
+        for row, prompt_class in enumerate(classes):
+            object_512, keypoints_K512 = self._encode_class(prompt_class)
+            tensors.objects_C512[row] = object_512
+            tensors.object_valid_C[row] = True
+            tensors.keypoints_CK512[row, : len(keypoints_K512)] = keypoints_K512
+            tensors.keypoint_valid_CK[row, : len(keypoints_K512)] = True
+        return tensors
+
+    def _encode_class(self, prompt_class: PromptClass) -> tuple[Tensor, Tensor]:
+        names = prompt_class.skeleton.keypoints
+        text_K512 = self._texts.encode([object_text(prompt_class.name), *map(keypoint_text, names)])
+        if not prompt_class.examples:
+            return text_K512[0], text_K512[1:]
+        object_512, keypoints_K512 = self._encode_examples(prompt_class.examples)
+        return (
+            _blend(prompt_class.object_from, text_K512[0], object_512),
+            _blend(prompt_class.keypoints_from, text_K512[1:], keypoints_K512),
+        )
+
+    def _encode_examples(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        crops = [
+            crop_example(example.rgb_HW3, example.box_xyxy, example.keypoints_K3, self._clip.config.image_px)
+            for example in examples
+        ]
+        pixels, points, visible = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
+        with torch.no_grad():
+            objects_N512, keypoints_NK512 = self._clip.encode_visual_prompt(
+                pixels, points, visible, self._pos_proj, self._padding
+            )
+        return objects_N512.mean(dim=0), average_keypoints(keypoints_NK512, visible)
+
+
+def average_keypoints(keypoints_NK512: Tensor, visible_NK: Tensor) -> Tensor:
+    """Average each keypoint over the N examples that show it, or over all where none does."""
+    counts_NK = torch.where(visible_NK.any(dim=0), visible_NK, True).to(keypoints_NK512.dtype)
+    return (keypoints_NK512 * counts_NK.unsqueeze(-1)).sum(dim=0) / counts_NK.sum(dim=0).unsqueeze(-1)
+
+
+def _blend(modality: Modality, text: Tensor, example: Tensor) -> Tensor:
+    """Choose, or average before the network's projection: its inputs need not tell where a vector comes from."""
+    if modality == "mean":
+        return (text + example) / 2
+    return text if modality == "text" else example
