@@ -1,0 +1,1 @@
+"""Training data: one sample schema, readers, a packed image cache, augmentation and deterministic batches."""

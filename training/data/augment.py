@@ -1,0 +1,173 @@
+"""Augmentation by one affine warp per source image: flip, rotation, scale, translation, several sources on one canvas.
+
+Every draw comes from the generator that is handed in, so a batch is a function of (seed, step) alone.
+Placing two or four sources on a canvas shows several and smaller objects for the price of one image.
+
+Legend: H, W canvas; K keypoints.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from engines.skeletons import load_skeleton
+from training.data.sample import Instance, Sample, clip_instance
+
+LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2))  # rows, columns
+BORDER_RGB = (124, 116, 104)  # ImageNet's mean, what letterboxing shows the network
+
+
+class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strengths; every `*_probability` in 0..1.
+
+    Args:
+        flip_probability: horizontal mirror with left and right keypoints exchanged.
+        rotation_degrees: uniform in plus and minus this.
+        scale_range: factor on the scale at which the source just fits its cell; above 1 crops.
+        shift: centre moves by up to this share of the cell.
+        layout_weights: how often 1, 2 side by side, 2 stacked and 4 sources share a canvas.
+        colour_probability: brightness, contrast and channel gains are drawn.
+        grey_probability: colour is removed.
+        blur_probability: a Gaussian blur of up to 1.2 px.
+        occlusion_probability: one to three filled rectangles of up to a quarter of the canvas side.
+    """
+
+    flip_probability: float = 0.5
+    rotation_degrees: float = 25.0
+    scale_range: tuple[float, float] = (0.65, 1.3)
+    shift: float = 0.12
+    layout_weights: tuple[float, float, float, float] = (0.55, 0.1, 0.1, 0.25)
+    colour_probability: float = 0.8
+    grey_probability: float = 0.08
+    blur_probability: float = 0.1
+    occlusion_probability: float = 0.25
+
+
+def draw_layout(config: AugmentConfig, rng: Generator) -> tuple[int, int]:
+    """Rows and columns of the next canvas."""
+    weights = np.asarray(config.layout_weights, np.float64)
+    return LAYOUTS[int(rng.choice(len(LAYOUTS), p=weights / weights.sum()))]
+
+
+def compose(
+    samples: Sequence[Sample], layout: tuple[int, int], height: int, width: int, config: AugmentConfig, rng: Generator
+) -> Sample:
+    """Warp each sample into its cell of a height x width canvas and join their labels."""
+    rows, columns = layout
+    cell_height, cell_width = height // rows, width // columns
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = BORDER_RGB
+    instances: list[Instance] = []
+    for index, sample in enumerate(samples):
+        top, left = (index // columns) * cell_height, (index % columns) * cell_width
+        cell, found = _warp_into_cell(sample, cell_height, cell_width, config, rng)
+        canvas[top : top + cell_height, left : left + cell_width] = cell
+        instances += [_shift(instance, left, top) for instance in found]
+    _distort(canvas, config, rng)
+    first = samples[0]
+    return Sample(canvas, tuple(instances), first.dataset, first.image_id)
+
+
+def letterbox(sample: Sample, height: int, width: int) -> Sample:
+    """Fit the image into height x width without distortion, centred, on the border colour."""
+    source_height, source_width = sample.image_HW3.shape[:2]
+    scale = min(height / source_height, width / source_width)
+    matrix = np.array(
+        [[scale, 0, (width - scale * source_width) / 2], [0, scale, (height - scale * source_height) / 2]], np.float64
+    )
+    image = _warp_image(sample.image_HW3, matrix, height, width, scale)
+    instances = tuple(_transform(instance, matrix, scale, 0.0, False, source_width) for instance in sample.instances)
+    return Sample(image, instances, sample.dataset, sample.image_id)
+
+
+def _warp_into_cell(
+    sample: Sample, height: int, width: int, config: AugmentConfig, rng: Generator
+) -> tuple[NDArray[np.uint8], list[Instance]]:
+    source_height, source_width = sample.image_HW3.shape[:2]
+    flip = bool(rng.random() < config.flip_probability)
+    angle = np.deg2rad(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
+    low, high = np.log(config.scale_range[0]), np.log(config.scale_range[1])
+    scale = min(height / source_height, width / source_width) * float(np.exp(rng.uniform(low, high)))
+    centre_x = width * (0.5 + rng.uniform(-config.shift, config.shift))
+    centre_y = height * (0.5 + rng.uniform(-config.shift, config.shift))
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    linear = np.array([[cosine, -sine], [sine, cosine]])
+    image = sample.image_HW3[:, ::-1] if flip else sample.image_HW3
+    offset = np.array([centre_x, centre_y]) - linear @ np.array([source_width / 2, source_height / 2])
+    matrix = np.concatenate([linear, offset[:, None]], axis=1)
+    warped = _warp_image(np.ascontiguousarray(image), matrix, height, width, scale)
+    moved = (_transform(instance, matrix, scale, angle, flip, source_width) for instance in sample.instances)
+    clipped = (clip_instance(instance, width, height) for instance in moved)
+    return warped, [instance for instance in clipped if instance is not None]
+
+
+def _warp_image(
+    image: NDArray[np.uint8], matrix: NDArray[np.float64], height: int, width: int, scale: float
+) -> NDArray[np.uint8]:
+    """Warp; when shrinking by more than two, shrink by area first, since bilinear sampling would alias."""
+    if scale < 0.5:
+        half = cv2.resize(
+            image, (max(1, image.shape[1] // 2), max(1, image.shape[0] // 2)), interpolation=cv2.INTER_AREA
+        )
+        ratio_x, ratio_y = image.shape[1] / half.shape[1], image.shape[0] / half.shape[0]
+        matrix = matrix @ np.diag([ratio_x, ratio_y, 1.0])
+        image = half
+    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=BORDER_RGB)
+    return np.asarray(warped, np.uint8)
+
+
+def _transform(
+    instance: Instance, matrix: NDArray[np.float64], scale: float, angle: float, flip: bool, source_width: int
+) -> Instance:
+    keypoints_K3, box = instance.keypoints_K3.copy(), instance.box_xyxy.copy()
+    if flip:
+        keypoints_K3[:, 0] = source_width - keypoints_K3[:, 0]
+        for a, b in load_skeleton(instance.skeleton).flip_pairs:
+            keypoints_K3[[a, b]] = keypoints_K3[[b, a]]
+        box[[0, 2]] = source_width - box[[2, 0]]
+    keypoints_K3[:, :2] = keypoints_K3[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+    keypoints_K3[keypoints_K3[:, 2] == 0, :2] = 0
+    centre = matrix[:, :2] @ ((box[:2] + box[2:]) / 2) + matrix[:, 2]
+    half_w, half_h = (box[2:] - box[:2]) * scale / 2
+    # The bounds of the rotated inscribed ellipse: tighter on a body than the bounds of the rotated corners.
+    reach = np.array(
+        [
+            np.hypot(half_w * np.cos(angle), half_h * np.sin(angle)),
+            np.hypot(half_w * np.sin(angle), half_h * np.cos(angle)),
+        ]
+    )
+    low, high = centre - reach, centre + reach
+    labelled_N2 = keypoints_K3[keypoints_K3[:, 2] > 0, :2]
+    if len(labelled_N2) and angle != 0.0:
+        low, high = np.minimum(low, labelled_N2.min(0)), np.maximum(high, labelled_N2.max(0))
+    new_box = np.concatenate([low, high]).astype(np.float32)
+    return Instance(instance.category, instance.skeleton, new_box, keypoints_K3, instance.area_px * scale * scale)
+
+
+def _shift(instance: Instance, left: int, top: int) -> Instance:
+    keypoints_K3 = instance.keypoints_K3.copy()
+    keypoints_K3[keypoints_K3[:, 2] > 0, :2] += (left, top)
+    box = instance.box_xyxy + np.array([left, top, left, top], np.float32)
+    return Instance(instance.category, instance.skeleton, box, keypoints_K3, instance.area_px)
+
+
+def _distort(image_HW3: NDArray[np.uint8], config: AugmentConfig, rng: Generator) -> None:
+    """Colour, blur and occlusion, in place."""
+    if rng.random() < config.colour_probability:
+        gains = rng.uniform(0.8, 1.2, 3) * rng.uniform(0.7, 1.3)
+        table = np.arange(256)[:, None] * gains + rng.uniform(-25, 25)
+        image_HW3[:] = cv2.LUT(image_HW3, table.clip(0, 255).astype(np.uint8)[None])
+    if rng.random() < config.grey_probability:
+        image_HW3[:] = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY)[:, :, None]
+    if rng.random() < config.blur_probability:
+        image_HW3[:] = cv2.GaussianBlur(image_HW3, (0, 0), float(rng.uniform(0.4, 1.2)))
+    if rng.random() < config.occlusion_probability:
+        height, width = image_HW3.shape[:2]
+        for _ in range(int(rng.integers(1, 4))):
+            size_y, size_x = int(rng.uniform(0.05, 0.25) * height), int(rng.uniform(0.05, 0.25) * width)
+            y, x = int(rng.integers(0, height - size_y)), int(rng.integers(0, width - size_x))
+            image_HW3[y : y + size_y, x : x + size_x] = rng.integers(0, 256, 3, dtype=np.uint8)

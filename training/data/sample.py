@@ -1,0 +1,82 @@
+"""What every reader yields and everything after it consumes: one image with its labelled instances.
+
+Legend: H, W image; K keypoints of the instance's own skeleton.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One labelled object.
+
+    Args:
+        category: the text a user would prompt, for example "person".
+        skeleton: name of the keypoint list (`engines.skeletons`); it fixes K and the order.
+        box_xyxy: [4] float32, pixels of the image.
+        keypoints_K3: float32 (x px, y px, v); v: 0 not labelled, 1 labelled but hidden, 2 visible.
+        area_px: object area for OKS, square pixels.
+    """
+
+    category: str
+    skeleton: str
+    box_xyxy: NDArray[np.float32]
+    keypoints_K3: NDArray[np.float32]
+    area_px: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, RGB uint8 [H, W, 3], with its instances and where it came from."""
+
+    image_HW3: NDArray[np.uint8]
+    instances: tuple[Instance, ...]
+    dataset: str
+    image_id: str
+
+
+@dataclass
+class ReaderReport:
+    """Counts and texts of everything a reader skipped or repaired; shown to the user, kept beside the cache."""
+
+    images: int = 0
+    instances: int = 0
+    problems: tuple[str, ...] = ()
+
+    def problem(self, file: str, identifier: object, text: str) -> None:
+        """Remember one problem with the file and the id it belongs to."""
+        self.problems = (*self.problems, f"{file}, id {identifier}: {text}")
+
+
+def instance_from_box_xywh(
+    category: str, skeleton: str, box_xywh: Iterable[float], keypoints_K3: NDArray[np.float32], area_px: float
+) -> Instance:
+    """Build an `Instance` from a COCO box (x, y, width, height)."""
+    x, y, width, height = (float(value) for value in box_xywh)
+    return Instance(category, skeleton, np.array([x, y, x + width, y + height], np.float32), keypoints_K3, area_px)
+
+
+def clip_instance(instance: Instance, width: int, height: int) -> Instance | None:
+    """Clip the box to the image and drop labels of points outside it; None when nothing usable remains.
+
+    The official transform clamps outside points to the border and keeps them labelled (XPOSE.md 10.10);
+    here they lose their label instead.
+    """
+    box = instance.box_xyxy.copy()
+    box[0::2] = box[0::2].clip(0, width)
+    box[1::2] = box[1::2].clip(0, height)
+    before = np.prod(np.maximum(instance.box_xyxy[2:] - instance.box_xyxy[:2], 1e-6))
+    after = np.prod(np.maximum(box[2:] - box[:2], 0.0))
+    if after < 4.0 or after < 0.25 * before:
+        return None
+    keypoints_K3 = instance.keypoints_K3.copy()
+    x, y = keypoints_K3[:, 0], keypoints_K3[:, 1]
+    outside_K = (x < 0) | (y < 0) | (x >= width) | (y >= height)
+    keypoints_K3[outside_K, 2] = 0
+    if not (keypoints_K3[:, 2] > 0).any():
+        return None
+    return Instance(instance.category, instance.skeleton, box, keypoints_K3, instance.area_px * float(after / before))

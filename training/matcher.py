@@ -1,0 +1,112 @@
+"""Which prediction answers which target: one optimal assignment per image (XPOSE.md 10.2).
+
+Legend: B images, Q predictions, N targets, C classes, K keypoints.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from training.targets import Targets, box_to_corners
+
+OKS_FLOOR = 1e-6
+WRONG_LIST_COST = 100.0
+"""A group that took another class's keypoint list has no keypoints to compare: only a last resort for a match."""
+
+
+class Prediction(NamedTuple):
+    """What one layer says. Points and the class that fixed their list are None where a layer has none."""
+
+    logits_BQC: Tensor
+    boxes_BQ4: Tensor
+    points_BQK2: Tensor | None = None
+    class_BQ: Tensor | None = None
+
+
+class MatchCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Weights of the cost; with keypoints the box terms are left out. Source: ED-Pose's released configuration."""
+
+    label: float = 2.0
+    box_l1: float = 5.0
+    giou: float = 2.0
+    point_l1: float = 10.0
+    oks: float = 4.0
+
+
+def focal_cost(logits_BQC: Tensor) -> Tensor:
+    """Cost of calling a query each class: focal loss as a positive less the same as a negative."""
+    probability = logits_BQC.sigmoid()
+    positive = 0.25 * (1 - probability) ** 2 * -(probability + 1e-8).log()
+    negative = 0.75 * probability**2 * -(1 - probability + 1e-8).log()
+    return positive - negative
+
+
+def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of (cx, cy, w, h) boxes, broadcasting; both denominators carry 1e-6 as in the released code.
+
+    Source: arXiv:1902.09630.
+    """
+    a, b = box_to_corners(a), box_to_corners(b)
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    inner = (high - low).clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    return inner / (union + 1e-6) - (hull - union) / (hull + 1e-6)
+
+
+def object_keypoint_similarity(
+    points_K2: Tensor, target_K2: Tensor, labelled_K: Tensor, sigmas_K: Tensor, area: Tensor, size_hw: tuple[int, int]
+) -> Tensor:
+    """OKS in canvas pixels over the labelled points, clamped below; leading axes broadcast.
+
+    Source: COCO's keypoint evaluation; XPOSE.md 10.3 for the clamp and the epsilon.
+    """
+    scale_2 = points_K2.new_tensor([size_hw[1], size_hw[0]])
+    squared_K = ((points_K2 - target_K2) * scale_2).square().sum(-1)
+    similarity_K = torch.exp(-squared_K / (2 * area[..., None] * (2 * sigmas_K).square()))
+    weight_K = labelled_K.to(similarity_K.dtype)
+    return ((similarity_K * weight_K).sum(-1) / (weight_K.sum(-1) + 1e-6)).clamp(min=OKS_FLOOR)
+
+
+@torch.no_grad()
+def match(prediction: Prediction, targets: Targets, costs: MatchCosts) -> Tensor:
+    """Assign a query to every target.
+
+    Returns:
+        query_BN: int64, the query of each target; -1 where the target is padding or queries ran out.
+    """
+    cost_BQN = match_cost(prediction, targets, costs).cpu().numpy()
+    cost_BQN = np.nan_to_num(cost_BQN, nan=1e6, posinf=1e6, neginf=-1e6)
+    query_BN = np.full(targets.valid_BN.shape, -1, np.int64)
+    for b, valid_N in enumerate(targets.valid_BN.cpu().numpy()):
+        columns = np.flatnonzero(valid_N)
+        rows, chosen = linear_sum_assignment(cost_BQN[b][:, columns])
+        query_BN[b, columns[chosen]] = rows
+    return torch.from_numpy(query_BN).to(targets.label_BN.device)
+
+
+def match_cost(prediction: Prediction, targets: Targets, costs: MatchCosts) -> Tensor:
+    """Cost [B, Q, N] of every pair; columns of padded targets are meaningless."""
+    logits_BQC = prediction.logits_BQC.float()
+    label_B1N = targets.label_BN[:, None].expand(-1, logits_BQC.shape[1], -1)
+    cost_BQN = costs.label * focal_cost(logits_BQC).gather(2, label_B1N)
+    if prediction.points_BQK2 is None or prediction.class_BQ is None:
+        boxes_BQ14, target_B1N4 = prediction.boxes_BQ4.float()[:, :, None], targets.boxes_BN4[:, None]
+        cost_BQN += costs.box_l1 * (boxes_BQ14 - target_B1N4).abs().sum(-1)
+        return cost_BQN - costs.giou * generalised_iou(boxes_BQ14, target_B1N4)
+    points_BQ1K2, target_B1NK2 = prediction.points_BQK2.float()[:, :, None], targets.points_BNK2[:, None]
+    labelled_B1NK = targets.labelled_BNK[:, None]
+    sigmas_B1NK = targets.sigmas_CK[targets.label_BN][:, None]
+    distance_BQNK = (points_BQ1K2 - target_B1NK2).abs().sum(-1)
+    cost_BQN += costs.point_l1 * (distance_BQNK * labelled_B1NK).sum(-1)
+    cost_BQN += costs.oks * (
+        1
+        - object_keypoint_similarity(
+            points_BQ1K2, target_B1NK2, labelled_B1NK, sigmas_B1NK, targets.area_BN[:, None], targets.size_hw
+        )
+    )
+    return cost_BQN + WRONG_LIST_COST * (prediction.class_BQ[:, :, None] != targets.label_BN[:, None])

@@ -1,0 +1,151 @@
+"""The losses (XPOSE.md 10.3, 10.4, 10.7) and their sum.
+
+Legend: B images, Q predictions, N targets, P denoising queries, C classes, K keypoints, D channels.
+"""
+
+from collections.abc import Mapping
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.denoising import Denoising
+from training.forward import TrainOutput
+from training.matcher import MatchCosts, Prediction, generalised_iou, match, object_keypoint_similarity
+from training.targets import Targets
+
+
+class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Weights of the sum. Sources: ED-Pose's configuration; denoising coefficients 1.0 as in X-Pose's."""
+
+    label: float = 2.0
+    box_l1: float = 5.0
+    giou: float = 2.0
+    point_l1: float = 10.0
+    oks: float = 4.0
+    denoising: float = 1.0
+    alignment: float = 0.1
+    dense: float = 0.0
+    costs: MatchCosts = MatchCosts()
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Sigmoid focal loss per element, alpha 0.25, gamma 2. Source: arXiv:1708.02002."""
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = logits.sigmoid()
+    error = (target - probability).abs()
+    return (0.25 * target + 0.75 * (1 - target)) * error.square() * entropy
+
+
+def label_loss(logits_BQC: Tensor, one_hot_BQC: Tensor, object_valid_BC: Tensor | None, count: float) -> Tensor:
+    """Focal loss over queries and offered classes, summed and divided by the number of targets.
+
+    Columns of classes not offered hold -inf, whose cross entropy is NaN: they are left out, not multiplied by zero.
+    """
+    logits_BQC = logits_BQC.float()
+    if object_valid_BC is None:
+        return focal_loss(logits_BQC, one_hot_BQC).sum() / count
+    offered_BQC = object_valid_BC[:, None].expand_as(logits_BQC)
+    return focal_loss(logits_BQC[offered_BQC], one_hot_BQC[offered_BQC]).sum() / count
+
+
+def one_hot_labels(query_BN: Tensor, targets: Targets, queries: int, classes: int) -> Tensor:
+    """[B, Q, C]: 1 at each matched query's target class."""
+    one_hot = torch.zeros(*query_BN.shape[:1], queries, classes, device=query_BN.device)
+    image_M, target_M = torch.nonzero(query_BN >= 0, as_tuple=True)
+    one_hot[image_M, query_BN[image_M, target_M], targets.label_BN[image_M, target_M]] = 1.0
+    return one_hot
+
+
+def layer_losses(
+    prediction: Prediction, targets: Targets, object_valid_BC: Tensor | None, costs: MatchCosts, count: float
+) -> dict[str, Tensor]:
+    """Match one layer and score it; without targets only the class loss is not zero."""
+    query_BN = match(prediction, targets, costs)
+    queries, classes = prediction.logits_BQC.shape[1:]
+    one_hot_BQC = one_hot_labels(query_BN, targets, queries, classes)
+    losses = {"label": label_loss(prediction.logits_BQC, one_hot_BQC, object_valid_BC, count)}
+    image_M, target_M = torch.nonzero(query_BN >= 0, as_tuple=True)
+    query_M = query_BN[image_M, target_M]
+    losses |= _box_losses(prediction.boxes_BQ4[image_M, query_M], targets.boxes_BN4[image_M, target_M], count)
+    if prediction.points_BQK2 is not None and prediction.class_BQ is not None:
+        own_M = prediction.class_BQ[image_M, query_M] == targets.label_BN[image_M, target_M]
+        image_M, target_M, query_M = image_M[own_M], target_M[own_M], query_M[own_M]
+        losses |= _point_losses(prediction.points_BQK2[image_M, query_M], targets, image_M, target_M, count)
+    return losses
+
+
+def _box_losses(boxes_M4: Tensor, target_M4: Tensor, count: float) -> dict[str, Tensor]:
+    boxes_M4 = boxes_M4.float()
+    return {
+        "box_l1": (boxes_M4 - target_M4).abs().sum() / count,
+        "giou": (1 - generalised_iou(boxes_M4, target_M4)).sum() / count,
+    }
+
+
+def _point_losses(
+    points_MK2: Tensor, targets: Targets, image_M: Tensor, target_M: Tensor, count: float
+) -> dict[str, Tensor]:
+    points_MK2, goal_MK2 = points_MK2.float(), targets.points_BNK2[image_M, target_M]
+    labelled_MK = targets.labelled_BNK[image_M, target_M]
+    sigmas_MK = targets.sigmas_CK[targets.label_BN[image_M, target_M]]
+    area_M = targets.area_BN[image_M, target_M]
+    similarity_M = object_keypoint_similarity(points_MK2, goal_MK2, labelled_MK, sigmas_MK, area_M, targets.size_hw)
+    return {
+        "point_l1": ((points_MK2 - goal_MK2).abs() * labelled_MK[..., None]).sum() / count,
+        "oks": ((1 - similarity_M) * labelled_MK.any(-1)).sum() / count,
+    }
+
+
+def denoising_losses(
+    prediction: Prediction, denoising: Denoising, targets: Targets, object_valid_BC: Tensor | None, count: float
+) -> dict[str, Tensor]:
+    """Positives answer with their own target, negatives with background; padding is left out."""
+    logits_BPC, label_BP = prediction.logits_BQC, targets.label_BN.gather(1, denoising.target_BP)
+    one_hot_BPC = functional.one_hot(label_BP, logits_BPC.shape[2]) * denoising.positive_BP[..., None]
+    valid_BPC = denoising.valid_BP[..., None].expand_as(logits_BPC)
+    if object_valid_BC is not None:
+        valid_BPC = valid_BPC & object_valid_BC[:, None]
+    label = focal_loss(logits_BPC[valid_BPC].float(), one_hot_BPC[valid_BPC].float()).sum() / count
+    image_M, query_M = torch.nonzero(denoising.positive_BP, as_tuple=True)
+    goal_M4 = targets.boxes_BN4[image_M, denoising.target_BP[image_M, query_M]]
+    return {"label": label, **_box_losses(prediction.boxes_BQ4[image_M, query_M], goal_M4, count)}
+
+
+def objective(
+    output: TrainOutput,
+    targets: Targets,
+    denoising: Denoising | None,
+    weights: LossWeights,
+    count: float,
+    extra: Mapping[str, Tensor],
+) -> tuple[Tensor, dict[str, float]]:
+    """Sum every layer's losses.
+
+    Args:
+        count: targets per process, averaged over processes, at least 1 (XPOSE.md 10.3: n).
+        extra: losses that are no layer's own ("alignment", "dense"), unweighted.
+    Returns:
+        The total, and each part for the log: the last layer's losses by name, sums of the rest.
+    """
+    valid_BC = output.encoded.object_valid_BC
+    total, log = torch.zeros(()), dict[str, float]()
+    parts = [("encoder", output.encoder), *((f"layer{i}", layer) for i, layer in enumerate(output.layers))]
+    for name, prediction in parts:
+        losses = layer_losses(prediction, targets, valid_BC, weights.costs, count)
+        weighted = sum((getattr(weights, key) * value for key, value in losses.items()), torch.zeros(()))
+        total = total + weighted
+        log[name] = float(weighted)
+    log |= {f"last/{key}": float(value) for key, value in losses.items()}
+    if denoising is not None:
+        noisy_total = torch.zeros(())
+        for prediction in output.denoising:
+            losses = denoising_losses(prediction, denoising, targets, valid_BC, count * denoising.groups)
+            noisy_total = noisy_total + sum(getattr(weights, key) * value for key, value in losses.items())
+        total = total + weights.denoising * noisy_total
+        log["denoising"] = float(noisy_total)
+    for name, value in extra.items():
+        total = total + getattr(weights, name) * value
+        log[name] = float(value)
+    log["total"] = float(total)
+    return total, log

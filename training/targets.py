@@ -1,0 +1,142 @@
+"""Targets of a batch as padded tensors, and the offered classes that give them their rows.
+
+Legend: B images, N targets of the fullest image, C classes offered, K keypoint slots, Q predictions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.skeletons import Skeleton, load_skeleton
+from training.data.sample import Sample
+
+FIXED_SCALE_FLOOR_PX2 = 16.0
+"""OKS of an object of less than 4 x 4 px is judged as if it were that large; labels are no finer."""
+
+
+class Targets(NamedTuple):
+    """What the predictions of a batch are compared with.
+
+    Boxes are (cx, cy, w, h) and points (x, y) as fractions of the canvas; areas are square pixels of a canvas of
+    `size_hw`, so that OKS is taken in pixels and is isotropic (XPOSE.md 10.1 notes that the official one is not).
+    """
+
+    valid_BN: Tensor  # bool
+    label_BN: Tensor  # int64 row of the offered classes
+    boxes_BN4: Tensor
+    points_BNK2: Tensor
+    labelled_BNK: Tensor  # bool, v > 0
+    area_BN: Tensor
+    sigmas_CK: Tensor  # OKS sigma per class and slot
+    keypoint_valid_CK: Tensor  # bool, slots of each class's own list
+    size_hw: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """How many real targets the batch holds."""
+        return int(self.valid_BN.sum())
+
+
+class Offer(NamedTuple):
+    """The classes of a step, with their keypoint lists; each image may use only some of them."""
+
+    names: tuple[str, ...]
+    skeletons: tuple[Skeleton, ...]
+    object_valid_BC: Tensor  # bool: offered to this image
+
+
+def box_to_corners(box: Tensor) -> Tensor:
+    """(cx, cy, w, h) to (x0, y0, x1, y1), any leading axes."""
+    return torch.cat([box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2], -1)
+
+
+def targets_from_samples(samples: Sequence[Sample], offer: Offer) -> Targets:
+    """Pad the labels of a batch of equally sized samples; objects whose class is not offered are background.
+
+    Raises:
+        ValueError: samples differ in size.
+    """
+    sizes = {sample.image_HW3.shape[:2] for sample in samples}
+    if len(sizes) != 1:
+        raise ValueError(f"samples of sizes {sorted(sizes)}, need one size per batch; compose or letterbox them first")
+    height, width = sizes.pop()
+    rows = {name: row for row, name in enumerate(offer.names)}
+    offered_BC = offer.object_valid_BC.cpu().numpy()
+    kept = [
+        [i for i in sample.instances if i.category in rows and offered_BC[b, rows[i.category]]]
+        for b, sample in enumerate(samples)
+    ]
+    batch, most = len(samples), max(1, *(len(instances) for instances in kept))
+    slots = max(len(skeleton.keypoints) for skeleton in offer.skeletons)
+    label_BN = np.zeros((batch, most), np.int64)
+    valid_BN, area_BN = np.zeros((batch, most), bool), np.ones((batch, most), np.float32)
+    boxes_BN4 = np.full((batch, most, 4), 0.5, np.float32)
+    points_BNK3 = np.zeros((batch, most, slots, 3), np.float32)
+    for b, instances in enumerate(kept):
+        for n, instance in enumerate(instances):
+            x0, y0, x1, y1 = instance.box_xyxy
+            valid_BN[b, n], label_BN[b, n] = True, rows[instance.category]
+            boxes_BN4[b, n] = (
+                (x0 + x1) / 2 / width,
+                (y0 + y1) / 2 / height,
+                (x1 - x0) / width,
+                (y1 - y0) / height,
+            )
+            area_BN[b, n] = max(instance.area_px, FIXED_SCALE_FLOOR_PX2)
+            points_BNK3[b, n, : len(instance.keypoints_K3)] = instance.keypoints_K3
+    scale_2 = np.array([width, height], np.float32)
+    sigmas_CK, keypoint_valid_CK = keypoint_tables(offer.skeletons, slots)
+    return Targets(
+        torch.from_numpy(valid_BN),
+        torch.from_numpy(label_BN),
+        torch.from_numpy(boxes_BN4),
+        torch.from_numpy(points_BNK3[..., :2] / scale_2),
+        torch.from_numpy(points_BNK3[..., 2] > 0),
+        torch.from_numpy(area_BN),
+        sigmas_CK,
+        keypoint_valid_CK,
+        (height, width),
+    )
+
+
+def keypoint_tables(skeletons: Sequence[Skeleton], slots: int) -> tuple[Tensor, Tensor]:
+    """Sigmas [C, K] (spare slots 1) and validity [C, K] of the lists' slots."""
+    sigmas_CK = torch.ones(len(skeletons), slots)
+    valid_CK = torch.zeros(len(skeletons), slots, dtype=torch.bool)
+    for row, skeleton in enumerate(skeletons):
+        sigmas_CK[row, : len(skeleton.keypoints)] = torch.tensor(skeleton.oks_sigmas)
+        valid_CK[row, : len(skeleton.keypoints)] = True
+    return sigmas_CK, valid_CK
+
+
+def draw_offer(
+    samples: Sequence[Sample], vocabulary: Mapping[str, str], most_classes: int, rng: np.random.Generator
+) -> Offer:
+    """Draw each image's offered classes: those present and negatives, or, for one in ten, absent classes only.
+
+    The step's rows are the classes present in the batch and negatives, shuffled, at most `most_classes`
+    (a batch that holds more present classes keeps all of them). XPOSE.md 10.6.
+
+    Args:
+        vocabulary: every trainable category with the name of its keypoint list.
+    """
+    present = {instance.category for sample in samples for instance in sample.instances}
+    absent = [name for name in vocabulary if name not in present]
+    rng.shuffle(absent)
+    room = max(1 if not present else 0, most_classes - len(present))
+    names = [*sorted(present), *absent[:room]]
+    rng.shuffle(names)
+    valid_BC = np.zeros((len(samples), len(names)), bool)
+    for b, sample in enumerate(samples):
+        own = {instance.category for instance in sample.instances}
+        own_C = np.array([name in own for name in names])
+        negative = np.flatnonzero(~own_C)
+        if own and not (len(negative) and rng.random() < 0.1):
+            valid_BC[b] = own_C
+        take = int(rng.integers(0 if valid_BC[b].any() else 1, len(negative) + 1))
+        valid_BC[b, rng.permutation(negative)[:take]] = True
+    skeletons = tuple(load_skeleton(vocabulary[name]) for name in names)
+    return Offer(tuple(names), skeletons, torch.from_numpy(valid_BC))
