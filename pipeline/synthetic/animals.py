@@ -56,7 +56,13 @@ SPECIES: dict[str, Species] = {
     ),
 }  # fmt: skip
 
-_LEGS = (("left", "front", 1.0, 0.0), ("right", "front", -1.0, math.pi), ("left", "back", 1.0, math.pi * 0.75), ("right", "back", -1.0, math.pi * 1.75))  # fmt: skip
+_LEGS = (
+    ("left", "front", 1.0, 0.0),
+    ("right", "front", -1.0, math.pi),
+    ("left", "back", 1.0, math.pi * 0.75),
+    ("right", "back", -1.0, math.pi * 1.75),
+)
+"""Side, end, sign of x and phase of the gait."""
 
 
 class Quadruped:
@@ -109,11 +115,15 @@ class Quadruped:
         joints |= {"neck": withers + ahead * 0.25 * species.neck, "poll": poll, "withers": withers}
         look = rotation(turn * 1.3, 0.0, 0.0) @ rotation(0.0, max(-0.2, 0.45 * rise), 0.0).T
         head, muzzle = species.head * size["head"], species.muzzle * size["muzzle"]
-        for name, offset in (
-            ("skull", (0.0, 0.0, head * 0.4)), ("nose", (0.0, head * 0.55, head * 0.9 + muzzle)), ("jaw", (0.0, head * 0.6, muzzle * 0.7)),
-            ("left_eye", (head * 0.62, -head * 0.1, head * 0.95)), ("right_eye", (-head * 0.62, -head * 0.1, head * 0.95)),
-            ("left_ear", (head * 0.6, -head * 0.75, -head * 0.1)), ("right_ear", (-head * 0.6, -head * 0.75, -head * 0.1)),
-        ):  # fmt: skip
+        points = {
+            "skull": (0.0, 0.0, head * 0.4),
+            "nose": (0.0, head * 0.55, head * 0.9 + muzzle),
+            "left_eye": (head * 0.62, -head * 0.1, head * 0.95),
+            "right_eye": (-head * 0.62, -head * 0.1, head * 0.95),
+            "left_ear": (head * 0.6, -head * 0.75, -head * 0.1),
+            "right_ear": (-head * 0.6, -head * 0.75, -head * 0.1),
+        }
+        for name, offset in points.items():
             joints[name] = poll + look @ np.array(offset)
         for side, sign in (("left", 1.0), ("right", -1.0)):
             tip = {"up": (0.25, -0.95, -0.1), "hanging": (0.5, 0.7, 0.0), "side": (1.1, 0.1, -0.2)}[species.ears]
@@ -264,11 +274,23 @@ class Quadruped:
         return parts
 
 
+def _leg_keypoints(side: str, end: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    leg = f"{side}_{end}"
+    return (
+        (f"{leg}_top", (f"{leg}_upper",)),
+        (f"{leg}_knee", (f"{leg}_upper", f"{leg}_lower")),
+        (f"{leg}_paw", (f"{leg}_lower",)),
+    )
+
+
 _KEYPOINTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("left_eye", ("muzzle", "skull")), ("right_eye", ("muzzle", "skull")),
-    ("nose", ("muzzle",)), ("neck", ("neck", "body")), ("root_of_tail", ("tail", "body")),
-    ("left_front_top", ("left_front_upper",)), ("left_front_knee", ("left_front_upper", "left_front_lower")), ("left_front_paw", ("left_front_lower",)),
-    ("right_front_top", ("right_front_upper",)), ("right_front_knee", ("right_front_upper", "right_front_lower")), ("right_front_paw", ("right_front_lower",)),
-    ("left_back_top", ("left_back_upper",)), ("left_back_knee", ("left_back_upper", "left_back_lower")), ("left_back_paw", ("left_back_lower",)),
-    ("right_back_top", ("right_back_upper",)), ("right_back_knee", ("right_back_upper", "right_back_lower")), ("right_back_paw", ("right_back_lower",)),
-)  # fmt: skip
+    ("left_eye", ("muzzle", "skull")),
+    ("right_eye", ("muzzle", "skull")),
+    ("nose", ("muzzle",)),
+    ("neck", ("neck", "body")),
+    ("root_of_tail", ("tail", "body")),
+    *_leg_keypoints("left", "front"),
+    *_leg_keypoints("right", "front"),
+    *_leg_keypoints("left", "back"),
+    *_leg_keypoints("right", "back"),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,12 @@ from pipeline.synthetic.geometry import Floats, capsule, circle, hull
 Image = NDArray[np.uint8]
 
 _NOISE_TILE = 1024
+
+
+def _as_image(values: NDArray[Any]) -> Image:
+    """Clipped to 0..255."""
+    clipped: Image = np.clip(values, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def paint_background(rng: np.random.Generator, height: int, width: int) -> Image:
@@ -33,7 +40,7 @@ def paint_background(rng: np.random.Generator, height: int, width: int) -> Image
 def _gradient(rng: np.random.Generator, height: int, width: int) -> Image:
     corners = np.array([[draw_colour(rng), draw_colour(rng)], [draw_colour(rng), draw_colour(rng)]], dtype=np.float32)
     corners = corners.mean((0, 1)) + (corners - corners.mean((0, 1))) * np.float32(rng.uniform(0.0, 0.8))
-    return cv2.resize(np.clip(corners, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
+    return _as_image(cv2.resize(np.clip(corners, 0, 255), (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def _paint_floor(rng: np.random.Generator, canvas: Image) -> None:
@@ -72,8 +79,7 @@ def _add_clouds(rng: np.random.Generator, canvas: Image, strength: float) -> Ima
         grey = rng.normal(0.0, 1.0, (*shape, 1)).astype(np.float32)
         coarse = grey + tint * rng.normal(0.0, 1.0, (*shape, 3)).astype(np.float32)
         texture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR) * np.float32(strength * 0.4)
-    summed: Image = cv2.add(canvas, texture, dtype=cv2.CV_8U)
-    return summed
+    return _as_image(cv2.add(canvas, texture, dtype=cv2.CV_32F))
 
 
 def draw_clutter(rng: np.random.Generator, size_px: float) -> Part:
@@ -113,8 +119,7 @@ def add_noise(rng: np.random.Generator, canvas: Image, std: float) -> Image:
         tile = np.tile(tile, (1 + height // _NOISE_TILE, 1 + width // _NOISE_TILE, 1))
     top, left = int(rng.integers(tile.shape[0] - height + 1)), int(rng.integers(tile.shape[1] - width + 1))
     noise = tile[top : top + height, left : left + width]
-    noisy: Image = cv2.add(canvas, cv2.multiply(noise, float(std)), dtype=cv2.CV_8U)
-    return noisy
+    return _as_image(cv2.scaleAdd(noise, float(std), canvas.astype(np.float32)))
 
 
 def relight(canvas: Image, gain_3: Floats, offset: float, light_22: Floats) -> Image:
@@ -122,8 +127,7 @@ def relight(canvas: Image, gain_3: Floats, offset: float, light_22: Floats) -> I
     height, width = canvas.shape[:2]
     field = cv2.resize(light_22.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     lit = cv2.multiply(canvas, cv2.merge([field * np.float32(gain) for gain in gain_3]), dtype=cv2.CV_32F)
-    shifted: Image = cv2.add(lit, (offset, offset, offset, 0.0), dtype=cv2.CV_8U)
-    return shifted
+    return _as_image(lit + np.float32(offset))
 
 
 def blur(canvas: Image, sigma_px: float, smear_px: float, smear_turn: float) -> Image:

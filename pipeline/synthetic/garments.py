@@ -15,7 +15,8 @@ from pipeline.synthetic.geometry import Floats, View, capsule, smooth_closed
 # The right half (image left) of each garment, as (x, y) with x < 0; the left half is its mirror image.
 _SHIRT_RIGHT = {
     1: (-0.115, -0.40), 2: (-0.075, -0.33), 6: (-0.25, -0.34), 7: (-0.345, -0.24), 8: (-0.43, -0.12),
-    9: (-0.33, -0.05), 10: (-0.275, -0.11), 11: (-0.215, -0.16), 12: (-0.21, 0.02), 13: (-0.21, 0.20), 14: (-0.22, 0.40),
+    9: (-0.33, -0.05), 10: (-0.275, -0.11), 11: (-0.215, -0.16),
+    12: (-0.21, 0.02), 13: (-0.21, 0.20), 14: (-0.22, 0.40),
 }  # fmt: skip
 _SHIRT_MIRROR = {1: 5, 2: 4, 6: 24, 7: 23, 8: 22, 9: 21, 10: 20, 11: 19, 12: 18, 13: 17, 14: 16}
 _SHIRT_MIDDLE = {0: (0.0, -0.385), 3: (0.0, -0.29), 15: (0.0, 0.41)}
@@ -100,7 +101,7 @@ class Garment:
         if self._name == "short sleeve top":
             collar = pixels_K2[[1, 0, 5, 4, 3, 2]]
             parts.insert(0, Part("collar", smooth_closed(collar), self._inside, 0.0))
-        hosts = [("cloth", "collar")] * len(pixels_K2)
+        hosts: list[tuple[str, ...]] = [("cloth", "collar")] * len(pixels_K2)
         return Figure(parts, pixels_K2, hosts, np.ones(len(pixels_K2), dtype=bool))
 
     def _hems(self, cloth: Part, pixels_K2: Floats, width: float) -> None:

@@ -23,7 +23,7 @@ _HALF_TURN_7 = np.linspace(-math.pi / 2, math.pi / 2, 7)
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> Floats:
-    """[3, 3] rotation in radians: first yaw about the vertical, then the camera's pitch (positive looks down), then roll."""
+    """[3, 3] rotation, radians: yaw about the vertical, then the camera's pitch (positive looks down), then roll."""
     cy, sy = math.cos(yaw), math.sin(yaw)
     cp, sp = math.cos(pitch), math.sin(pitch)
     cr, sr = math.cos(roll), math.sin(roll)

@@ -66,7 +66,8 @@ class Hand:
         points += [np.array([0.0, _WRIST_Y + 0.05, 0.0]), np.array([0.0, _WRIST_Y + 0.28, 0.02])]
         joined = np.stack(points)
         joined[:, 0] *= self._side
-        return joined - np.array([0.0, 0.05, 0.0])
+        centred: Floats = joined - np.array([0.0, 0.05, 0.0])
+        return centred
 
     def figure(self, view: View, time_s: float) -> Figure:
         pixels_N2, depth_N = view.project(self._points(time_s))

@@ -23,7 +23,8 @@ class Painter:
 
     def __init__(self, background_HW3: NDArray[np.uint8]) -> None:
         self.rgb_HW3 = background_HW3
-        self.owner_HW = np.zeros(background_HW3.shape[:2], np.int32)
+        height, width = background_HW3.shape[:2]
+        self.owner_HW: NDArray[np.int32] = np.zeros((height, width), np.int32)
         self._count = 0
 
     def paint(self, parts: list[Part], anchor_2: Floats) -> tuple[int, tuple[int, int, int, int]]:
@@ -55,7 +56,7 @@ class Painter:
         return fixed
 
     def _window(self, points_N2: Floats) -> tuple[int, int, int, int]:
-        height, width = self.owner_HW.shape
+        height, width = self.rgb_HW3.shape[:2]
         low, high = np.floor(points_N2.min(0)), np.ceil(points_N2.max(0)) + 1
         x0, x1 = (int(np.clip(x, 0, width)) for x in (low[0], high[0]))
         y0, y1 = (int(np.clip(y, 0, height)) for y in (low[1], high[1]))
@@ -87,11 +88,12 @@ class Painter:
         return shown
 
     def flags(self, figure: Figure, first: int) -> NDArray[np.int64]:
-        """Visibility of each keypoint: 2 seen, 1 hidden (by itself or by something in front), 0 outside or no such point."""
-        height, width = self.owner_HW.shape
+        """Per keypoint: 2 seen, 1 hidden by itself or by something in front, 0 outside or no such point."""
+        height, width = self.rgb_HW3.shape[:2]
         last_of = {part.name: number for number, part in enumerate(figure.parts, start=first)}
         flags_K = np.zeros(len(figure.hosts_K), np.int64)
-        for k, (x, y) in enumerate(figure.keypoints_K2):
+        for k in range(len(flags_K)):
+            x, y = float(figure.keypoints_K2[k, 0]), float(figure.keypoints_K2[k, 1])
             inside = 0.0 <= x < width and 0.0 <= y < height
             if not inside or not figure.hosts_K[k]:
                 continue
@@ -107,13 +109,12 @@ def _ink(pattern: Pattern, window: tuple[int, int, int, int], anchor_2: Floats) 
     x = (np.arange(x0, x1) - anchor_2[0]) / pattern.period_px
     y = (np.arange(y0, y1) - anchor_2[1]) / pattern.period_px
     cos, sin = np.cos(pattern.turn_rad), np.sin(pattern.turn_rad)
-    stripes: NDArray[np.bool_] = (x[None, :] * cos + y[:, None] * sin) % 1.0 < 0.45
+    stripes = np.asarray((x[None, :] * cos + y[:, None] * sin) % 1.0 < 0.45, dtype=np.bool_)
     if pattern.kind == "stripes":
         return stripes
     if pattern.kind == "checks":
-        return stripes ^ ((y[:, None] * cos - x[None, :] * sin) % 1.0 < 0.45)
+        return np.asarray(stripes ^ ((y[:, None] * cos - x[None, :] * sin) % 1.0 < 0.45), dtype=np.bool_)
     phases = np.random.default_rng(pattern.seed).uniform(0.0, 2.0 * np.pi, 4)
     wave_x = np.sin(2.1 * x + phases[0])[None, :] + np.sin(3.7 * y + phases[1])[:, None]
     wave_d = np.sin(2.9 * (x[None, :] + y[:, None]) + phases[2]) + np.sin(2.3 * (x[None, :] - y[:, None]) + phases[3])
-    blotches: NDArray[np.bool_] = wave_x + wave_d > 0.35
-    return blotches
+    return np.asarray(wave_x + wave_d > 0.35, dtype=np.bool_)

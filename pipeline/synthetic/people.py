@@ -7,63 +7,35 @@ and the far limbs of a side view are hidden by the near ones as in a photograph.
 from __future__ import annotations
 
 import math
+
 import numpy as np
 
 from pipeline.synthetic.figure import Colour, Figure, Part, Pattern, draw_colour, draw_pattern, shaded
 from pipeline.synthetic.geometry import Floats, View, capsule, circle, hull, rotation
-
-ANGLES = (
-    "lean", "sway", "twist", "head_yaw", "head_pitch",
-    "left_abduct", "left_flex", "left_elbow", "left_turn",
-    "right_abduct", "right_flex", "right_elbow", "right_turn",
-    "left_thigh", "left_spread", "left_knee",
-    "right_thigh", "right_spread", "right_knee",
-)  # fmt: skip
-"""Joint angles of a pose, in degrees. Flex and thigh swing forward, abduct and spread sideways, lean bows forward."""
-
-_POSES: dict[str, dict[str, float]] = {
-    "stand": {"left_abduct": 12, "right_abduct": 12, "left_elbow": 15, "right_elbow": 15},
-    "walk": {"left_flex": 25, "right_flex": -25, "left_elbow": 25, "right_elbow": 25, "left_thigh": -20, "right_thigh": 28, "left_knee": 12, "right_knee": 15},
-    "run": {"lean": 15, "left_flex": 50, "right_flex": -40, "left_elbow": 90, "right_elbow": 90, "left_thigh": -30, "left_knee": 70, "right_thigh": 65, "right_knee": 60},
-    "arms_up": {"left_abduct": 155, "right_abduct": 155, "left_elbow": 15, "right_elbow": 15, "left_spread": 8, "right_spread": 8},
-    "reach": {"left_flex": 150, "right_abduct": 20, "left_elbow": 10, "right_elbow": 30},
-    "tee": {"left_abduct": 88, "right_abduct": 88, "left_spread": 15, "right_spread": 15},
-    "akimbo": {"left_abduct": 45, "right_abduct": 45, "left_elbow": 95, "right_elbow": 95, "left_turn": 80, "right_turn": 80, "left_spread": 8, "right_spread": 8},
-    "forward": {"left_flex": 85, "right_flex": 85, "left_elbow": 25, "right_elbow": 25},
-    "squat": {"lean": 35, "left_thigh": 95, "right_thigh": 95, "left_knee": 115, "right_knee": 115, "left_spread": 25, "right_spread": 25, "left_flex": 80, "right_flex": 80, "left_elbow": 20, "right_elbow": 20},
-    "sit": {"lean": 5, "left_thigh": 88, "right_thigh": 88, "left_knee": 88, "right_knee": 88, "left_spread": 10, "right_spread": 10, "left_flex": 35, "right_flex": 35, "left_elbow": 50, "right_elbow": 50},
-    "lunge": {"lean": 5, "left_thigh": 75, "left_knee": 80, "right_thigh": -30, "right_knee": 35, "left_abduct": 30, "right_abduct": 30},
-    "kick": {"lean": -10, "left_thigh": 85, "left_knee": 15, "right_knee": 8, "left_abduct": 50, "right_abduct": 60},
-    "side_kick": {"sway": -20, "left_spread": 75, "right_spread": 5, "left_abduct": 60, "right_abduct": 70, "left_elbow": 60, "right_elbow": 60},
-    "bow": {"lean": 75, "left_flex": 80, "right_flex": 80, "left_thigh": 5, "right_thigh": 5, "head_pitch": 10},
-    "jack": {"left_abduct": 135, "right_abduct": 135, "left_spread": 30, "right_spread": 30},
-    "tuck": {"lean": 45, "left_thigh": 125, "right_thigh": 125, "left_knee": 125, "right_knee": 125, "left_flex": 60, "right_flex": 60, "left_elbow": 70, "right_elbow": 70},
-    "wave": {"left_abduct": 75, "left_elbow": 100, "left_turn": -90, "right_abduct": 12, "right_elbow": 20},
-    "hands_on_head": {"left_abduct": 120, "right_abduct": 120, "left_elbow": 130, "right_elbow": 130, "left_turn": -90, "right_turn": -90},
-}  # fmt: skip
+from pipeline.synthetic.poses import ANGLES, draw_pose
 
 SKIN_TONES: tuple[Colour, ...] = (
-    (255, 224, 196), (241, 194, 155), (226, 172, 128), (198, 134, 92), (166, 106, 70), (130, 82, 55), (92, 58, 42), (70, 46, 36),
-)  # fmt: skip
+    *((255, 224, 196), (241, 194, 155), (226, 172, 128), (198, 134, 92)),
+    *((166, 106, 70), (130, 82, 55), (92, 58, 42), (70, 46, 36)),
+)
 _HAIR: tuple[Colour, ...] = (
-    (25, 20, 18), (50, 34, 24), (92, 62, 38), (150, 105, 60), (205, 168, 105), (140, 62, 32), (150, 148, 145), (225, 220, 212),
-)  # fmt: skip
-
-
-def draw_pose(rng: np.random.Generator, spread_deg: float = 14.0) -> Floats:
-    """One pose in degrees, in the order of `ANGLES`: a named pose, half of the time mirrored, with each joint moved."""
-    named = _POSES[list(_POSES)[int(rng.integers(len(_POSES)))]]
-    mirrored = bool(rng.integers(2))
-    pose = np.zeros(len(ANGLES))
-    for name, degrees in named.items():
-        if mirrored and name.startswith(("left", "right")):
-            name = name.replace("left", "\0").replace("right", "left").replace("\0", "right")
-        pose[ANGLES.index(name)] = -degrees if mirrored and name == "sway" else degrees
-    pose += rng.normal(0.0, spread_deg, len(ANGLES))
-    for name in ("left_elbow", "right_elbow", "left_knee", "right_knee"):
-        index = ANGLES.index(name)
-        pose[index] = np.clip(pose[index], 0.0, 150.0)
-    return pose
+    *((25, 20, 18), (50, 34, 24), (92, 62, 38), (150, 105, 60)),
+    *((205, 168, 105), (140, 62, 32), (150, 148, 145), (225, 220, 212)),
+)
+_HEAD_POINTS = {
+    "head": (0.0, 0.0, 0.0),
+    "crown": (0.0, -1.25, -0.1),
+    "nape": (0.0, 0.5, -0.6),
+    "nose": (0.0, 0.18, 1.05),
+    "mouth": (0.0, 0.62, 0.85),
+    "chin": (0.0, 1.05, 0.5),
+    "face": (0.0, 0.2, 0.6),
+    "left_eye": (0.38, -0.1, 0.85),
+    "right_eye": (-0.38, -0.1, 0.85),
+    "left_ear": (0.92, 0.1, 0.0),
+    "right_ear": (-0.92, 0.1, 0.0),
+}
+"""Points of the head in head radii, in the frame of the face."""
 
 
 class Person:
@@ -149,12 +121,7 @@ class Person:
         look = turn @ rotation(pose["head_yaw"], pose["head_pitch"], 0.0)
         head = neck + look @ np.array([0.0, -self._head * 1.75, 0.012])
         radius = self._head
-        for name, offset in (
-            ("head", (0.0, 0.0, 0.0)), ("crown", (0.0, -1.25, -0.1)), ("nape", (0.0, 0.5, -0.6)),
-            ("nose", (0.0, 0.18, 1.05)), ("mouth", (0.0, 0.62, 0.85)), ("chin", (0.0, 1.05, 0.5)), ("face", (0.0, 0.2, 0.6)),
-            ("left_eye", (0.38, -0.1, 0.85)), ("right_eye", (-0.38, -0.1, 0.85)),
-            ("left_ear", (0.92, 0.1, 0.0)), ("right_ear", (-0.92, 0.1, 0.0)),
-        ):  # fmt: skip
+        for name, offset in _HEAD_POINTS.items():
             joints[name] = head + look @ np.array(offset) * radius
         lift = np.array([0.0, -0.08, 0.0])
         return {name: point - lift - np.array([0.0, 0.05, 0.0]) for name, point in joints.items()}

@@ -24,8 +24,13 @@ _CORNERS_8x3 = np.array(
     [[-1, -1, -1], [1, -1, -1], [1, -1, 1], [-1, -1, 1], [-1, 1, -1], [1, 1, -1], [1, 1, 1], [-1, 1, 1]], dtype=float
 )
 _FACES: dict[str, tuple[int, int, int, int]] = {
-    "top": (0, 1, 2, 3), "bottom": (7, 6, 5, 4), "near": (3, 2, 6, 7), "far": (1, 0, 4, 5), "right": (0, 3, 7, 4), "left": (2, 1, 5, 6),
-}  # fmt: skip
+    "top": (0, 1, 2, 3),
+    "bottom": (7, 6, 5, 4),
+    "near": (3, 2, 6, 7),
+    "far": (1, 0, 4, 5),
+    "right": (0, 3, 7, 4),
+    "left": (2, 1, 5, 6),
+}
 _SHADE = {"top": 1.08, "bottom": 0.5, "near": 0.92, "far": 0.8, "right": 0.7, "left": 0.84}
 
 
@@ -184,12 +189,17 @@ class Car:
         for side, sign in (("right", -1.0), ("left", 1.0)):
             x, narrow = sign * self._width, sign * self._width * 0.84
             points |= {
-                f"front_low_{side}": np.array([x, low, front]), f"front_belt_{side}": np.array([x, belt + 0.03, front]),
-                f"back_low_{side}": np.array([x, low, back]), f"back_belt_{side}": np.array([x, belt, back]),
-                f"hood_{side}": np.array([x, belt, front - self._hood]), f"boot_{side}": np.array([x, belt, back + self._tail]),
-                f"roof_front_{side}": np.array([narrow, roof, roof_front]), f"roof_back_{side}": np.array([narrow, roof, roof_back]),
-                f"wheel_front_{side}": np.array([x * 1.02, low + 0.01, front - 0.17]), f"wheel_back_{side}": np.array([x * 1.02, low + 0.01, back + 0.17]),
-            }  # fmt: skip
+                f"front_low_{side}": np.array([x, low, front]),
+                f"front_belt_{side}": np.array([x, belt + 0.03, front]),
+                f"back_low_{side}": np.array([x, low, back]),
+                f"back_belt_{side}": np.array([x, belt, back]),
+                f"hood_{side}": np.array([x, belt, front - self._hood]),
+                f"boot_{side}": np.array([x, belt, back + self._tail]),
+                f"roof_front_{side}": np.array([narrow, roof, roof_front]),
+                f"roof_back_{side}": np.array([narrow, roof, roof_back]),
+                f"wheel_front_{side}": np.array([x * 1.02, low + 0.01, front - 0.17]),
+                f"wheel_back_{side}": np.array([x * 1.02, low + 0.01, back + 0.17]),
+            }
         return points
 
     def figure(self, view: View, time_s: float) -> Figure:
@@ -197,17 +207,33 @@ class Car:
         pixels_N2, _ = view.project(np.stack(list(points.values())))
         at = dict(zip(points, pixels_N2, strict=True))
         parts = self._panels(points, at)
-        wheels = {f"wheel_{end}_{side}": self._wheel_part(f"wheel_{end}_{side}", points, view) for end in ("front", "back") for side in ("right", "left")}  # fmt: skip
+        wheels = {
+            f"wheel_{end}_{side}": self._wheel_part(f"wheel_{end}_{side}", points, view)
+            for end in ("front", "back")
+            for side in ("right", "left")
+        }
         shown = {part.name for part in parts}
         near_side = {side: f"body_{side}" in shown for side in ("right", "left")}
         far = [part for name, part in wheels.items() if not near_side[name.rsplit("_", 1)[1]]]
         near = [part for name, part in wheels.items() if near_side[name.rsplit("_", 1)[1]]]
         nowhere = np.zeros(2)
         keypoints = [
-            at["wheel_front_right"], at["wheel_front_left"], at["wheel_back_right"], at["wheel_back_left"],
-            *[at[f"{end}_belt_{side}"] * 0.6 + at[f"{end}_low_{side}"] * 0.4 for end in ("front", "back") for side in ("right", "left")],
-            nowhere, at["roof_front_right"], at["roof_front_left"], at["roof_back_right"], at["roof_back_left"], nowhere,
-        ]  # fmt: skip
+            at["wheel_front_right"],
+            at["wheel_front_left"],
+            at["wheel_back_right"],
+            at["wheel_back_left"],
+            *[
+                at[f"{end}_belt_{side}"] * 0.6 + at[f"{end}_low_{side}"] * 0.4
+                for end in ("front", "back")
+                for side in ("right", "left")
+            ],
+            nowhere,
+            at["roof_front_right"],
+            at["roof_front_left"],
+            at["roof_back_right"],
+            at["roof_back_left"],
+            nowhere,
+        ]
         hosts: list[tuple[str, ...]] = [
             ("wheel_front_right",),
             ("wheel_front_left",),
@@ -233,11 +259,16 @@ class Car:
             ("roof", ("roof_front_right", "roof_back_right", "roof_back_left", "roof_front_left"), self._paint, 1.15),
             ("hood", ("front_belt_right", "hood_right", "hood_left", "front_belt_left"), self._paint, 1.1),
             ("boot", ("boot_right", "back_belt_right", "back_belt_left", "boot_left"), self._paint, 1.02),
-            ("body_front", ("front_low_right", "front_belt_right", "front_belt_left", "front_low_left"), self._paint, 0.9),
+            (
+                "body_front",
+                ("front_low_right", "front_belt_right", "front_belt_left", "front_low_left"),
+                self._paint,
+                0.9,
+            ),
             ("body_back", ("back_low_left", "back_belt_left", "back_belt_right", "back_low_right"), self._paint, 0.82),
             ("body_left", tuple(f"{name}_left" for name in sides), self._paint, 0.95),
             ("body_right", tuple(f"{name}_right" for name in sides), self._paint, 0.72),
-        ]  # fmt: skip
+        ]
         middle_3 = np.stack(list(points.values())).mean(0)
         parts = []
         for name, corners, colour, gain in panels:

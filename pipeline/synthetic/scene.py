@@ -283,7 +283,7 @@ class SceneVideo:
 
 def render_scene(seed: int | np.random.Generator, config: SceneConfig) -> Scene:
     """One picture; the same seed (or a generator in the same state) gives the same picture."""
-    number = seed if isinstance(seed, int) else int(seed.integers(2**62))
+    number = int(seed.integers(2**62)) if isinstance(seed, np.random.Generator) else int(seed)
     return SceneVideo(number, config, config.size_hw).frame(0)
 
 
