@@ -85,7 +85,8 @@ def _geometry(
         place_BN2 = centre[None] / valid_BL2[:, level, None]
         boxes.append(torch.cat((place_BN2, torch.full_like(place_BN2, PROPOSAL_SIDE * 2**level)), dim=-1))
     box_BN4 = torch.cat(boxes, dim=1)
-    offered_BN1 = ((box_BN4 > PROPOSAL_MARGIN) & (box_BN4 < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
+    smallest_BN1, largest_BN1 = box_BN4.amin(-1, keepdim=True), box_BN4.amax(-1, keepdim=True)
+    offered_BN1 = (smallest_BN1 > PROPOSAL_MARGIN) & (largest_BN1 < 1 - PROPOSAL_MARGIN)
     if padding_BN is not None:
         offered_BN1 = offered_BN1 & ~padding_BN[..., None]
     proposal_BN4 = torch.log(box_BN4 / (1 - box_BN4)).masked_fill(~offered_BN1, math.inf)
