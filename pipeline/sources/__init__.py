@@ -4,6 +4,7 @@ clip.mp4                          a video file: every frame, in order
 http://host/clip.mp4              a recording on a server: the same
 photos/  photo.jpg                unrelated stills, in lexicographic order
 rtsp://…  http://…  /dev/video0   live: the newest frame wins
+testsrc://?size=640x480&…         drawn figures with known keypoints
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.file import FileSource
 from pipeline.sources.images import IMAGE_SUFFIXES, ImageSource
 from pipeline.sources.live import LIVE_SCHEMES, LiveSource
+from pipeline.sources.testsrc import TestSource
 
 __all__ = ["Source", "SourceConfig", "open_source"]
 
@@ -35,13 +37,15 @@ def open_source(uri: str, config: SourceConfig | None = None) -> Source:
     if "://" not in uri:
         return _open_path(uri, config)
     parts = urlsplit(uri)
+    if parts.scheme == "testsrc":
+        return TestSource(uri, config)
     if parts.scheme == "file":
         return _open_path(parts.path, config)
     if parts.scheme in ("http", "https") and PurePosixPath(parts.path).suffix.lower() in _RECORDING_SUFFIXES:
         return FileSource(uri, config, name=PurePosixPath(parts.path).stem)
     if parts.scheme in LIVE_SCHEMES:
         return LiveSource(uri, config)
-    allowed = ", ".join(f"{scheme}://" for scheme in (*sorted(LIVE_SCHEMES), "file"))
+    allowed = ", ".join(f"{scheme}://" for scheme in (*sorted(LIVE_SCHEMES), "file", "testsrc"))
     raise SourceError(
         f"{parts.scheme}:// is not a kind of source; give a file, a folder, /dev/videoN or one of {allowed}"
     )

@@ -21,7 +21,7 @@ class SourceConfig:
         name: name of the source in messages and topics; "" takes it from the address.
         decode_threads: threads of the video decoder; 0 lets FFmpeg take one per core.
         open_timeout_s: longest wait for an address or a device to deliver its first packets.
-        read_timeout_s: longest silence of a live source before it counts as lost.
+        read_timeout_s: longest silence of a live source before it counts as lost; FFmpeg may take twice this to notice.
         reconnect_first_s: wait before the first attempt to reconnect; it doubles with each further one, …
         reconnect_longest_s: … up to this.
         reconnect_give_up_s: time without a frame after which a lost live source is given up.

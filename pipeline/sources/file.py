@@ -44,11 +44,7 @@ class FileSource(Source):
         self._label = name if remote else address
         if self._path is not None:
             _check_file(self._path)
-        self._container, self._stream = open_video(
-            address if remote else f"file:{address}",
-            self._label,
-            timeout_s=(config.open_timeout_s, config.read_timeout_s) if remote else None,
-        )
+        self._container, self._stream = self._open(address, config)
         self._stream.thread_type = "AUTO"
         self._stream.thread_count = config.decode_threads
         self._rgb = RgbConverter(self._label)
@@ -66,7 +62,7 @@ class FileSource(Source):
                 return
         missing = missing_bytes(self._path) if self._path is not None else 0
         if missing:
-            self._note(f"the file ends {missing} bytes before the end that its header states")
+            self._note(_too_short(missing))
         if self._index == 0:
             self._note("no picture could be decoded")
         if self._damage:
@@ -74,6 +70,19 @@ class FileSource(Source):
 
     def close(self) -> None:
         self._container.close()
+
+    def _open(self, address: str, config: SourceConfig) -> tuple[InputContainer, VideoStream]:
+        if self._path is None:
+            return open_video(address, self._label, timeout_s=(config.open_timeout_s, config.read_timeout_s))
+        try:
+            return open_video(f"file:{address}", self._label)
+        except SourceError as error:
+            missing = missing_bytes(self._path)
+            if not missing:
+                raise
+            raise SourceError(
+                f"{self._label}: cannot be opened: {_too_short(missing)}; copy or record it again"
+            ) from error
 
     def _pictures(self) -> Iterator[VideoFrame]:
         """Decode everything that can be decoded; damage is noted and passed over."""
@@ -87,7 +96,7 @@ class FileSource(Source):
             if packet is None or packet.size == 0:
                 break
             if packet.is_corrupt:
-                self._note("a packet is incomplete")
+                self._note("a packet is incomplete", packet.pts)
             yield from self._decoded(packet)
         yield from self._drained()
 
@@ -95,7 +104,7 @@ class FileSource(Source):
         try:
             pictures = packet.decode()
         except av.FFmpegError as error:
-            self._note(f"a packet cannot be decoded: {reason(error)}")
+            self._note(f"a packet cannot be decoded: {reason(error)}", packet.pts)
             return
         yield from pictures
 
@@ -115,7 +124,7 @@ class FileSource(Source):
 
     def _frame(self, picture: VideoFrame) -> Frame:
         if picture.is_corrupt:
-            self._note("a picture is damaged")
+            self._note("a picture is damaged", picture.pts)
         unix_ns, monotonic_ns = now_ns()
         frame = Frame(
             source=self.name,
@@ -132,17 +141,22 @@ class FileSource(Source):
 
     def _pts_s(self, picture: VideoFrame) -> float:
         """The picture's time; one nominal interval after the last where the file states none, or one that goes back."""
-        stated = picture.time if picture.pts is not None else None
+        stated = self._seconds(picture.pts)
         if self._last_pts_s is None:
             return 0.0 if stated is None else stated
         if stated is not None and stated > self._last_pts_s:
             return stated
         return self._last_pts_s + 1 / (self.fps or _RATE_WHERE_NONE_IS_STATED)
 
-    def _note(self, damage: str) -> None:
-        where = f"after frame {self._index - 1}" if self._index else "before the first frame"
-        at = f" ({self._last_pts_s:.2f} s)" if self._last_pts_s is not None else ""
-        self._damage.append(f"{damage} {where}{at}")
+    def _seconds(self, pts: int | None) -> float | None:
+        time_base = self._stream.time_base
+        return None if pts is None or time_base is None else float(pts * time_base)
+
+    def _note(self, damage: str, pts: int | None = None) -> None:
+        """Remember damage near `pts` (in stream units; decoder threads report late), or after so many frames."""
+        at_s = self._seconds(pts)
+        where = f"after {self._index} frames" if at_s is None else f"near {at_s:.2f} s"
+        self._damage.append(f"{damage} {where}")
         logger.debug("%s: %s", self._label, self._damage[-1])
 
     def _verdict(self) -> str:
@@ -163,6 +177,10 @@ def _check_file(path: Path) -> None:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if empty:
         raise SourceError(f"{path}: is empty (0 bytes); copy or record it again")
+
+
+def _too_short(missing: int) -> str:
+    return f"the file ends {missing} bytes before the end that its header states"
 
 
 def _estimated_frames(container: InputContainer, fps: float | None) -> int | None:

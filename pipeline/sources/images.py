@@ -42,20 +42,19 @@ class ImageSource(Source):
         self.frame_count = len(self._files)
 
     def __iter__(self) -> Iterator[Frame]:
-        unreadable = []
+        errors = []
         for index, path in enumerate(self._files):
             if self._stopped.is_set():
                 return
             frame = self._frame(index, path)
             if frame.error is not None:
-                unreadable.append(path.name)
+                errors.append(frame.error)
             yield frame
-        if unreadable:
-            names = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+        if errors:
             raise SourceError(
-                f"{self._path}: {len(unreadable)} of {len(self._files)} images could not be read ({names}); "
+                f"{self._path}: {len(errors)} of {len(self._files)} images could not be read, first {errors[0]}; "
                 "replace or remove them",
-                partial=len(unreadable) < len(self._files),
+                partial=len(errors) < len(self._files),
             )
 
     def close(self) -> None:
@@ -96,10 +95,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no stated range; store it with 8 or 16 bits")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no stated range; store it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # how PIL holds 16-bit grey
+        grey_HW = np.asarray(image)
+        if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
+            raise ValueError("pixels of more than 16 bits; store it with 8 or 16")
+        return Image.fromarray((grey_HW >> 8).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:  # PIL warns where it would have to guess
         image = image.convert("RGBA")
     return image.convert("RGB")

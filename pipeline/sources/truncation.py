@@ -16,7 +16,10 @@ from typing import BinaryIO
 
 _EBML_HEADER = 0x1A45DFA3
 _MATROSKA_SEGMENT = 0x18538067
-_BOX_TYPES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"uuid", b"pnot"}
+_BOX_TYPES = frozenset(
+    b"ftyp styp pdin moov moof mfra mdat free skip wide pnot uuid meta udta sidx ssix prft emsg".split()
+)  # anything else at the top level is a trailer of the recorder's own, whose length means nothing
+_RIFF_SLACK_BYTES = 8  # some writers count the header of the RIFF chunk, some do not
 
 
 def missing_bytes(path: Path) -> int:
@@ -44,7 +47,7 @@ def _iso_end(file: BinaryIO, size: int) -> int:
         box_size, kind = struct.unpack(">I4s", file.read(8))
         if box_size == 1 and end + 16 <= size:
             (box_size,) = struct.unpack(">Q", file.read(8))
-        if box_size < 8 or (kind not in _BOX_TYPES and not kind.isalnum()):
+        if box_size < 8 or kind not in _BOX_TYPES:
             return size
         end += box_size
     return end
@@ -59,7 +62,7 @@ def _riff_end(file: BinaryIO, size: int) -> int:
         if kind != b"RIFF" or chunk_size == 0:
             return size
         end += 8 + chunk_size
-    return end
+    return end - _RIFF_SLACK_BYTES
 
 
 def _matroska_end(file: BinaryIO, size: int) -> int:

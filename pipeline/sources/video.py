@@ -12,6 +12,7 @@ Shape suffixes: H, W = height and width in pixels; 3 = red, green, blue.
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any, cast
 
 import av
@@ -46,13 +47,15 @@ def open_video(
     Raises:
         SourceError: nothing there, not a video, no decoder, or the time is up.
     """
+    started_s = time.monotonic()
     try:
         container = av.open(address, mode="r", format=format_name, options=options or {}, timeout=timeout_s)
-    except av.ExitError as error:  # what PyAV's time-out makes FFmpeg return
-        raise SourceError(
-            f"{label}: no video within {timeout_s[0] if timeout_s else 0:g} s; is it switched on and reachable?"
-        ) from error
     except (av.FFmpegError, OSError, ValueError) as error:
+        # FFmpeg reports a time-out as whatever the interrupted protocol made of it, so only the clock tells.
+        if timeout_s is not None and time.monotonic() - started_s >= timeout_s[0]:
+            raise SourceError(
+                f"{label}: no video within {timeout_s[0]:g} s; check that it is on and reachable, or wait longer"
+            ) from error
         raise SourceError(
             f"{label}: cannot be opened as video ({reason(error)}); give a video that FFmpeg reads"
         ) from error

@@ -1,0 +1,104 @@
+"""Drawn figures with known keypoints, for demonstrations and tests where no footage is at hand.
+
+    testsrc://?size=640x480&rate=30&frames=300&seed=0&categories=person,dog
+
+Every part may be left out; these are the defaults, except that all categories take part. The frames come as fast as
+they are drawn, none is lost, and the same address gives the same pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, urlsplit
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame, now_ns
+from pipeline.sources.base import Source, SourceConfig
+from pipeline.synthetic import CATEGORIES, SceneConfig, SceneVideo
+
+_DEFAULTS = {"size": "640x480", "rate": "30", "frames": "300", "seed": "0", "categories": ",".join(CATEGORIES)}
+
+
+class TestSource(Source):
+    """The synthetic scenes of `pipeline.synthetic` as frames."""
+
+    __test__ = False  # pytest would take the name for a test class
+
+    def __init__(self, uri: str, config: SourceConfig) -> None:
+        """Read the address.
+
+        Raises:
+            SourceError: an unknown key or category, or a value that makes no sense.
+        """
+        super().__init__(config.name or "testsrc")
+        values = _values(uri)
+        rate, count, seed = _number(values, "rate"), _whole(values, "frames"), _whole(values, "seed")
+        if not (0 < rate < math.inf) or count < 1:
+            raise SourceError(f"testsrc://: rate={rate:g} and frames={count} must both be above 0")
+        self.fps: float = rate
+        self.frame_count: int = count
+        self.scenes = SceneVideo(
+            seed=seed,
+            config=SceneConfig(categories=_categories(values["categories"])),
+            size_hw=_size_hw(values),
+            rate=rate,
+        )
+        """The scenes themselves, whose instances hold the true keypoints of the frame with the same index."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(self.frame_count):
+            if self._stopped.is_set():
+                return
+            rgb_HW3 = self.scenes.frame(index).rgb_HW3
+            unix_ns, monotonic_ns = now_ns()
+            yield Frame(self.name, index, rgb_HW3, index / self.fps, unix_ns, monotonic_ns, clock="file")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _values(uri: str) -> dict[str, str]:
+    values = dict(_DEFAULTS)
+    for key, value in parse_qsl(urlsplit(uri).query, keep_blank_values=True):
+        if key not in _DEFAULTS:
+            raise SourceError(f"testsrc://: unknown key {key!r}{_nearest(key, list(_DEFAULTS))}")
+        values[key] = value
+    return values
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(known)}"
+
+
+def _number(values: dict[str, str], key: str) -> float:
+    try:
+        return float(values[key])
+    except ValueError as error:
+        raise SourceError(
+            f"testsrc://: {key}={values[key]!r} is not a number; such as {key}={_DEFAULTS[key]}"
+        ) from error
+
+
+def _whole(values: dict[str, str], key: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", values[key]):
+        raise SourceError(f"testsrc://: {key}={values[key]!r} is not a whole number; such as {key}={_DEFAULTS[key]}")
+    return int(values[key])
+
+
+def _size_hw(values: dict[str, str]) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", values["size"])
+    if match is None:
+        raise SourceError(f"testsrc://: size={values['size']!r} is not WIDTHxHEIGHT in pixels; such as size=640x480")
+    return int(match[2]), int(match[1])
+
+
+def _categories(text: str) -> tuple[str, ...]:
+    categories = tuple(text.split(","))
+    for category in categories:
+        if category not in CATEGORIES:
+            raise SourceError(f"testsrc://: unknown category {category!r}{_nearest(category, list(CATEGORIES))}")
+    return categories

@@ -1,0 +1,243 @@
+"""Live sources against real servers: RTSP from GStreamer (skips where it is not installed), MJPEG over http."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import SourceError
+from pipeline.messages import Frame
+from pipeline.sources import Source, SourceConfig, open_source
+from tests.pipeline.videos import corners, quadrants
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+IMPORTS = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+QUICK = SourceConfig(
+    open_timeout_s=5, read_timeout_s=1.5, reconnect_first_s=0.2, reconnect_longest_s=0.5, reconnect_give_up_s=20
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class RtspServer:
+    """A server process that can be killed and started again on the same port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.uri = f"rtsp://127.0.0.1:{self.port}/ball"
+        self.start()
+
+    def start(self) -> None:
+        script = Path(__file__).with_name("rtsp_server.py")
+        self.process = subprocess.Popen([SYSTEM_PYTHON, script, str(self.port)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def rtsp() -> Iterator[RtspServer]:
+    if (
+        not Path(SYSTEM_PYTHON).exists()
+        or subprocess.run([SYSTEM_PYTHON, "-c", IMPORTS], capture_output=True).returncode
+    ):
+        pytest.skip("no RTSP server: install gir1.2-gst-rtsp-server-1.0, python3-gi and GStreamer's plugins")
+    server = RtspServer()
+    yield server
+    server.kill()
+
+
+def take(source: Source, count: int) -> list[Frame]:
+    return [frame for frame, _ in zip(source, range(count), strict=False)]
+
+
+def test_rtsp_frames_carry_true_times(rtsp: RtspServer) -> None:
+    with open_source(rtsp.uri, QUICK) as source:
+        assert source.live
+        assert source.frame_count is None
+        assert source.name == f"127.0.0.1:{rtsp.port}/ball"
+        frames = take(source, 45)
+    assert all((frame.width, frame.height, frame.clock) == (160, 120, "receive") for frame in frames)
+    assert all(frame.rgb_HW3 is not None and not frame.rgb_HW3.flags.writeable for frame in frames)
+    times = np.array([(frame.index, frame.pts_s, frame.capture_monotonic_ns / 1e9) for frame in frames], float)
+    assert np.all(np.diff(times, axis=0) > 0)
+    np.testing.assert_allclose(np.diff(times[:, 1]) / np.diff(times[:, 0]), 1 / 30, atol=2e-3)
+    assert abs(time.time_ns() - frames[-1].capture_unix_ns) < 5e9
+
+
+def test_slow_consumer_gets_the_newest_frame_and_the_others_are_counted(rtsp: RtspServer) -> None:
+    with open_source(rtsp.uri, QUICK) as source:
+        frames = []
+        asked_ns = []
+        for frame in source:
+            frames.append(frame)
+            asked_ns.append(time.monotonic_ns())
+            if len(frames) == 5:
+                break
+            time.sleep(0.4)
+        dropped = source.drops()
+    for frame, asked in zip(frames[1:], asked_ns, strict=False):
+        assert frame.capture_monotonic_ns > asked, "arrived while the consumer slept, not before"
+    assert dropped["newer_frame"] >= frames[-1].index - len(frames) + 1 > 20
+
+
+def test_server_that_dies_and_returns_is_reconnected(rtsp: RtspServer, caplog: pytest.LogCaptureFixture) -> None:
+    with open_source(rtsp.uri, QUICK) as source:
+        before = take(source, 10)
+        rtsp.kill()
+        restart = threading.Timer(1.0, rtsp.start)
+        restart.start()
+        frames = iter(source)
+        after = [next(frames)]
+        while after[-1].capture_monotonic_ns - before[-1].capture_monotonic_ns < 1e9:
+            after.append(next(frames))
+        after += take(source, 10)
+        restart.join(timeout=10)
+    times = np.array([(frame.index, frame.pts_s) for frame in (*before, *after)], float)
+    assert np.all(np.diff(times, axis=0) > 0)
+    passed_s = (after[-1].capture_monotonic_ns - before[0].capture_monotonic_ns) / 1e9
+    assert times[-1, 1] - times[0, 1] == pytest.approx(passed_s, abs=0.5)
+    assert "connecting again" in caplog.text
+
+
+def test_server_that_stays_away_is_given_up(rtsp: RtspServer) -> None:
+    config = SourceConfig(open_timeout_s=2, read_timeout_s=1, reconnect_first_s=0.1, reconnect_give_up_s=1)
+    with open_source(rtsp.uri, config) as source:
+        frames = iter(source)
+        next(frames)
+        rtsp.process.kill()
+        started_s = time.monotonic()
+        with pytest.raises(SourceError, match="not back within 1 s") as caught:
+            for _ in frames:
+                pass
+    assert caught.value.partial
+    assert time.monotonic() - started_s < 5
+
+
+def test_stop_wakes_a_waiting_consumer_within_a_second(rtsp: RtspServer) -> None:
+    with open_source(rtsp.uri, SourceConfig(read_timeout_s=4)) as source:
+        take(source, 3)
+        os.kill(rtsp.process.pid, signal.SIGSTOP)  # silent, but connected
+        ended = threading.Event()
+
+        def consume() -> None:
+            for _ in source:
+                pass
+            ended.set()
+
+        consumer = threading.Thread(target=consume, daemon=True)
+        consumer.start()
+        time.sleep(0.3)
+        assert not ended.is_set()
+        started_s = time.monotonic()
+        source.stop()
+        assert ended.wait(1.0)
+        source.close()
+        assert time.monotonic() - started_s < 1.0
+    consumer.join(timeout=5)
+
+
+def test_silent_server_counts_as_lost(rtsp: RtspServer, caplog: pytest.LogCaptureFixture) -> None:
+    with open_source(rtsp.uri, SourceConfig(read_timeout_s=0.7)) as source:
+        take(source, 3)
+        os.kill(rtsp.process.pid, signal.SIGSTOP)
+        wake = threading.Timer(2.0, os.kill, (rtsp.process.pid, signal.SIGCONT))
+        wake.start()
+        silent_since_ns = time.monotonic_ns()
+        for frame in source:
+            if frame.capture_monotonic_ns - silent_since_ns > 1.9e9:
+                break
+        wake.join(timeout=5)
+    assert "silent for 0.7 s" in caplog.text
+
+
+def test_refused_connection_fails_at_once_and_hides_the_password() -> None:
+    started_s = time.monotonic()
+    with pytest.raises(SourceError, match=r"127\.0\.0\.1") as caught:
+        open_source(f"rtsp://someone:secret@127.0.0.1:{free_port()}/ball", QUICK)
+    assert time.monotonic() - started_s < 3
+    assert "secret" not in str(caught.value)
+    assert not caught.value.partial
+
+
+def test_server_that_never_answers_fails_in_bounded_time() -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        started_s = time.monotonic()
+        with pytest.raises(SourceError, match=r"within 0\.5 s"):
+            open_source(f"rtsp://127.0.0.1:{mute.getsockname()[1]}/ball", SourceConfig(open_timeout_s=0.5))
+        assert time.monotonic() - started_s < 3
+
+
+class _Mjpeg(http.server.BaseHTTPRequestHandler):
+    """A network camera's usual stream: JPEG after JPEG in one response."""
+
+    def do_GET(self) -> None:
+        picture = io.BytesIO()
+        Image.fromarray(quadrants(64, 48)).save(picture, "JPEG", quality=95)
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {picture.tell()}\r\n\r\n"
+        try:
+            for _ in range(200):
+                self.wfile.write(head.encode() + picture.getvalue() + b"\r\n")
+                time.sleep(0.02)
+        except OSError:
+            return  # the client hung up
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests need no access log."""
+
+
+@contextmanager
+def mjpeg_camera() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Mjpeg) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/stream"
+        server.shutdown()
+        thread.join(timeout=5)
+
+
+def test_mjpeg_over_http_is_live() -> None:
+    with mjpeg_camera() as uri, open_source(uri, QUICK) as source:
+        assert source.live
+        frames = take(source, 10)
+    assert [corners(frame.rgb_HW3) for frame in frames if frame.rgb_HW3 is not None] == ["rgbw"] * 10
+    assert np.all(np.diff([frame.pts_s for frame in frames if frame.pts_s is not None]) > 0)
+
+
+def test_missing_device_is_refused_at_once() -> None:
+    with pytest.raises(SourceError, match=r"no such device; present:"):
+        open_source("/dev/video987")
+
+
+def test_device_that_is_no_camera_is_refused() -> None:
+    with pytest.raises(SourceError, match="/dev/null"):
+        open_source("/dev/null", QUICK)
