@@ -57,9 +57,10 @@ class XPoseConfig:
 
     @classmethod
     def nano(cls) -> "XPoseConfig":
-        """The same architecture at 320 px for CPUs: narrower, fewer layers, queries and groups."""
+        """The same architecture for CPUs: narrower, fewer layers, queries and groups; windows that tile its input."""
         return cls(
-            embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window=10, level_stages=(2, 3),
-            hidden_dim=128, heads=4, encoder_layers=2, decoder_layers=4, queries=100, groups=20, feedforward=512,
-            text_feedforward=256, fusion_dim=256, fusion_heads=2, drop_path=0.05, input_hw=(320, 320),
+            embed_dim=48, depths=(1, 2, 4, 1), num_heads=(2, 4, 6, 12), window=8, hidden_dim=128, heads=4,
+            encoder_layers=2, decoder_layers=5, queries=80, groups=16, feedforward=256, text_feedforward=256,
+            fusion_dim=256, fusion_heads=2, visual_width=128, drop_path=0.05, fusion_drop_path=0.0,
+            input_hw=(256, 256),
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Where the tokens of the pyramid are: positions, reference points, proposals, and which of them are padding.
 
-All of it depends on sizes and padding alone, never on pixels; without padding it is kept between images.
+All of it depends on sizes and padding alone, never on pixels; without padding it is kept between images. It is float32
+even under a float64 network, as in the released code: their rounding is part of its numbers.
 
 Shape suffixes: B batch (1 where nothing is padded), L levels, N tokens of all levels, D channels, H height, W width,
 2 is (x, y), 4 is (centre x, centre y, width, height), all as fractions of the unpadded image.
@@ -34,7 +35,7 @@ class Geometry(NamedTuple):
 
 
 def pyramid_geometry(
-    sizes: tuple[tuple[int, int], ...], dim: int, padding_BHW: Tensor | None, dtype: torch.dtype, device: torch.device
+    sizes: tuple[tuple[int, int], ...], dim: int, padding_BHW: Tensor | None, device: torch.device
 ) -> Geometry:
     """Lay out the pyramid.
 
@@ -42,39 +43,36 @@ def pyramid_geometry(
         sizes: (height, width) of each level, in cells.
         dim: channels of the position code.
         padding_BHW: True on padding, at pixel resolution; None where nothing is padded.
-        dtype: of the coordinates, float32 or float64.
         device: where they are needed.
     """
     if padding_BHW is not None:
         masks = [_resize_mask(padding_BHW, size) for size in sizes]
-        return _geometry(sizes, dim, masks, torch.cat([mask.flatten(1) for mask in masks], dim=1), dtype)
+        return _geometry(sizes, dim, masks, torch.cat([mask.flatten(1) for mask in masks], dim=1))
     if torch.compiler.is_compiling():
-        return _unpadded(sizes, dim, dtype, device)
-    return _kept_unpadded(sizes, dim, dtype, device)
+        return _unpadded(sizes, dim, device)
+    return _kept_unpadded(sizes, dim, device)
 
 
-def _unpadded(sizes: tuple[tuple[int, int], ...], dim: int, dtype: torch.dtype, device: torch.device) -> Geometry:
+def _unpadded(sizes: tuple[tuple[int, int], ...], dim: int, device: torch.device) -> Geometry:
     masks = [torch.zeros((1, *size), dtype=torch.bool, device=device) for size in sizes]
-    return _geometry(sizes, dim, masks, None, dtype)
+    return _geometry(sizes, dim, masks, None)
 
 
 @lru_cache(maxsize=4)
-def _kept_unpadded(sizes: tuple[tuple[int, int], ...], dim: int, dtype: torch.dtype, device: torch.device) -> Geometry:
+def _kept_unpadded(sizes: tuple[tuple[int, int], ...], dim: int, device: torch.device) -> Geometry:
     with torch.inference_mode(mode=False), torch.no_grad():
-        return _unpadded(sizes, dim, dtype, device)
+        return _unpadded(sizes, dim, device)
 
 
 def _resize_mask(padding_BHW: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(padding_BHW[:, None].float(), size=size)[:, 0] > 0.5
 
 
-def _geometry(
-    sizes: tuple[tuple[int, int], ...], dim: int, masks: list[Tensor], padding_BN: Tensor | None, dtype: torch.dtype
-) -> Geometry:
-    valid_BL2 = torch.stack([_valid_cells(mask, dtype) for mask in masks], dim=1)
-    cells_L2 = torch.tensor([[width, height] for height, width in sizes], dtype=dtype, device=valid_BL2.device)
+def _geometry(sizes: tuple[tuple[int, int], ...], dim: int, masks: list[Tensor], padding_BN: Tensor | None) -> Geometry:
+    valid_BL2 = torch.stack([_valid_cells(mask) for mask in masks], dim=1)
+    cells_L2 = torch.tensor([[width, height] for height, width in sizes], dtype=torch.float32, device=valid_BL2.device)
     valid_ratio_BL2 = valid_BL2 / cells_L2
-    centres = [_cell_centres(size, dtype, valid_BL2.device) for size in sizes]  # [N_l, 2], in cells
+    centres = [_cell_centres(size, valid_BL2.device) for size in sizes]  # [N_l, 2], in cells
     batch = valid_BL2.shape[0]
     references = [
         centre[None] / (valid_ratio_BL2[:, level, None] * cells_L2[level]) for level, centre in enumerate(centres)
@@ -92,7 +90,7 @@ def _geometry(
     proposal_BN4 = torch.log(box_BN4 / (1 - box_BN4)).masked_fill(~offered_BN1, math.inf)
     return Geometry(
         sizes=sizes,
-        position_BND=torch.cat([_position(mask, dim, dtype).reshape(batch, -1, dim) for mask in masks], dim=1),
+        position_BND=torch.cat([_position(mask, dim).reshape(batch, -1, dim) for mask in masks], dim=1),
         valid_ratio_BL2=valid_ratio_BL2,
         reference_BNL2=reference_BN2[:, :, None] * valid_ratio_BL2[:, None],
         proposal_BN4=proposal_BN4,
@@ -101,21 +99,21 @@ def _geometry(
     )
 
 
-def _valid_cells(padding_BHW: Tensor, dtype: torch.dtype) -> Tensor:
+def _valid_cells(padding_BHW: Tensor) -> Tensor:
     """Count unpadded columns of the first row and rows of the first column: [B, 2]."""
-    valid = (~padding_BHW).to(dtype)
+    valid = (~padding_BHW).float()
     return torch.stack((valid[:, 0].sum(-1), valid[:, :, 0].sum(-1)), dim=-1)
 
 
-def _cell_centres(size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    rows = torch.arange(size[0], dtype=dtype, device=device) + 0.5
-    columns = torch.arange(size[1], dtype=dtype, device=device) + 0.5
+def _cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+    rows = torch.arange(size[0], dtype=torch.float32, device=device) + 0.5
+    columns = torch.arange(size[1], dtype=torch.float32, device=device) + 0.5
     return torch.stack((columns[None].expand(size), rows[:, None].expand(size)), dim=-1).flatten(0, 1)
 
 
-def _position(padding_BHW: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+def _position(padding_BHW: Tensor, dim: int) -> Tensor:
     """Sine code of each cell, rows before columns: [B, H, W, D]."""
-    valid = (~padding_BHW).to(dtype)
+    valid = (~padding_BHW).float()
     down, right = valid.cumsum(1), valid.cumsum(2)
     down = down / (down[:, -1:] + 1e-6) * (2 * math.pi)
     right = right / (right[:, :, -1:] + 1e-6) * (2 * math.pi)

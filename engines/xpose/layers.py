@@ -37,8 +37,8 @@ def sine_code(angles: Tensor, channels: int, temperature: float) -> Tensor:
 
     Source: Attention Is All You Need, section 3.5, with the channel pairs side by side.
     """
-    exponents = torch.arange(channels // 2, device=angles.device, dtype=angles.dtype) * (2 / channels)
-    spread = angles[..., None] / temperature**exponents
+    pairs = torch.arange(channels // 2, device=angles.device, dtype=torch.float32)  # as in the released code, always
+    spread = angles[..., None] / temperature ** (2 * pairs / channels)
     return torch.stack((spread.sin(), spread.cos()), dim=-1).flatten(-2)
 
 

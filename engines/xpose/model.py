@@ -176,8 +176,7 @@ class XPose(nn.Module):
         maps = self.feature_maps(pixels_B3HW)
         sizes = tuple((level.shape[2], level.shape[3]) for level in maps)
         image_BND = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
-        dtype = geometry_dtype(image_BND.dtype)
-        geometry = pyramid_geometry(sizes, self.config.hidden_dim, padding_BHW, dtype, image_BND.device)
+        geometry = pyramid_geometry(sizes, self.config.hidden_dim, padding_BHW, image_BND.device)
         level_embed = self.transformer.level_embed
         level_ND = torch.cat([level_embed[i].expand(h * w, -1) for i, (h, w) in enumerate(sizes)])
         position_BND = to_dtype(geometry.position_BND, image_BND.dtype) + level_ND
@@ -193,7 +192,8 @@ class XPose(nn.Module):
         index_BQ = top_queries(score_BN, min(self.config.queries, score_BN.shape[1]))
         features_BQD = gather_queries(features_BND, index_BQ)
         proposal_BQ4 = gather_queries(geometry.proposal_BN4.expand(score_BN.shape[0], -1, -1), index_BQ)
-        offset_BQ4 = to_dtype(transformer.enc_out_bbox_embed(features_BQD), proposal_BQ4.dtype)
+        offset_BQ4 = transformer.enc_out_bbox_embed(features_BQD)
+        offset_BQ4 = to_dtype(offset_BQ4, geometry_dtype(offset_BQ4.dtype))
         return Selected(offset_BQ4 + proposal_BQ4, features_BQD, index_BQ, score_BN)
 
     def first_queries(self, selected: Selected) -> tuple[Tensor, Tensor]:
