@@ -113,9 +113,9 @@ class Metrics:
     def report(self) -> list[StageReport]:
         """One report per stage, in the order in which the stages first saw a frame; capture-to-publish last."""
         with self._lock:
-            names = list(dict.fromkeys([name for name, _ in (*self._in, *self._out)] + list(self._latency)))
-            names.sort(key=lambda name: name == self.CAPTURE_TO_PUBLISH)
-            return [self._report_of(name) for name in names]
+            counted = [name for name, *_ in (*self._out, *self._in, *self._dropped)]
+            names = dict.fromkeys([*counted, *self._latency])
+            return [self._report_of(name) for name in sorted(names, key=lambda name: name == self.CAPTURE_TO_PUBLISH)]
 
     def _report_of(self, stage: str) -> StageReport:
         dropped: Counter[str] = Counter()

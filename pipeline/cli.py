@@ -1,0 +1,226 @@
+"""The command line: `python run_pipeline.py run | listen | doctor | fetch-weights`.
+
+Whatever goes wrong on purpose ends as one sentence on standard error: exit status 2 where nothing could be done, 1
+where a source broke off and the frames before it were kept, 130 or 143 where a signal ended a file early.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from engines.errors import XPoseError
+from pipeline.errors import ConfigError, PipelineError
+from trackers import TrackerError
+
+if TYPE_CHECKING:
+    from engines.prompts import PromptClass
+    from pipeline.config import PipelineConfig
+    from pipeline.runner import Line, LineResult
+
+_log = logging.getLogger(__name__)
+
+_BROKEN_OFF = 1
+_REFUSED = 2
+_REFRESH_S = 0.1
+
+app = typer.Typer(
+    help="X-Pose on live video: every prompted keypoint of every prompted object, tracked and published.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except (PipelineError, XPoseError, TrackerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+@app.command()
+def run(
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="File, folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; give several times."
+        ),
+    ],
+    prompt: Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")] = "person",
+    keypoints: Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")] = None,
+    prompt_image: Annotated[list[Path] | None, typer.Option(help="Example image; give several times.")] = None,
+    prompt_annotation: Annotated[
+        list[Path] | None, typer.Option(help="Its annotation file, one for each image, or one for all.")
+    ] = None,
+    prompt_from: Annotated[
+        str, typer.Option(help="What tells a class with examples: example, text or mean.")
+    ] = "example",
+    model: Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights file; random to run without any.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto (default), eager, inductor or tensorrt.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Preset, such as configs/live.toml.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
+    ] = None,
+    poses: Annotated[Path | None, typer.Option(help="Write the messages as JSON lines.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Write an annotated video (.mp4, .mkv, .mov).")] = None,
+    publish: Annotated[str | None, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")] = None,
+) -> None:
+    """Find, track and publish keypoints in one or more sources."""
+    from pipeline.config import load_config
+
+    flags = {
+        "engine.model": model,
+        "engine.weights": weights,
+        "engine.backend": backend,
+        "publish.endpoint": publish,
+    }
+    settings = load_config(config, set_ or (), flags, batch=len(source))
+    prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)
+    sys.exit(_run(settings, source, prompts, poses, video))
+
+
+@app.command()
+def listen(
+    endpoint: Annotated[str, typer.Argument(help="The publisher's address, such as tcp://127.0.0.1:5555.")],
+    source: Annotated[str | None, typer.Option(help="This source alone.")] = None,
+    newest: Annotated[
+        bool, typer.Option("--newest", help="Skip what piled up: always show the newest message.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print whole messages as JSON lines.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
+) -> None:
+    """Print the messages of a publisher, one line each, with their age and what was missed."""
+    from pipeline.subscriber import PoseSubscriber
+    from pipeline.wire import to_json_line
+
+    with PoseSubscriber(endpoint, source=source, conflate=newest) as subscriber:
+        for message in subscriber:
+            if json:
+                sys.stdout.buffer.write(to_json_line(message))
+                sys.stdout.buffer.flush()
+            else:
+                what = ", ".join(f"{track.class_name} {track.id}" for track in message.tracks) or "nothing"
+                print(
+                    f"{message.source} frame {message.frame}: {what} (age {subscriber.age_s * 1000:.1f} ms, "
+                    f"missed {subscriber.missed})",
+                    flush=True,
+                )
+            if count is not None and subscriber.received >= count:
+                return
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and what follows from it."""
+    from pipeline.doctor import print_report
+
+    print_report(Console())
+
+
+def _prompts(
+    settings: PipelineConfig,
+    prompt: str,
+    keypoints: str | None,
+    images: Sequence[Path],
+    annotations: Sequence[Path],
+    told_by: str,
+) -> tuple[PromptClass, ...]:
+    from engines.prompts import parse_prompt
+    from engines.visual_prompts import load_example
+
+    if told_by not in ("example", "text", "mean"):
+        raise ConfigError(f"--prompt-from {told_by}: give example, text or mean")
+    if len(annotations) == 1:
+        annotations = [annotations[0]] * len(images)
+    if len(annotations) != len(images):
+        raise ConfigError(
+            f"{len(images)} --prompt-image with {len(annotations)} --prompt-annotation: give one annotation file for "
+            "each image, or one for all"
+        )
+    examples = [load_example(image, annotation) for image, annotation in zip(images, annotations, strict=True)]
+    return parse_prompt(
+        prompt,
+        keypoints,
+        max_classes=settings.engine.max_classes,
+        max_keypoints=settings.engine.max_keypoints,
+        examples=examples,
+        object_from=told_by,  # type: ignore[arg-type]
+        keypoints_from=told_by,  # type: ignore[arg-type]
+    )
+
+
+def _run(
+    settings: PipelineConfig,
+    uris: Sequence[str],
+    prompts: tuple[PromptClass, ...],
+    poses: Path | None,
+    video: Path | None,
+) -> int:
+    """Open everything, run the line, show how it goes; return the exit status."""
+    from engines.engine import Engine
+    from pipeline.display import LiveDisplay, print_closing
+    from pipeline.runner import Line
+    from pipeline.sources import open_source
+
+    with ExitStack() as opened:
+        sources = [opened.enter_context(open_source(uri, settings.source)) for uri in uris]
+        engine = opened.enter_context(closing(Engine(settings.engine)))
+        line = Line(sources, engine, prompts, settings, poses=poses, video=video)
+        start_s = time.monotonic()
+        with _signals(line) as signalled, LiveDisplay(line, Console(stderr=True)) as display:
+            line.start()
+            while not line.wait(_REFRESH_S):
+                display.update()
+            display.update()
+        result = line.finish()
+        print_closing(line, result, time.monotonic() - start_s, Console())
+    return _exit_status(line, result, signalled())
+
+
+def _exit_status(line: Line, result: LineResult, signal_number: int | None) -> int:
+    for sentence in result.broken:
+        print(f"error: {sentence}", file=sys.stderr)
+    if result.broken:
+        return _BROKEN_OFF
+    cut_short = signal_number is not None and not all(source.live for source in line.sources)
+    return 128 + signal_number if cut_short and signal_number is not None else 0
+
+
+@contextmanager
+def _signals(line: Line) -> Iterator[Callable[[], int | None]]:
+    """Let Ctrl-C and SIGTERM drain the line, and a second one end the process; yields what tells the signal."""
+    received: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if received:
+            line.discard_outputs()
+            os._exit(128 + number)
+        received.append(number)
+        line.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,154 @@
+"""All settings of a run: a preset file, then single values over it.
+
+    python run_pipeline.py run … --config configs/live.toml --set line.age_budget_s=0.5 --set engine.threads=2
+
+A preset is a TOML file with one table per section below; what it leaves out keeps the default that stands beside the
+component. There is no inheritance between files. An unknown key is an error that names its path and the nearest key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard, get_type_hints
+
+import msgspec
+
+from engines.engine import EngineConfig
+from pipeline.errors import ConfigError
+from pipeline.publisher import PublishConfig
+from pipeline.recording import VideoConfig
+from pipeline.sources import SourceConfig
+from pipeline.stages import LineConfig
+from trackers import TrackerConfig
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """One section per component; each is documented beside it."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    line: LineConfig = field(default_factory=LineConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+
+
+def load_config(
+    preset: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+    *,
+    batch: int = 1,
+) -> PipelineConfig:
+    """Read a preset and lay single values over it.
+
+    Args:
+        preset: TOML file; None for the defaults.
+        overrides: `section.key=value` each, the value as in TOML; words need no quotes.
+        flags: dotted path to value, of command-line options that stand for a key; None values are left out.
+        batch: `engine.batch` where nothing sets it: as many as there are sources.
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key, or a value of the wrong type or range.
+    """
+    table: Table = {}
+    if preset is not None:
+        table = _read(preset)
+        _check_keys(table, PipelineConfig, str(preset), "")
+    for override in overrides:
+        path, value = _split(override)
+        _put(table, path, value, f"--set {override}")
+    for path, flag in (flags or {}).items():
+        if flag is not None:
+            _put(table, path, flag, path)
+    table.setdefault("engine", {}).setdefault("batch", batch)
+    try:
+        return msgspec.convert(table, PipelineConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_sentence(str(error))) from error
+
+
+def known_keys(config_type: type = PipelineConfig, prefix: str = "") -> list[str]:
+    """Every dotted path that a preset or `--set` may give."""
+    keys: list[str] = []
+    for name, kind in _fields(config_type).items():
+        keys += known_keys(kind, f"{prefix}{name}.") if _is_section(kind) else [prefix + name]
+    return keys
+
+
+def _read(preset: Path) -> Table:
+    try:
+        return tomllib.loads(preset.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {preset}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {preset}: is not TOML: {error}") from error
+
+
+def _split(override: str) -> tuple[str, object]:
+    path, separator, text = override.partition("=")
+    if not separator or not path.strip():
+        raise ConfigError(f"--set {override}: give section.key=value, for example --set line.age_budget_s=0.5")
+    try:
+        return path.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), text
+
+
+def _put(table: Table, path: str, value: object, label: str) -> None:
+    *sections, key = path.split(".")
+    nested: Table = {key: value}
+    for section in reversed(sections):
+        nested = {section: nested}
+    _check_keys(nested, PipelineConfig, label, "")
+    for section in sections:
+        table = table.setdefault(section, {})
+    table[key] = value
+
+
+def _check_keys(table: Mapping[str, object], config_type: type, label: str, prefix: str) -> None:
+    """Refuse a key that no config has, at any depth."""
+    kinds = _fields(config_type)
+    for key, value in table.items():
+        if key not in kinds:
+            raise ConfigError(f"{label}: unknown key {prefix}{key}{_nearest(prefix + key)}")
+        if _is_section(kinds[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{label}: {prefix}{key} is a section; give one of its keys, as in {prefix}{key}.…")
+            _check_keys(value, kinds[key], label, f"{prefix}{key}.")
+
+
+def _is_section(kind: object) -> TypeGuard[type]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _fields(config_type: type) -> dict[str, Any]:
+    hints = get_type_hints(config_type)
+    return {item.name: hints[item.name] for item in dataclasses.fields(config_type)}
+
+
+def _nearest(path: str) -> str:
+    """Name the nearest keys: by their whole path, or by their last word where the section is wrong or missing."""
+    keys = known_keys()
+    near = difflib.get_close_matches(path, keys, n=1, cutoff=0.75)
+    last = path.rpartition(".")[2]
+    words = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in keys], n=1, cutoff=0.6)
+    near += [key for key in keys if words and key.rpartition(".")[2] == words[0] and key not in near]
+    if near:
+        return f"; nearest: {', '.join(near[:3])}"
+    return f"; sections are {', '.join(_fields(PipelineConfig))}"
+
+
+def _sentence(text: str) -> str:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.line.file_queue`" into "line.file_queue: expected …"."""
+    reason, separator, place = text.rpartition(" - at `$.")
+    if not separator:
+        return text.removesuffix(" - at `$`")
+    return f"{place.rstrip('`')}: {reason[:1].lower()}{reason[1:]}"

@@ -1,0 +1,83 @@
+"""What a tracker needs around it in the line: prompts that change, predictions to now, and stills without tracking."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.detections import Detections
+from pipeline.messages import FramePoses
+from trackers import Detections as TrackerDetections
+from trackers import Track, Tracker, TrackState
+
+if TYPE_CHECKING:
+    from engines.prompts import PromptClass
+
+MakeTracker = Callable[[Mapping[int, NDArray[np.float64]]], Tracker]
+"""Makes a tracker from the OKS sigmas [K] of each class index."""
+
+
+class PromptedTracker:
+    """A tracker that follows the prompts: tracks of a class that went away end on the frame that lacks it."""
+
+    def __init__(self, make_tracker: MakeTracker) -> None:
+        self._make = make_tracker
+        self._tracker: Tracker | None = None
+        self._prompt_id = -1
+        self._prompts: tuple[PromptClass, ...] = ()
+
+    def update(self, poses: FramePoses, *, predict_to_now: bool) -> tuple[Track, ...]:
+        """Return the tracks of this frame; their predictions are for now, or else for the frame's own time."""
+        tracker = self._follow(poses.detections)
+        frame, found = poses.frame, poses.detections
+        if frame.pts_s is None:
+            raise ValueError(f"frame {frame.index} of {frame.source} is no still but has no time")
+        detections = TrackerDetections(found.boxes_N4, found.scores_N, found.class_N, found.keypoints_NK2)
+        tracks = tracker.update(detections, frame.pts_s)
+        if predict_to_now:
+            age_s = (time.monotonic_ns() - frame.capture_monotonic_ns) / 1e9
+            tracks = tracker.predict_to(frame.pts_s + age_s)
+        return tuple(tracks)
+
+    def _follow(self, found: Detections) -> Tracker:
+        sigmas = {index: np.array(prompt.skeleton.oks_sigmas) for index, prompt in enumerate(found.prompts)}
+        if self._tracker is None:
+            self._tracker = self._make(sigmas)
+        elif found.prompt_id != self._prompt_id:
+            self._tracker.set_classes(_kept_classes(self._prompts, found.prompts), sigmas)
+        self._prompt_id, self._prompts = found.prompt_id, found.prompts
+        return self._tracker
+
+
+def still_track(track_id: int, found: Detections, row: int) -> Track:
+    """Return a detection of a still as a track; a still tells nothing of velocity and covariance."""
+    keypoints_K2 = np.asarray(found.keypoints_NK2[row], np.float64)
+    unknown_K3 = np.full((len(keypoints_K2), 3), np.nan)
+    return Track(
+        id=track_id,
+        class_index=int(found.class_N[row]),
+        state=TrackState.CONFIRMED,
+        score=float(found.scores_N[row]),
+        measured=True,
+        detection_index=row,
+        age_s=0.0,
+        since_measured_s=0.0,
+        box_xyxy=np.asarray(found.boxes_N4[row], np.float64),
+        keypoints_raw_K2=keypoints_K2,
+        keypoints_K2=keypoints_K2,
+        keypoints_predicted_K2=keypoints_K2,
+        velocity_K2=unknown_K3[:, :2],
+        covariance_K3=unknown_K3,
+        measured_K=np.asarray(np.isfinite(keypoints_K2).all(axis=1)),
+    )
+
+
+def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) -> dict[int, int]:
+    """Map old class indices to new ones, for classes that are prompted by the same name with the same keypoints."""
+    places = {(prompt.name, prompt.skeleton.keypoints): index for index, prompt in enumerate(new)}
+    keys = [(prompt.name, prompt.skeleton.keypoints) for prompt in old]
+    return {index: places[key] for index, key in enumerate(keys) if key in places}
