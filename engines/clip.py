@@ -33,8 +33,6 @@ START_TOKEN = 49406
 END_TOKEN = 49407
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-POINT_CHANNELS = 256
-"""Width of a keypoint's sine code, and so the input width of X-Pose's `pos_proj`."""
 
 _SPECIAL_TOKENS = {"<|startoftext|>": START_TOKEN, "<|endoftext|>": END_TOKEN}
 _SPECIAL_PATTERN = re.compile(r"(<\|startoftext\|>|<\|endoftext\|>)")
@@ -250,7 +248,7 @@ class Clip(nn.Module):
         return ends_NW @ self.text_projection
 
     def encode_visual_prompt(
-        self, pixels_N3HW: Tensor, points_NK2: Tensor, visible_NK: Tensor, pos_proj: nn.Module, padding: Tensor
+        self, pixels_N3HW: Tensor, points_NK2: Tensor, visible_NK: Tensor, pos_proj: nn.Linear, padding: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Encode example images with marked keypoints.
 
@@ -258,27 +256,25 @@ class Clip(nn.Module):
             pixels_N3HW: crops around the object, normalised by PIXEL_MEAN and PIXEL_STD, H = W = 224.
             points_NK2: (x, y) as fractions of the crop; not looked at where invisible.
             visible_NK: True where the point is marked.
-            pos_proj: the network's `pos_proj`, from 256 to the width of the image tower.
+            pos_proj: the network's `pos_proj`, from the width of a sine code to that of the image tower.
             padding: the network's `padding.weight`, [1, W]: stands for a point that is not marked.
         Returns:
             object vectors [N, 512] and keypoint vectors [N, K, 512].
         Source: our reading of the published figures; the authors released no code for it.
         """
         marked_NK1 = visible_NK.unsqueeze(-1)
-        codes_NKC = sine_code(torch.where(marked_NK1, points_NK2, 0.0)).to(padding.dtype)
-        tokens_NKW = torch.where(marked_NK1, pos_proj(codes_NKC), padding.reshape(1, 1, -1))
+        codes_NKD = sine_code(torch.where(marked_NK1, points_NK2, 0.0), pos_proj.in_features).to(padding.dtype)
+        tokens_NKW = torch.where(marked_NK1, pos_proj(codes_NKD), padding.reshape(1, 1, -1))
         encoded: tuple[Tensor, Tensor] = self.visual(pixels_N3HW, tokens_NKW)
         return encoded
 
 
-def sine_code(points_NK2: Tensor) -> Tensor:
-    """Return [N, K, 256]: 128 numbers for y, then 128 for x; sines and cosines interleaved, temperature 10,000."""
-    half = POINT_CHANNELS // 2
-    exponent = 2 * torch.div(torch.arange(half, device=points_NK2.device), 2, rounding_mode="floor") / half
-    wavelengths = torch.pow(torch.tensor(10000.0, dtype=points_NK2.dtype, device=points_NK2.device), exponent)
-    angles = 2 * math.pi * points_NK2.flip(-1).unsqueeze(-1) / wavelengths
-    interleaved = torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1)
-    return interleaved.flatten(-3)
+def sine_code(points_NK2: Tensor, channels: int) -> Tensor:
+    """Return [N, K, channels]: half of them for y, then for x; sines and cosines interleaved, temperature 10,000."""
+    half = channels // 2
+    exponent = torch.arange(0, half, 2, device=points_NK2.device, dtype=points_NK2.dtype) / half
+    angles = 2 * math.pi * points_NK2.flip(-1).unsqueeze(-1) / 10000.0**exponent
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
 
 
 def load_clip(clip: Clip, state_dict_or_path: Mapping[str, Tensor] | str | Path) -> frozenset[str]:

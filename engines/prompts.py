@@ -230,7 +230,7 @@ def _hash_of_text_tower(clip: Clip) -> str:
 class PromptEncoder:
     """Turns classes into prompt tensors with one model's CLIP, on the CPU in float32."""
 
-    def __init__(self, clip: Clip, pos_proj: nn.Module, padding: Tensor, cache_folder: Path | None = None) -> None:
+    def __init__(self, clip: Clip, pos_proj: nn.Linear, padding: Tensor, cache_folder: Path | None = None) -> None:
         """Take the towers, and of the network its `pos_proj` and `padding.weight`."""
         self._clip = clip
         self._pos_proj = pos_proj

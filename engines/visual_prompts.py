@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
-from engines.clip import PIXEL_MEAN, PIXEL_STD, POINT_CHANNELS
+from engines.clip import PIXEL_MEAN, PIXEL_STD
 from engines.errors import PromptError
 from engines.skeletons import Skeleton, fold, skeletons_by_instance
 
@@ -244,11 +244,11 @@ class VisualWeights:
 def visual_weights_trained(model: nn.Module) -> VisualWeights:
     """Say whether a network's `pos_proj` and `padding` differ from their initialisation.
 
-    `pos_proj` starts uniform in ± 1/16 (its input has 256 channels), `padding` standard normal. A network whose
+    `pos_proj` starts uniform in ± 1/16 (256 inputs; ± their number^-0.5), `padding` standard normal. A network whose
     `pos_proj` still looks so was never shown an example image.
     """
-    bound = POINT_CHANNELS**-0.5
-    weight = model.get_parameter("pos_proj.weight").detach().double().flatten().cpu().numpy()
+    matrix = model.get_parameter("pos_proj.weight").detach().double().cpu().numpy()
+    weight, bound = matrix.flatten(), matrix.shape[1] ** -0.5
     padding = model.get_parameter("padding.weight").detach().double().flatten().cpu().numpy()
     largest = float(np.abs(weight).max())
     weight_p = float(stats.kstest(weight, stats.uniform(-bound, 2 * bound).cdf).pvalue)

@@ -11,7 +11,6 @@ from torch import nn
 
 from engines.clip import (
     CONTEXT_TOKENS,
-    POINT_CHANNELS,
     Clip,
     ClipConfig,
     TowerConfig,
@@ -20,7 +19,7 @@ from engines.clip import (
     tokenize,
 )
 from engines.errors import CheckpointError, PromptError
-from tests.engines.fill import fill
+from tests.engines.fill import fill_tensor
 from tests.support import need_shared
 
 TINY = ClipConfig(text=TowerConfig(width=32, layers=2, heads=2), vision=TowerConfig(width=48, layers=2, heads=3))
@@ -38,7 +37,7 @@ def tiny() -> Clip:
 
 def prompt_parts(
     clip: Clip, keypoints: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, nn.Module, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, nn.Linear, torch.Tensor]:
     width = clip.config.vision.width
     pixels = torch.randn(2, 3, 224, 224, dtype=torch.float64)
     points = torch.rand(2, keypoints, 2, dtype=torch.float64)
@@ -47,7 +46,7 @@ def prompt_parts(
         pixels,
         points,
         visible,
-        nn.Linear(POINT_CHANNELS, width).double(),
+        nn.Linear(256, width).double(),
         torch.randn(1, width, dtype=torch.float64),
     )
 
@@ -89,7 +88,9 @@ def test_text_tower_gives_the_originals_numbers() -> None:
     text_keys = [key for key in clip.state_dict() if not key.startswith("visual.")]
     clip.visual = nn.Identity()
     clip = clip.to_empty(device="cpu")
-    clip.load_state_dict({key: fill(f"clip_model.{key}", clip.state_dict()[key].shape, seed=4) for key in text_keys})
+    clip.load_state_dict(
+        {key: fill_tensor(4, f"clip_model.{key}", tuple(clip.state_dict()[key].shape)) for key in text_keys}
+    )
     tokens = torch.from_numpy(golden["tokens"].astype(np.int64))[torch.from_numpy(golden["emb_index"])]
     with torch.no_grad():
         np.testing.assert_allclose(clip.encode_text(tokens), golden["emb"], atol=1e-5, rtol=1e-5)
@@ -157,7 +158,7 @@ def test_visual_prompts_teach_every_part_they_pass_through(tiny: Clip) -> None:
 
 
 def test_sine_code_puts_y_first() -> None:
-    code = sine_code(torch.tensor([[[0.25, 0.5]]], dtype=torch.float64))[0, 0]
+    code = sine_code(torch.tensor([[[0.25, 0.5]]], dtype=torch.float64), 256)[0, 0]
     torch.testing.assert_close(code[:4], torch.tensor([0, -1, 0.408751, -0.912646]).double(), atol=1e-6, rtol=0)
     torch.testing.assert_close(code[128:132], torch.tensor([1, 0, 0.977918, 0.208991]).double(), atol=1e-6, rtol=0)
 

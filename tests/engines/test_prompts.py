@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.clip import POINT_CHANNELS, Clip, ClipConfig, TowerConfig
+from engines.clip import Clip, ClipConfig, TowerConfig
 from engines.errors import PromptError
 from engines.prompts import (
     PromptClass,
@@ -42,7 +42,7 @@ def mug_example(seed: int = 0, visible: tuple[int, int] = (2, 2)) -> Example:
 def encoder(tmp_path: Path) -> PromptEncoder:
     torch.manual_seed(0)
     width = TINY.vision.width
-    return PromptEncoder(Clip(TINY), nn.Linear(POINT_CHANNELS, width), torch.randn(1, width), tmp_path)
+    return PromptEncoder(Clip(TINY), nn.Linear(256, width), torch.randn(1, width), tmp_path)
 
 
 def test_sentences_are_the_trained_ones() -> None:

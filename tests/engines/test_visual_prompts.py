@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import nn
 
-from engines.clip import POINT_CHANNELS
 from engines.errors import PromptError
 from engines.skeletons import load_skeleton
 from engines.visual_prompts import CROP_MARGIN, Example, crop_example, load_example, visual_weights_trained
@@ -157,7 +156,7 @@ class VisualPart(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.pos_proj = nn.Linear(POINT_CHANNELS, 768)
+        self.pos_proj = nn.Linear(256, 768)
         self.padding = nn.Embedding(1, 768)
 
 

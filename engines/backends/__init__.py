@@ -1,0 +1,48 @@
+"""Backends run the network; each takes 8-bit images and gives poses as fractions of those images.
+
+Shapes: G groups (boxes with their keypoints), C classes and K keypoints of the prompts' capacity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.prompts import PromptTensors
+
+
+@dataclass(frozen=True)
+class RawPoses:
+    """All groups of one image, before any threshold; float32, coordinates as fractions of the source image.
+
+    `logits_GC` is -inf for classes that are not asked for; `class_G` is the class whose keypoints a group has;
+    `boxes_G4` are (cx, cy, w, h); `keypoints_GK2` (x, y) are meaningless beyond the keypoints of that class.
+    """
+
+    logits_GC: NDArray[np.float32]
+    class_G: NDArray[np.int64]
+    boxes_G4: NDArray[np.float32]
+    keypoints_GK2: NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """What the engine needs of a backend. One thread at a time calls it."""
+
+    @property
+    def input_hw(self) -> tuple[int, int] | None:
+        """Fixed size of the input, or None where it follows each image."""
+
+    @property
+    def batch(self) -> int:
+        """Most images per call of `infer`."""
+
+    def set_prompts(self, prompts: PromptTensors) -> None:
+        """Use these prompts from the next call of `infer` on."""
+
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
+        """Run 1 to `batch` RGB images [H, W, 3] of any sizes."""
+
+    def close(self) -> None:
+        """Give back what the backend holds; it is not used afterwards."""

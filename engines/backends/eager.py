@@ -1,0 +1,73 @@
+"""The network as plain PyTorch: every size, every device, nothing to build. The reference for the compiled backends."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.backends import RawPoses
+from engines.errors import BackendError
+from engines.precision import place
+from engines.preprocess import letterbox_batch, official_batch
+from engines.prompts import PromptTensors
+from engines.xpose import XPose, XPoseOutput
+from engines.xpose.model import Prompts
+
+
+class EagerBackend:
+    """Runs an XPose; `input_hw` None means the official resize, which follows each image."""
+
+    def __init__(
+        self, model: XPose, input_hw: tuple[int, int] | None, batch: int, precision: str, device: torch.device
+    ) -> None:
+        self.input_hw = input_hw
+        self.batch = batch
+        self._device = device
+        self._model = place(model, precision).eval().to(device)
+        self._prompts: Prompts | None = None
+
+    @torch.inference_mode()
+    def set_prompts(self, prompts: PromptTensors) -> None:
+        """Project the prompts once; spare capacity is cut off, which changes no number."""
+        classes = int(prompts.object_valid_C.sum())
+        keypoints = int(prompts.keypoint_valid_CK.sum(dim=1).max())
+        self._prompts = self._model.encode_prompts(
+            prompts.objects_C512[None, :classes].to(self._device),
+            prompts.keypoints_CK512[None, :classes, :keypoints].to(self._device),
+            None,
+            prompts.keypoint_valid_CK[None, :classes, :keypoints].to(self._device),
+        )
+
+    @torch.inference_mode()
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
+        """Run images of any sizes in one batch."""
+        if self._prompts is None:
+            raise BackendError("no prompts are set: call set_prompts before infer")
+        batch = official_batch(images) if self.input_hw is None else letterbox_batch(images, self.input_hw)
+        padding_BHW = None if batch.padding_BHW is None else batch.padding_BHW.to(self._device)
+        output = self._model.detect(batch.pixels_B3HW(self._device), _repeat(self._prompts, len(images)), padding_BHW)
+        output = XPoseOutput(*(tensor.cpu() for tensor in output))
+        return [
+            RawPoses(
+                logits_GC=output.logits_BGC[row].float().numpy(),
+                class_G=output.class_BG[row].numpy(),
+                boxes_G4=placement.boxes_to_image(output.boxes_BG4[row].float().numpy()),
+                keypoints_GK2=placement.points_to_image(output.keypoints_BGK2[row].float().numpy()),
+            )
+            for row, placement in enumerate(batch.placements)
+        ]
+
+    def close(self) -> None:
+        """Let go of the network's memory."""
+        self._prompts = None
+
+
+def _repeat(prompts: Prompts, count: int) -> Prompts:
+    """Offer the same prompts to every image of a batch."""
+    per_image = {
+        name: value.expand(count, *value.shape[1:])
+        for name, value in prompts._asdict().items()
+        if value is not None and name != "keypoint_sizes_K2"
+    }
+    return prompts._replace(**per_image)

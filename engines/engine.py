@@ -1,0 +1,166 @@
+"""The engine: images and prompts in, poses in source pixels out.
+
+    engine = Engine(EngineConfig(model="nano"))
+    engine.set_prompts(parse_prompt("person", max_classes=8, max_keypoints=68))
+    (detections,) = engine.infer([rgb_HW3])
+
+Prompts may be replaced by any thread while another one infers; the change takes effect between two calls of `infer`.
+"""
+
+import copy
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.backends import Backend
+from engines.backends.eager import EagerBackend
+from engines.checkpoint import RANDOM, load_weights, trained_categories
+from engines.detections import Detections
+from engines.errors import BackendError, InputError, PromptError
+from engines.postprocess import detections_of
+from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
+from engines.skeletons import MAX_KEYPOINTS
+from engines.xpose import XPose
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What to run, and how.
+
+    Attributes:
+        model: "nano", "swin-t" or "swin-l".
+        weights: a file; "" takes the model's own; "random" runs without any, and its poses mean nothing.
+        backend: "auto" or "eager".
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16": of the parts that stand it (`engines.precision`).
+        resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
+        size: height and width of the letterbox; None is the model's own.
+        max_classes, max_keypoints: capacity for prompts.
+        batch: most images that run at once.
+        score_threshold: kept is what scores strictly more.
+        nms_iou: dropped is what overlaps a better detection by strictly more; lower it where doubles appear.
+        threads: of PyTorch, in this whole process; 0 leaves them as they are.
+    """
+
+    model: str = "nano"
+    weights: str = ""
+    backend: Literal["auto", "eager"] = "auto"
+    device: str = "auto"
+    precision: str = "fp32"
+    resize: Literal["letterbox", "official"] = "letterbox"
+    size: tuple[int, int] | None = None
+    max_classes: int = 8
+    max_keypoints: int = MAX_KEYPOINTS
+    batch: int = 1
+    score_threshold: float = 0.1
+    nms_iou: float = 0.9
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for key, least in (("max_classes", 1), ("max_keypoints", 1), ("batch", 1), ("threads", 0)):
+            if getattr(self, key) < least:
+                raise InputError(f"{key} is {getattr(self, key)}, allowed is {least} or more")
+        if self.max_keypoints > MAX_KEYPOINTS:
+            raise InputError(f"max_keypoints is {self.max_keypoints}, the network has {MAX_KEYPOINTS} slots")
+        for key in ("score_threshold", "nms_iou"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise InputError(f"{key} is {getattr(self, key)}, allowed is 0 to 1")
+        if self.size is not None and min(self.size) < 32:
+            raise InputError(f"size is {self.size} (height, width), allowed is 32 px and more")
+        if self.resize == "official" and self.size is not None:
+            raise InputError("size is given, but resize = 'official' follows each image; leave one of them out")
+
+
+class Engine:
+    """One network with its prompts. `set_prompts` is thread-safe; `infer` and `close` belong to one thread."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Load the weights and make the backend ready.
+
+        Raises:
+            CheckpointError: weights are absent or of another model.
+            BackendError: this machine cannot run the backend.
+        """
+        self.config = config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        model, clip = load_weights(config.model, config.weights)
+        if config.weights == RANDOM:
+            _log.warning("the weights of %s are random: its poses mean nothing", config.model)
+        self._trained = trained_categories(config.model, config.weights)
+        # Copies, since the backend moves and casts the network, and prompts are encoded by other threads meanwhile.
+        padding = model.padding.weight.detach().clone()
+        self._encoder = PromptEncoder(clip, copy.deepcopy(model.pos_proj), padding)
+        self._backend = _open_backend(config, model)
+        self._encoding = threading.Lock()
+        self._swapping = threading.Lock()
+        self._waiting: tuple[int, tuple[PromptClass, ...], PromptTensors] | None = None
+        self._prompt_id = 0
+        self._prompts: tuple[PromptClass, ...] = ()
+        self._last_id = 0
+
+    @property
+    def input_hw(self) -> tuple[int, int] | None:
+        """Fixed input size, or None where it follows each image."""
+        return self._backend.input_hw
+
+    def set_prompts(self, classes: Sequence[PromptClass]) -> int:
+        """Look for these classes from the next call of `infer` on.
+
+        Returns:
+            the id that detections made with them will carry; ids count up from 1.
+        Raises:
+            PromptError: over capacity, or not among the classes that the model was trained on. The old ones stay.
+        """
+        with self._encoding:  # one at a time, so that ids follow the order of the calls
+            if self._trained is not None:
+                require_trained(classes, self._trained)
+            tensors = self._encoder.encode(classes, self.config.max_classes, self.config.max_keypoints)
+            with self._swapping:
+                self._last_id += 1
+                self._waiting = (self._last_id, tuple(classes), tensors)
+                return self._last_id
+
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Find the prompted classes in RGB images [H, W, 3] of any sizes and number; one result per image.
+
+        Raises:
+            InputError: an image is not RGB of uint8, or is empty.
+            PromptError: no prompts are set yet.
+        """
+        with self._swapping:
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._prompt_id, self._prompts, tensors = waiting
+            self._backend.set_prompts(tensors)
+        if not self._prompts:
+            raise PromptError("nothing to look for: call set_prompts before infer")
+        found: list[Detections] = []
+        for start in range(0, len(images), self._backend.batch):
+            part = images[start : start + self._backend.batch]
+            for image, raw in zip(part, self._backend.infer(part), strict=True):
+                height, width = image.shape[:2]
+                threshold, nms_iou = self.config.score_threshold, self.config.nms_iou
+                found.append(detections_of(raw, (height, width), self._prompts, self._prompt_id, threshold, nms_iou))
+        return found
+
+    def close(self) -> None:
+        """Give back what the backend holds."""
+        self._backend.close()
+
+
+def _open_backend(config: EngineConfig, model: XPose) -> Backend:
+    name = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(f"device is {name}, but PyTorch sees no GPU here; take cpu")
+    device = torch.device("cpu" if name == "auto" else name)
+    input_hw = None if config.resize == "official" else config.size or model.config.input_hw
+    return EagerBackend(model, input_hw, config.batch, config.precision, device)
