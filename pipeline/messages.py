@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from engines.engine import Detections
-
+    from engines.detections import Detections
     from trackers import Track
 
 Clock = Literal["file", "receive"]
