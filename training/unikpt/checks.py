@@ -1,0 +1,114 @@
+"""What one annotation must fulfil to become an instance, and what happens to it when it does not.
+
+| found | done |
+|---|---|
+| keypoint numbers missing, too many, or not finite | instance skipped |
+| no labelled keypoint, crowd region | instance skipped, counted |
+| box without area, box wholly outside the image | instance skipped |
+| box partly outside | clipped to the image |
+| labelled keypoint outside the image | its label is dropped (v = 0) |
+| no box at all (300W and other point files) | box of the labelled points, 8 % larger on each side |
+| more instances or categories than the capacity | the smallest instances are skipped |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.unikpt.schema import InstanceRecord, Report
+
+_BOX_MARGIN = 0.08  # of the points' extent, for sources that give no box
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one image may hold: the network answers with 50 boxes and is prompted with at most 350 categories."""
+
+    instances: int = 50
+    categories: int = 350
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An annotation before it is checked; the keypoints are in the order of `skeleton` already."""
+
+    category: str
+    skeleton: str
+    box_xywh: tuple[float, float, float, float] | None
+    keypoints_K3: NDArray[np.float32]
+    area: float | None
+    id: str
+
+
+def checked(candidate: Candidate, width: int, height: int, file: Path, report: Report) -> InstanceRecord | None:
+    """The instance, repaired where the table above says so; None where it is skipped."""
+    keypoints_K3 = candidate.keypoints_K3.copy()
+    labelled_K = keypoints_K3[:, 2] > 0
+    if not np.isfinite(keypoints_K3[labelled_K]).all():
+        report.add("malformed keypoints", file, candidate.id, "a coordinate is not a number; instance skipped")
+        return None
+    keypoints_K3[~labelled_K] = 0.0
+    x, y = keypoints_K3[:, 0], keypoints_K3[:, 1]
+    outside_K = labelled_K & ((x < 0) | (y < 0) | (x > width) | (y > height))
+    if outside_K.any():
+        count = int(outside_K.sum())
+        report.add(
+            "keypoint outside the image", file, candidate.id, f"{count} of {int(labelled_K.sum())} lose their label"
+        )
+        keypoints_K3[outside_K] = 0.0
+    if not (keypoints_K3[:, 2] > 0).any():
+        report.add("no labelled keypoint", file, candidate.id, "instance skipped")
+        return None
+    box = _checked_box(candidate, keypoints_K3, width, height, file, report)
+    if box is None:
+        return None
+    area = candidate.area if candidate.area and candidate.area > 0 else (box[2] - box[0]) * (box[3] - box[1])
+    return InstanceRecord(candidate.category, candidate.skeleton, box, keypoints_K3, float(area), False, candidate.id)
+
+
+def _checked_box(
+    candidate: Candidate, keypoints_K3: NDArray[np.float32], width: int, height: int, file: Path, report: Report
+) -> tuple[float, float, float, float] | None:
+    if candidate.box_xywh is None:
+        points_N2 = keypoints_K3[keypoints_K3[:, 2] > 0, :2]
+        low, high = points_N2.min(0), points_N2.max(0)
+        margin = np.maximum((high - low) * _BOX_MARGIN, 1.0)
+        box = np.concatenate([low - margin, high + margin])
+    else:
+        x, y, wide, tall = candidate.box_xywh
+        if not np.isfinite(candidate.box_xywh).all() or wide <= 0 or tall <= 0:
+            shown = [round(value, 1) for value in candidate.box_xywh]
+            report.add("box without area", file, candidate.id, f"x, y, width, height are {shown}; instance skipped")
+            return None
+        box = np.array([x, y, x + wide, y + tall])
+    clipped = np.clip(box, 0.0, [width, height, width, height])
+    if clipped[2] - clipped[0] <= 0 or clipped[3] - clipped[1] <= 0:
+        text = f"{np.round(box, 1).tolist()} in an image of {width} x {height}; instance skipped"
+        report.add("box outside the image", file, candidate.id, text)
+        return None
+    if candidate.box_xywh is not None and np.abs(clipped - box).max() > 1.0:
+        text = f"{np.round(box, 1).tolist()} in an image of {width} x {height}"
+        report.add("box clipped to the image", file, candidate.id, text)
+    x0, y0, x1, y1 = (float(value) for value in clipped)
+    return x0, y0, x1, y1
+
+
+def within_capacity(
+    instances: list[InstanceRecord], capacity: Capacity, file: Path, image: str, report: Report
+) -> tuple[InstanceRecord, ...]:
+    """Keeps the largest instances of the categories with the most instances, in their order."""
+    sizes: dict[str, float] = {}
+    for instance in instances:
+        sizes[instance.category] = sizes.get(instance.category, 0.0) + instance.area
+    allowed = set(sorted(sizes, key=lambda name: -sizes[name])[: capacity.categories])
+    kept = [instance for instance in instances if instance.category in allowed]
+    kept_ids = {id(one) for one in sorted(kept, key=lambda one: -one.area)[: capacity.instances]}
+    kept = [instance for instance in kept if id(instance) in kept_ids]
+    if len(kept) < len(instances):
+        text = f"{len(instances)} instances of {len(sizes)} categories; the {len(kept)} largest are kept"
+        report.add("over capacity", file, image, text)
+    return tuple(kept)

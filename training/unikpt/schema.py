@@ -1,0 +1,160 @@
+"""One schema for every data set: a record is an image with its labelled instances, keypoints by name.
+
+    UniKPTError (ValueError)
+    ├── AnnotationFileError   the file is refused as a whole; the message says what to change
+    └── ImageError            one image is missing or cannot be decoded
+
+Legend: K keypoints of the instance's own skeleton; 3 = (x px, y px, v).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class UniKPTError(ValueError):
+    """What is wrong with a data set; one sentence for its owner."""
+
+
+class AnnotationFileError(UniKPTError):
+    """The annotation file cannot be used."""
+
+
+class ImageError(UniKPTError):
+    """An image is missing or cannot be decoded; loaders skip it and go on."""
+
+
+@dataclass(frozen=True)
+class InstanceRecord:
+    """One labelled object.
+
+    Attributes:
+        category: the text to prompt with, for example "person" or "short sleeve top".
+        skeleton: what `engines.skeletons.load_skeleton` takes: a published name or the path of a TOML file.
+        bbox_xyxy: pixels, inside the image.
+        keypoints_K3: float32 in the order of the skeleton; v is 2 seen, 1 labelled but hidden, 0 not labelled.
+        area: square pixels: the source's segment area, else its box area.
+        crowd: a region of many objects; readers drop these, the flag is for indices made elsewhere.
+        id: the source's own id, for messages.
+    """
+
+    category: str
+    skeleton: str
+    bbox_xyxy: tuple[float, float, float, float]
+    keypoints_K3: NDArray[np.float32]
+    area: float
+    crowd: bool
+    id: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: `image_path` on disk or, where `archive` is given, the name inside that zip file."""
+
+    dataset: str
+    split: str
+    image_path: Path
+    width: int
+    height: int
+    instances: tuple[InstanceRecord, ...]
+    archive: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for one line of an index file; coordinates keep a hundredth of a pixel."""
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "image": str(self.image_path),
+            "archive": str(self.archive) if self.archive else None,
+            "width": self.width,
+            "height": self.height,
+            "instances": [
+                {
+                    "category": instance.category,
+                    "skeleton": instance.skeleton,
+                    "bbox_xyxy": [round(value, 2) for value in instance.bbox_xyxy],
+                    "keypoints": [round(float(value), 2) for value in instance.keypoints_K3.ravel()],
+                    "area": round(instance.area, 2),
+                    "crowd": instance.crowd,
+                    "id": instance.id,
+                }
+                for instance in self.instances
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any]) -> Record:
+        """The inverse of `to_dict`. Raises KeyError or ValueError on a foreign line."""
+        instances = tuple(
+            InstanceRecord(
+                entry["category"],
+                entry["skeleton"],
+                tuple(entry["bbox_xyxy"]),
+                np.array(entry["keypoints"], np.float32).reshape(-1, 3),
+                entry["area"],
+                entry["crowd"],
+                entry["id"],
+            )
+            for entry in table["instances"]
+        )
+        archive = Path(table["archive"]) if table["archive"] else None
+        size = (table["width"], table["height"])
+        return cls(table["dataset"], table["split"], Path(table["image"]), *size, instances, archive)
+
+
+ProblemKind = Literal[
+    "annotation file refused",
+    "unknown keypoint name",
+    "unknown category",
+    "duplicated image id",
+    "duplicated annotation id",
+    "annotation without image",
+    "image missing",
+    "image unreadable",
+    "malformed keypoints",
+    "no labelled keypoint",
+    "box without area",
+    "box outside the image",
+    "box clipped to the image",
+    "keypoint outside the image",
+    "crowd region",
+    "over capacity",
+]
+
+SKIPPED_SILENTLY: frozenset[ProblemKind] = frozenset(
+    {"crowd region", "no labelled keypoint", "keypoint outside the image"}
+)
+"""Usual in good data sets (COCO labels many people without keypoints): counted, and shown only on request."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was found where, and what was done about it."""
+
+    kind: ProblemKind
+    file: str
+    id: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.kind}, id {self.id}: {self.text}"
+
+
+@dataclass
+class Report:
+    """Everything the readers skipped or repaired, in order."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, kind: ProblemKind, file: Path | str, identifier: object, text: str) -> None:
+        self.problems.append(Problem(kind, str(file), str(identifier), text))
+
+    @property
+    def counts(self) -> Counter[ProblemKind]:
+        return Counter(problem.kind for problem in self.problems)
