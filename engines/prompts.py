@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class PromptClass:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise PromptError("a class needs a name, got an empty one")
+        for modality in (self.object_from, self.keypoints_from):
+            if modality not in get_args(Modality):
+                raise PromptError(f"prompts come from {', '.join(get_args(Modality))}, got {modality!r}")
         if not self.examples and (self.object_from, self.keypoints_from) != ("text", "text"):
             raise PromptError(f"{self.name!r} has no example image to be prompted from; give one, or prompt from text")
 

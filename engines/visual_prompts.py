@@ -79,32 +79,68 @@ class Example:
         return Example(self.name, skeleton, self.rgb_HW3, self.box_xyxy, keypoints_K3)
 
 
-class _Image(msgspec.Struct):
+class CocoImage(msgspec.Struct):
+    """An image of an annotation file."""
+
     id: int
     file_name: str
 
 
-class _Category(msgspec.Struct):
+class CocoCategory(msgspec.Struct):
+    """A class with its keypoint names; `skeleton` holds edges counted from 1."""
+
     id: int
     name: str
-    keypoints: list[str]
+    keypoints: list[str] = []
     skeleton: list[tuple[int, int]] = []
 
 
-class _Annotation(msgspec.Struct):
+class CocoAnnotation(msgspec.Struct):
+    """One object: `bbox` is x, y, width, height; `keypoints` is x, y, v for each name, v = 0 where not marked."""
+
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
-    keypoints: list[float]
+    keypoints: list[float] = []
     id: int = 0
 
 
 class CocoFile(msgspec.Struct):
     """The part of COCO's keypoint layout that an example needs; further keys are left alone."""
 
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
+
+    def only(self, image_name: str, annotation_id: int | None = None) -> "CocoFile":
+        """Return the one annotation of an image, with its image and category.
+
+        A file that knows one image only needs no matching name.
+
+        Raises:
+            PromptError: the image, its category or the annotation is not there, or there are several.
+        """
+        images = self.images
+        if len(images) != 1:
+            images = [image for image in images if Path(image.file_name).name == image_name]
+        if len(images) != 1:
+            raise PromptError(f"has {len(images)} images called {image_name!r}, needed is one")
+        found = [annotation for annotation in self.annotations if annotation.image_id == images[0].id]
+        if annotation_id is not None:
+            found = [annotation for annotation in found if annotation.id == annotation_id]
+        if len(found) != 1:
+            ids = ", ".join(str(annotation.id) for annotation in found)
+            raise PromptError(
+                f"has {len(found)} annotations of {image_name!r}, needed is one"
+                + (f": pick one of the ids {ids} with `python -m engines.annotate from-coco`" if found else "")
+            )
+        categories = [category for category in self.categories if category.id == found[0].category_id]
+        if len(categories) != 1:
+            raise PromptError(
+                f"annotation {found[0].id} is of category {found[0].category_id}, "
+                f"which is listed {len(categories)} times; needed is once"
+            )
+        return CocoFile(images, found, categories)
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -135,45 +171,32 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(bgr_HW3[..., ::-1])
 
 
-def load_example(image_path: str | Path, annotation_path: str | Path) -> Example:
-    """Load one example from an image and its annotation file.
-
-    The annotation is looked up by the image's file name; a file that knows one image only needs no matching name.
+def load_example(image_path: str | Path, annotation_path: str | Path, annotation_id: int | None = None) -> Example:
+    """Load one example from an image and its annotation file, looked up by the image's file name.
 
     Raises:
         PromptError: a file cannot be read, the image has no annotation or several, or nothing in it is visible.
     """
     image_path, annotation_path = Path(image_path), Path(annotation_path)
     coco = read_coco(annotation_path)
-    named = [image for image in coco.images if Path(image.file_name).name == image_path.name]
-    images = coco.images if len(coco.images) == 1 else named
-    if len(images) != 1:
-        raise PromptError(f"{annotation_path} has {len(images)} images called {image_path.name!r}, needed is one")
-    annotations = [annotation for annotation in coco.annotations if annotation.image_id == images[0].id]
-    if len(annotations) != 1:
-        raise PromptError(
-            f"{annotation_path} has {len(annotations)} annotations of {image_path.name!r}, needed is one: "
-            "pick it with `python -m engines.annotate from-coco --annotation-id …`"
-        )
     rgb_HW3 = read_rgb(image_path)
     try:
-        return _example(coco, annotations[0], rgb_HW3)
+        return example_of(coco.only(image_path.name, annotation_id), rgb_HW3)
     except PromptError as error:
         raise PromptError(f"{annotation_path}: {error}") from error
 
 
-def _example(coco: CocoFile, annotation: _Annotation, rgb_HW3: NDArray[np.uint8]) -> Example:
-    category = next((category for category in coco.categories if category.id == annotation.category_id), None)
-    if category is None:
-        raise PromptError(f"annotation {annotation.id} is of category {annotation.category_id}, which is not listed")
+def example_of(coco: CocoFile, rgb_HW3: NDArray[np.uint8]) -> Example:
+    """Return the example of a file with one annotation."""
+    (annotation,), (category,) = coco.annotations, coco.categories
     if len(annotation.keypoints) != 3 * len(category.keypoints):
         raise PromptError(
             f"annotation {annotation.id} has {len(annotation.keypoints)} numbers in 'keypoints', "
             f"needed are x y v for each of the {len(category.keypoints)} names of {category.name!r}"
         )
     published = skeletons_by_instance().get(fold(category.name))
-    if published is not None and published.keypoints == tuple(category.keypoints):
-        skeleton = published
+    if published is not None and [*map(fold, published.keypoints)] == [*map(fold, category.keypoints)]:
+        skeleton = published  # COCO writes left_eye, the published list left eye
     else:
         edges = tuple((a - 1, b - 1) for a, b in category.skeleton)
         skeleton = Skeleton(category.name, tuple(category.keypoints), edges)

@@ -123,6 +123,8 @@ def test_an_example_brings_its_own_keypoints() -> None:
         parse("person", examples=[mug_example()])
     with pytest.raises(PromptError, match="no example image"):
         PromptClass("mug", mug.skeleton, (), "mean", "text")
+    with pytest.raises(PromptError, match="come from text, example, mean, got 'sound'"):
+        parse("mug", examples=[mug_example()], object_from="sound")
 
 
 def test_an_examples_keypoints_are_matched_by_name() -> None:

@@ -58,9 +58,10 @@ def test_published_names_bring_the_published_list(tmp_path: Path) -> None:
         ({"bbox": [10, 10, 0, 30]}, "box with an area"),
         ({"bbox": [100, 10, 5, 5]}, "lies outside"),
         ({"bbox": [10, 10, 5]}, "key annotations"),
-        ({"category_id": 7}, "category 7, which is not listed"),
+        ({"category_id": 7}, "category 7, which is listed 0 times"),
         ({"image_id": 3}, "has 0 annotations"),
         ({"keypoints": "none"}, "key annotations"),
+        ({"keypoints": []}, "has 0 numbers"),
     ],
 )
 def test_bad_annotations_are_clear_errors_that_name_the_file(
