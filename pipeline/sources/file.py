@@ -6,7 +6,6 @@ damage was. A frame count in the container is never trusted; a stated length in 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.truncation import missing_bytes
 from pipeline.sources.video import RgbConverter, open_video, reason
 
-logger = logging.getLogger(__name__)
-
+_MOST_DRAINS = 256  # more than decoders have threads; one that cannot even be opened fails for ever
 _RATE_WHERE_NONE_IS_STATED = 25.0  # frames per second; FFmpeg's own assumption for raw streams
 
 
@@ -51,7 +49,8 @@ class FileSource(Source):
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
         self.frame_count = self._stream.frames or _estimated_frames(self._container, self.fps)
-        self._damage: list[str] = []
+        self._first_damage = ""
+        self._damage_count = 0
         self._index = 0
         self._last_pts_s: float | None = None
 
@@ -65,7 +64,7 @@ class FileSource(Source):
             self._note(_too_short(missing))
         if self._index == 0:
             self._note("no picture could be decoded")
-        if self._damage:
+        if self._damage_count:
             raise SourceError(self._verdict(), partial=self._index > 0)
 
     def close(self) -> None:
@@ -110,7 +109,7 @@ class FileSource(Source):
 
     def _drained(self) -> Iterator[VideoFrame]:
         """What the decoder's threads still hold. Each call ends at a bad picture, so it is called until all is out."""
-        while True:
+        for _ in range(_MOST_DRAINS):
             try:
                 pictures = self._stream.decode(None)
             except av.EOFError:
@@ -156,13 +155,13 @@ class FileSource(Source):
         """Remember damage near `pts` (in stream units; decoder threads report late), or after so many frames."""
         at_s = self._seconds(pts)
         where = f"after {self._index} frames" if at_s is None else f"near {at_s:.2f} s"
-        self._damage.append(f"{damage} {where}")
-        logger.debug("%s: %s", self._label, self._damage[-1])
+        self._first_damage = self._first_damage or f"{damage} {where}"
+        self._damage_count += 1
 
     def _verdict(self) -> str:
-        more = f", and {len(self._damage) - 1} more such places" if len(self._damage) > 1 else ""
+        more = f", and {self._damage_count - 1} more such places" if self._damage_count > 1 else ""
         kept = f"the {self._index} frames that could be decoded are kept" if self._index else "nothing came out of it"
-        return f"{self._label}: damaged or broken off: {self._damage[0]}{more}; {kept}; copy or record it again"
+        return f"{self._label}: damaged or broken off: {self._first_damage}{more}; {kept}; copy or record it again"
 
 
 def _check_file(path: Path) -> None:
