@@ -58,7 +58,7 @@ def main(
         raise typer.BadParameter(f"--only {unknown[0]}: known are {', '.join(one.slug for one in DATA_SETS)}")
     report = Report()
     try:
-        built = build_index(root, report, frozenset(only or ())) if root else Index(missing=list(DATA_SETS))
+        built = build_index(root, report, frozenset(only or ())) if root else Index()
         if unikpt:
             _add_file(built, "unikpt", "UniKPT file", unikpt, images, UNIKPT, report)
         if lspet:

@@ -17,7 +17,7 @@ from engines.skeletons import load_skeleton
 from training.unikpt import naming
 from training.unikpt.checks import Candidate, Capacity, checked, within_capacity
 from training.unikpt.images import ImageFinder, read_image
-from training.unikpt.schema import AnnotationFileError, ImageError, InstanceRecord, Record, Report
+from training.unikpt.schema import AnnotationFileError, ImageError, InstanceRecord, ProblemKind, Record, Report
 
 Entry = dict[str, Any]
 
@@ -81,7 +81,10 @@ def read_coco_layout(path: Path, finder: ImageFinder, rules: CocoRules, report: 
         if record is not None:
             yield record
     if reader.understood == 0 and reader.refusals:
-        raise AnnotationFileError("; ".join(sorted(set(reader.refusals.values()))[:3]))
+        raise AnnotationFileError(f"{path}: {'; '.join(sorted(set(reader.refusals.values()))[:3])}")
+    for (category_id, _), reason in reader.refusals.items():
+        kind: ProblemKind = "unknown keypoint name" if category_id in reader.categories else "unknown category"
+        report.add(kind, path, category_id, f"{reason}; its instances are skipped")
 
 
 class _Reader:
@@ -90,7 +93,7 @@ class _Reader:
     def __init__(
         self, path: Path, finder: ImageFinder, rules: CocoRules, report: Report, categories: dict[Any, Entry]
     ) -> None:
-        self._path, self._finder, self._rules, self._report, self._categories = path, finder, rules, report, categories
+        self._path, self._finder, self._rules, self._report, self.categories = path, finder, rules, report, categories
         self._columns: dict[tuple[Any, int], tuple[str, list[tuple[int, int]]] | None] = {}
         self._tells_hidden: set[Any] = set()
         self.refusals: dict[tuple[Any, int], str] = {}
@@ -199,10 +202,10 @@ class _Reader:
             return self._rules.category
         if self._rules.category_field:
             return naming.category_text(str(annotation[self._rules.category_field]))
-        return naming.category_text(str(self._categories[annotation["category_id"]]["name"]))
+        return naming.category_text(str(self.categories[annotation["category_id"]]["name"]))
 
     def _understand(self, category_id: Any, slots: int) -> tuple[str, list[tuple[int, int]]] | None:
-        """Keypoint list and columns of a category; what cannot be understood is reported once."""
+        """Keypoint list and columns of a category; None, with the reason in `refusals`, where it has none."""
         key = (category_id, slots)
         if key not in self._columns:
             try:
@@ -210,26 +213,22 @@ class _Reader:
             except AnnotationFileError as error:
                 self._columns[key] = None
                 self.refusals[key] = str(error)
-                known = category_id in self._categories
-                self._report.add(
-                    "unknown keypoint name" if known else "unknown category", self._path, category_id, str(error)
-                )
         return self._columns[key]
 
     def _resolve(self, category_id: Any, slots: int) -> tuple[str, list[tuple[int, int]]]:
-        category = self._categories.get(category_id)
+        category = self.categories.get(category_id)
         fixed = self._rules.skeleton and (self._rules.category or self._rules.category_field)
         if category is None and fixed:
             category = {}  # Animal Kingdom's own files use group numbers that they do not list
         if category is None:
-            raise AnnotationFileError(f"{self._path}: category {category_id!r} is used but not listed in `categories`")
+            raise AnnotationFileError(f"category {category_id!r} is used but not listed in `categories`")
         name = str(category.get("name", ""))
         skeleton = self._rules.skeleton or naming.skeleton_for_category(name, slots)
         if skeleton is None:
             raise AnnotationFileError(
-                f"{self._path}: no keypoint list is known for category {name!r} with {slots} keypoints; "
+                f"no keypoint list is known for category {name!r} with {slots} keypoints; "
                 "read the file on its own with a skeleton TOML (--coco FILE --skeleton TOML)"
             )
-        where = f"{self._path}, category {name!r}"
+        where = f"category {name!r}"
         names = [str(one) for one in category.get("keypoints") or []]
         return skeleton, naming.columns(load_skeleton(skeleton), names, slots, self._rules.ignored_names, where)

@@ -95,6 +95,8 @@ def table(index: Index) -> str:
     rows: list[tuple[str, ...]] = [heads]
     for data_set in DATA_SETS:
         tally, published = index.tallies.get(data_set.slug), data_set.published
+        if tally is None and data_set not in index.missing:
+            continue
         read = ("missing", "", "", "") if tally is None else _numbers(tally)
         told = (published.keypoints, *_grouped(published.classes, published.images, published.instances))
         rows.append((data_set.title, *read, *told, *_grouped(published.unified_images, published.unified_instances)))

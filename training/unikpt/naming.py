@@ -67,7 +67,7 @@ def columns(
     Args:
         names: the source's keypoint names; empty or numbers mean that only the order is known.
         ignored: names that the skeleton is known to lack and that are dropped, folded.
-        where: file and category, for the message.
+        where: the category, for the message.
     Raises:
         AnnotationFileError: a name that the skeleton does not have, or no names and another count.
     """
