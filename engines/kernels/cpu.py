@@ -24,9 +24,20 @@ from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
 _SOURCES = ("deform_attn_cpu.cpp", "deform_attn.h")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-Wno-psabi",
+    "-fPIC",
+    "-shared",
+)
 _COMPILE_TIMEOUT_S = 120.0
-_MAX_SAMPLES, _MAX_DEPTH = 64, 256  # kMaxSamples and kMaxDepth in the source
+_MAX_SAMPLES = 64  # kMaxSamples in the source
+_DEPTHS = (16, 32, 64)
 _SERIAL_ROWS = 1 << 14  # below this many sampled rows, waking the other threads costs more than they save
 
 
@@ -115,7 +126,7 @@ def available(value_BSMD: Tensor, offsets_BQMLP2: Tensor) -> bool:
     return (
         value_BSMD.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and levels * points <= _MAX_SAMPLES
-        and value_BSMD.shape[-1] <= _MAX_DEPTH
+        and value_BSMD.shape[-1] in _DEPTHS
         and _library() is not None
     )
 

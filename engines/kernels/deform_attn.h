@@ -13,21 +13,17 @@
 #define XPOSE_FLOOR __builtin_floorf
 #endif
 
-struct XposePoint {
-    float x, y;  // in cells of the level; cell (row, column) spans [column, column + 1) x [row, row + 1)
+// Along one axis of one level, a point lies at base + scale * offset, in cells; cell i spans [i, i + 1).
+struct XposeFrame {
+    float base, scale;
 };
 
-// 2-d reference: offset in cells. `ref` is (x, y) as fractions of the level.
-XPOSE_INLINE XposePoint xpose_point_2d(const float* ref, float offset_x, float offset_y, int height, int width) {
-    return {ref[0] * (float)width + offset_x, ref[1] * (float)height + offset_y};
-}
-
-// 4-d reference: offset in half boxes, shared out over the points. `ref` is (cx, cy, w, h) as fractions of the level.
-XPOSE_INLINE XposePoint xpose_point_4d(const float* ref, float offset_x, float offset_y, int height, int width,
-                                       float inverse_points) {
-    const float x = ref[0] + offset_x * inverse_points * ref[2] * 0.5f;
-    const float y = ref[1] + offset_y * inverse_points * ref[3] * 0.5f;
-    return {x * (float)width, y * (float)height};
+// `reference` is (x, y), whose offsets are in cells, or (cx, cy, w, h), whose offsets are in half boxes shared out over
+// the points; all are fractions of the level, which has `size` cells along `axis` (0 for x, 1 for y).
+XPOSE_INLINE XposeFrame xpose_frame(const float* reference, int reference_size, int axis, int size, int points) {
+    const float cells = (float)size;
+    const float scale = reference_size == 2 ? 1.0f : reference[2 + axis] * cells * (0.5f / (float)points);
+    return {reference[axis] * cells, scale};
 }
 
 // The two cells along one axis between whose centres a coordinate lies.
@@ -39,18 +35,18 @@ struct XposeAxis {
 
 XPOSE_INLINE XposeAxis xpose_axis(float cells, int size) {
     const float centred = cells - 0.5f;
-    const bool near_level = centred > -1.0f && centred < (float)size;
-    const float safe = near_level ? centred : -1.0f;
-    const float floored = XPOSE_FLOOR(safe);
-    const float fraction = safe - floored;
-    const int low = (int)floored, high = low + 1;
-    const bool low_inside = near_level && low >= 0, high_inside = near_level && high < size;
+    const float above = centred > -2.0f ? centred : -2.0f;  // a comparison with what is not a number is false
+    const float near_level = above < (float)size ? above : (float)size;
+    const float floored = XPOSE_FLOOR(near_level);
+    const float fraction = near_level - floored;
+    const int low = (int)floored, high = low + 1, last = size - 1;
+    const int low_from_0 = low > 0 ? low : 0, high_from_0 = high > 0 ? high : 0;
     XposeAxis axis;
-    axis.low = low < 0 ? 0 : low;
-    axis.high = high < size ? high : size - 1;
-    axis.inside_low = low_inside ? 1.0f : 0.0f;
-    axis.inside_high = high_inside ? 1.0f : 0.0f;
-    axis.weight_low = low_inside ? 1.0f - fraction : 0.0f;
-    axis.weight_high = high_inside ? fraction : 0.0f;
+    axis.low = low_from_0 < last ? low_from_0 : last;
+    axis.high = high_from_0 < last ? high_from_0 : last;
+    axis.inside_low = axis.low == low ? 1.0f : 0.0f;
+    axis.inside_high = axis.high == high ? 1.0f : 0.0f;
+    axis.weight_low = axis.inside_low * (1.0f - fraction);
+    axis.weight_high = axis.inside_high * fraction;
     return axis;
 }

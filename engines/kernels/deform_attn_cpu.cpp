@@ -11,24 +11,32 @@
 namespace {
 
 constexpr int kMaxSamples = 64;   // L * P; cpu.py checks it
-constexpr int kMaxDepth = 256;    // D; cpu.py checks it
+
+// Channels are summed 16 at a time in explicit vectors; left to itself, the compiler gathers across points instead.
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
 struct Bfloat16 {
     uint16_t bits;
 };
 
-inline float load(float value) { return value; }
-inline float load(Bfloat16 value) {
-    const uint32_t bits = (uint32_t)value.bits << 16;
-    float out;
-    memcpy(&out, &bits, sizeof out);
-    return out;
+inline Lanes load(const float* at) {
+    Lanes lanes;
+    memcpy(&lanes, at, sizeof lanes);
+    return lanes;
 }
-inline void store(float* at, float value) { *at = value; }
-inline void store(Bfloat16* at, float value) {  // to nearest even; a sum of finite values, so no NaN to preserve
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    at->bits = (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+inline Lanes load(const Bfloat16* at) {
+    Halves halves;
+    memcpy(&halves, at, sizeof halves);
+    return (Lanes)(__builtin_convertvector(halves, Words) << 16);
+}
+inline void store(float* at, const Lanes& lanes) { memcpy(at, &lanes, sizeof lanes); }
+inline void store(Bfloat16* at, const Lanes& lanes) {  // to nearest even; a sum of finite values, so no NaN to preserve
+    const Words bits = (Words)lanes;
+    const Halves halves = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves);
+    memcpy(at, &halves, sizeof halves);
 }
 
 // exp(x) for x <= 0 to 1e-7 relative, in a form that vectorises: 2^n * 2^f with |f| <= 1/2.
@@ -50,184 +58,244 @@ struct Shape {
     const int32_t* sizes_L2;
 };
 
+// Loops over points run in whole blocks, whose length the compiler knows; what lies past the last point is unused.
+constexpr int kBlock = 16;
+#define XPOSE_BLOCKS(i, samples)                                   \
+    for (int block = 0; block < (samples); block += kBlock)        \
+        _Pragma("omp simd") for (int i = block; i < block + kBlock; ++i)
+
 inline void softmax(const float* logits, int samples, float* weights) {
     float top = logits[0];
     for (int i = 1; i < samples; ++i) top = logits[i] > top ? logits[i] : top;
-    for (int i = 0; i < samples; ++i) weights[i] = exp_negative(logits[i] - top);
+    float padded[kMaxSamples] = {};
+    memcpy(padded, logits, sizeof(float) * samples);
+    XPOSE_BLOCKS(i, samples) weights[i] = exp_negative(padded[i] - top);
     float sum = 0.0f;
     for (int i = 0; i < samples; ++i) sum += weights[i];
     const float inverse = 1.0f / sum;
-    for (int i = 0; i < samples; ++i) weights[i] *= inverse;
+    XPOSE_BLOCKS(i, samples) weights[i] *= inverse;
 }
 
-// The points of one (query, head) along both axes, and the first token of each point's level.
-struct Samples {
-    XposeAxis x[kMaxSamples], y[kMaxSamples];
-    int32_t first[kMaxSamples], width[kMaxSamples];
+// Where the level of each point lies, the same for every query; `token` is the level's first.
+struct Levels {
+    int32_t token[kMaxSamples], width[kMaxSamples], height[kMaxSamples];
 };
 
-inline void locate(const Shape& shape, const float* reference_LR, const float* offsets_LP2, Samples& samples) {
-    const float inverse_points = 1.0f / (float)shape.points;
-    int first = 0;
-    for (int level = 0, i = 0; level < shape.levels; ++level) {
+Levels levels_of(const Shape& shape) {
+    Levels levels = {};
+    int token = 0, i = 0;
+    for (int level = 0; level < shape.levels; ++level) {
         const int height = shape.sizes_L2[2 * level], width = shape.sizes_L2[2 * level + 1];
-        const float* ref = reference_LR + level * shape.reference_size;
+        for (int point = 0; point < shape.points; ++point, ++i)
+            levels.token[i] = token, levels.width[i] = width, levels.height[i] = height;
+        token += height * width;
+    }
+    return levels;
+}
+
+// The points of one (query, head): the four tokens around each, and the bilinear weights along both axes.
+struct Samples {
+    int32_t token[4][kMaxSamples];  // top left, top right, bottom left, bottom right
+    float left[kMaxSamples], right[kMaxSamples], top[kMaxSamples], bottom[kMaxSamples];
+    float inside_left[kMaxSamples], inside_right[kMaxSamples], inside_top[kMaxSamples], inside_bottom[kMaxSamples];
+};
+
+inline void locate(const Shape& shape, const Levels& levels, const float* reference_LR, const float* offsets_LP2,
+                   Samples& samples) {
+    float x_cells[kMaxSamples] = {}, y_cells[kMaxSamples] = {};
+    for (int level = 0, i = 0; level < shape.levels; ++level) {
+        const float* reference = reference_LR + level * shape.reference_size;
+        const XposeFrame x = xpose_frame(reference, shape.reference_size, 0, levels.width[i], shape.points);
+        const XposeFrame y = xpose_frame(reference, shape.reference_size, 1, levels.height[i], shape.points);
         for (int point = 0; point < shape.points; ++point, ++i) {
-            const float dx = offsets_LP2[2 * i], dy = offsets_LP2[2 * i + 1];
-            const XposePoint at = shape.reference_size == 2 ? xpose_point_2d(ref, dx, dy, height, width)
-                                                            : xpose_point_4d(ref, dx, dy, height, width, inverse_points);
-            samples.x[i] = xpose_axis(at.x, width);
-            samples.y[i] = xpose_axis(at.y, height);
-            samples.first[i] = first;
-            samples.width[i] = width;
+            x_cells[i] = x.base + x.scale * offsets_LP2[2 * i];
+            y_cells[i] = y.base + y.scale * offsets_LP2[2 * i + 1];
         }
-        first += height * width;
+    }
+    XPOSE_BLOCKS(i, shape.levels * shape.points) {
+        const XposeAxis x = xpose_axis(x_cells[i], levels.width[i]), y = xpose_axis(y_cells[i], levels.height[i]);
+        const int top = levels.token[i] + y.low * levels.width[i], bottom = levels.token[i] + y.high * levels.width[i];
+        samples.token[0][i] = top + x.low, samples.token[1][i] = top + x.high;
+        samples.token[2][i] = bottom + x.low, samples.token[3][i] = bottom + x.high;
+        samples.left[i] = x.weight_low, samples.right[i] = x.weight_high;
+        samples.top[i] = y.weight_low, samples.bottom[i] = y.weight_high;
+        samples.inside_left[i] = x.inside_low, samples.inside_right[i] = x.inside_high;
+        samples.inside_top[i] = y.inside_low, samples.inside_bottom[i] = y.inside_high;
     }
 }
 
-struct Row {
-    int32_t token;
-    float weight;
-};
-
-inline void corners(const Samples& samples, int i, Row* rows) {
-    const XposeAxis &x = samples.x[i], &y = samples.y[i];
-    const int top = samples.first[i] + y.low * samples.width[i], bottom = samples.first[i] + y.high * samples.width[i];
-    rows[0] = {top + x.low, y.weight_low * x.weight_low};
-    rows[1] = {top + x.high, y.weight_low * x.weight_high};
-    rows[2] = {bottom + x.low, y.weight_high * x.weight_low};
-    rows[3] = {bottom + x.high, y.weight_high * x.weight_high};
+// One (query, head). Two sums per lane, so that one addition need not wait for the one before it.
+template <typename T, int kVectors>
+void forward_head(const Shape& shape, const Levels& levels, const T* value_SD, const float* reference_LR,
+                  const float* offsets_LP2, const float* logits_LP, T* out_D) {
+    const int samples_LP = shape.levels * shape.points;
+    const int64_t stride = (int64_t)shape.heads * kVectors * kLanes;
+    float weights[kMaxSamples], corner[4][kMaxSamples];
+    Samples samples;
+    softmax(logits_LP, samples_LP, weights);
+    locate(shape, levels, reference_LR, offsets_LP2, samples);
+    XPOSE_BLOCKS(i, samples_LP) {
+        const float top = weights[i] * samples.top[i], bottom = weights[i] * samples.bottom[i];
+        corner[0][i] = top * samples.left[i], corner[1][i] = top * samples.right[i];
+        corner[2][i] = bottom * samples.left[i], corner[3][i] = bottom * samples.right[i];
+    }
+    Lanes sum[2][kVectors] = {};
+    for (int i = 0; i < samples_LP; ++i)
+        for (int c = 0; c < 4; ++c) {
+            const T* row = value_SD + samples.token[c][i] * stride;
+            for (int v = 0; v < kVectors; ++v) sum[c & 1][v] += corner[c][i] * load(row + v * kLanes);
+        }
+    for (int v = 0; v < kVectors; ++v) store(out_D + v * kLanes, sum[0][v] + sum[1][v]);
 }
 
-template <typename T, int kDepth>
+// Head by head over a run of queries: neighbours sample the same rows of the same head, which then stay in the cache.
+template <typename T, int kVectors>
 void forward(const Shape& shape, const T* value, const float* reference, const float* offsets, const float* logits,
              T* out) {
-    const int depth = kDepth ? kDepth : shape.depth, samples_LP = shape.levels * shape.points;
+    const int depth = kVectors * kLanes, samples_LP = shape.levels * shape.points;
     const int64_t stride = (int64_t)shape.heads * depth, total = shape.batch * shape.queries;
-#pragma omp parallel for schedule(dynamic, 16) num_threads(shape.threads)
-    for (int64_t query = 0; query < total; ++query) {
-        const T* value_SMD = value + query / shape.queries * shape.tokens * stride;
-        const float* reference_LR = reference + query * shape.levels * shape.reference_size;
-        float weights[kMaxSamples];
-        Samples samples;
-        Row rows[4 * kMaxSamples];
-        for (int head = 0; head < shape.heads; ++head) {
-            const int64_t first = (query * shape.heads + head) * samples_LP;
-            softmax(logits + first, samples_LP, weights);
-            locate(shape, reference_LR, offsets + 2 * first, samples);
-            for (int i = 0; i < samples_LP; ++i) {
-                corners(samples, i, rows + 4 * i);
-                for (int c = 0; c < 4; ++c) rows[4 * i + c].weight *= weights[i];
+    const int64_t shared = total / (4 * shape.threads), run = shared < 1 ? 1 : shared < 64 ? shared : 64;
+    const Levels levels = levels_of(shape);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
+    for (int64_t begin = 0; begin < total; begin += run) {
+        const int64_t end = begin + run < total ? begin + run : total;
+        for (int head = 0; head < shape.heads; ++head)
+            for (int64_t query = begin; query < end; ++query) {
+                const int64_t first = (query * shape.heads + head) * samples_LP;
+                const T* value_SD = value + query / shape.queries * shape.tokens * stride + head * depth;
+                const float* reference_LR = reference + query * shape.levels * shape.reference_size;
+                forward_head<T, kVectors>(shape, levels, value_SD, reference_LR, offsets + 2 * first, logits + first,
+                                          out + query * stride + head * depth);
             }
-            float sum[kDepth ? kDepth : kMaxDepth] = {};
-            for (int r = 0; r < 4 * samples_LP; ++r) {
-                const T* row = value_SMD + rows[r].token * stride + head * depth;
-                const float weight = rows[r].weight;
-                for (int d = 0; d < depth; ++d) sum[d] += weight * load(row[d]);
-            }
-            T* at = out + query * stride + head * depth;
-            for (int d = 0; d < depth; ++d) store(at + d, sum[d]);
-        }
     }
 }
 
+struct Inputs {
+    const float *grad_out, *value, *reference, *offsets, *logits;
+};
 struct Gradients {
     float *value, *reference, *offsets, *logits;
 };
 
-// All queries of one (image, head), which alone touch that head's channels of grad_value: no two threads meet.
-template <int kDepth>
-void backward_head(const Shape& shape, int64_t image, int head, const float* grad_out, const float* value,
-                   const float* reference, const float* offsets, const float* logits, const Gradients& grads) {
-    const int depth = kDepth ? kDepth : shape.depth, samples_LP = shape.levels * shape.points;
-    const int64_t stride = (int64_t)shape.heads * depth;
-    const float* value_SMD = value + image * shape.tokens * stride + head * depth;
-    float* grad_value_SMD = grads.value + image * shape.tokens * stride + head * depth;
-    float weights[kMaxSamples], grad_weights[kMaxSamples];
+inline float total_of(const Lanes& lanes) {
+    float at[kLanes], total = 0.0f;
+    store(at, lanes);
+#pragma omp simd reduction(+ : total)
+    for (int lane = 0; lane < kLanes; ++lane) total += at[lane];
+    return total;
+}
+
+// One (query, head); offsets receive the gradient by location, in cells, which backward_locations finishes.
+template <int kVectors>
+void backward_query(const Shape& shape, const Levels& levels, const float* grad_D, const float* value_SD,
+                    const float* reference_LR, const float* offsets_LP2, const float* logits_LP, float* grad_value_SD,
+                    float* grad_offsets_LP2, float* grad_logits_LP) {
+    const int samples_LP = shape.levels * shape.points;
+    const int64_t stride = (int64_t)shape.heads * kVectors * kLanes;
+    float weights[kMaxSamples], grad_weights[kMaxSamples], mean = 0.0f;
     Samples samples;
-    for (int64_t query = image * shape.queries; query < (image + 1) * shape.queries; ++query) {
-        const int64_t first = (query * shape.heads + head) * samples_LP;
-        const float* grad = grad_out + query * stride + head * depth;
-        softmax(logits + first, samples_LP, weights);
-        locate(shape, reference + query * shape.levels * shape.reference_size, offsets + 2 * first, samples);
-        float mean = 0.0f;
-        for (int i = 0; i < samples_LP; ++i) {
-            Row rows[4];
-            corners(samples, i, rows);
-            float dots[4];
-            for (int c = 0; c < 4; ++c) {
-                const float* row = value_SMD + rows[c].token * stride;
-                float* grad_row = grad_value_SMD + rows[c].token * stride;
-                const float weight = rows[c].weight * weights[i];
-                float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-                for (int d = 0; d < depth; ++d) {
-                    dot += grad[d] * row[d];
-                    grad_row[d] += weight * grad[d];
-                }
-                dots[c] = dot;
+    softmax(logits_LP, samples_LP, weights);
+    locate(shape, levels, reference_LR, offsets_LP2, samples);
+    Lanes grad[kVectors];
+    for (int v = 0; v < kVectors; ++v) grad[v] = load(grad_D + v * kLanes);
+    for (int i = 0; i < samples_LP; ++i) {
+        const float x[2] = {samples.left[i], samples.right[i]}, y[2] = {samples.top[i], samples.bottom[i]};
+        float dots[4];
+        for (int c = 0; c < 4; ++c) {
+            const float* row = value_SD + samples.token[c][i] * stride;
+            float* grad_row = grad_value_SD + samples.token[c][i] * stride;
+            const float weight = y[c >> 1] * x[c & 1] * weights[i];
+            Lanes dot = {};
+            for (int v = 0; v < kVectors; ++v) {
+                dot += grad[v] * load(row + v * kLanes);
+                store(grad_row + v * kLanes, load(grad_row + v * kLanes) + weight * grad[v]);
             }
-            const XposeAxis &x = samples.x[i], &y = samples.y[i];
-            const float left = y.weight_low * dots[0] + y.weight_high * dots[2];
-            const float right = y.weight_low * dots[1] + y.weight_high * dots[3];
-            const float above = x.weight_low * dots[0] + x.weight_high * dots[1];
-            const float below = x.weight_low * dots[2] + x.weight_high * dots[3];
-            grad_weights[i] = x.weight_low * left + x.weight_high * right;
-            mean += weights[i] * grad_weights[i];
-            grads.offsets[2 * (first + i)] = weights[i] * (x.inside_high * right - x.inside_low * left);
-            grads.offsets[2 * (first + i) + 1] = weights[i] * (y.inside_high * below - y.inside_low * above);
+            dots[c] = total_of(dot);
         }
-        for (int i = 0; i < samples_LP; ++i) grads.logits[first + i] = weights[i] * (grad_weights[i] - mean);
+        const float left = y[0] * dots[0] + y[1] * dots[2], right = y[0] * dots[1] + y[1] * dots[3];
+        const float top = x[0] * dots[0] + x[1] * dots[1], bottom = x[0] * dots[2] + x[1] * dots[3];
+        grad_weights[i] = x[0] * left + x[1] * right;
+        mean += weights[i] * grad_weights[i];
+        grad_offsets_LP2[2 * i] = weights[i] * (samples.inside_right[i] * right - samples.inside_left[i] * left);
+        grad_offsets_LP2[2 * i + 1] = weights[i] * (samples.inside_bottom[i] * bottom - samples.inside_top[i] * top);
+    }
+    for (int i = 0; i < samples_LP; ++i) grad_logits_LP[i] = weights[i] * (grad_weights[i] - mean);
+}
+
+// All queries of one (image, head) go to one thread: they alone touch that head's channels of the value's gradient.
+template <int kVectors>
+void backward(const Shape& shape, const Inputs& in, const Gradients& grads) {
+    const int depth = kVectors * kLanes, samples_LP = shape.levels * shape.points;
+    const int64_t stride = (int64_t)shape.heads * depth;
+    const Levels levels = levels_of(shape);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
+    for (int64_t job = 0; job < shape.batch * shape.heads; ++job) {
+        const int64_t image = job / shape.heads, head = job % shape.heads;
+        const int64_t value_at = image * shape.tokens * stride + head * depth;
+        for (int64_t query = image * shape.queries; query < (image + 1) * shape.queries; ++query) {
+            const int64_t first = (query * shape.heads + head) * samples_LP;
+            backward_query<kVectors>(shape, levels, in.grad_out + query * stride + head * depth, in.value + value_at,
+                                     in.reference + query * shape.levels * shape.reference_size, in.offsets + 2 * first,
+                                     in.logits + first, grads.value + value_at, grads.offsets + 2 * first,
+                                     grads.logits + first);
+        }
     }
 }
 
 // Turn the gradients by location, in cells, into those by reference and by offset.
-void backward_locations(const Shape& shape, const float* reference, const float* offsets, const Gradients& grads) {
-    const int64_t total = shape.batch * shape.queries * shape.levels;
+void backward_locations(const Shape& shape, const Inputs& in, const Gradients& grads) {
     const int size = shape.reference_size, samples_LP = shape.levels * shape.points;
 #pragma omp parallel for schedule(static) num_threads(shape.threads)
-    for (int64_t at = 0; at < total; ++at) {
+    for (int64_t at = 0; at < shape.batch * shape.queries * shape.levels; ++at) {
         const int level = (int)(at % shape.levels);
         const int64_t query = at / shape.levels;
-        const float extent[2] = {(float)shape.sizes_L2[2 * level + 1], (float)shape.sizes_L2[2 * level]};
-        const float* ref = reference + at * size;
-        float* grad_ref = grads.reference + at * size;
-        for (int head = 0; head < shape.heads; ++head) {
-            const int64_t first = (query * shape.heads + head) * samples_LP + level * shape.points;
-            for (int64_t i = 2 * first; i < 2 * (first + shape.points); ++i) {
-                const int axis = (int)(i & 1);
-                const float grad = grads.offsets[i];
-                grad_ref[axis] += grad * extent[axis];
-                if (size == 2) continue;  // offsets are in cells already
-                const float share = 0.5f * extent[axis] / (float)shape.points;
-                grad_ref[2 + axis] += grad * offsets[i] * share;
-                grads.offsets[i] = grad * ref[2 + axis] * share;
+        const float* reference = in.reference + at * size;
+        float* grad_reference = grads.reference + at * size;
+        for (int axis = 0; axis < 2; ++axis) {
+            const int cells = shape.sizes_L2[2 * level + 1 - axis];
+            const float scale = xpose_frame(reference, size, axis, cells, shape.points).scale;
+            const float share = 0.5f * (float)cells / (float)shape.points;
+            for (int head = 0; head < shape.heads; ++head) {
+                const int64_t first = (query * shape.heads + head) * samples_LP + level * shape.points;
+                for (int64_t i = 2 * first + axis; i < 2 * (first + shape.points); i += 2) {
+                    const float grad = grads.offsets[i];
+                    grad_reference[axis] += grad * (float)cells;
+                    if (size == 4) grad_reference[2 + axis] += grad * in.offsets[i] * share;
+                    grads.offsets[i] = grad * scale;
+                }
             }
         }
     }
 }
 
+template <typename T>
+void forward_any(const Shape& shape, const T* value, const float* reference, const float* offsets, const float* logits,
+                 T* out) {
+    const auto run = shape.depth == 16 ? forward<T, 1> : shape.depth == 32 ? forward<T, 2> : forward<T, 4>;
+    run(shape, value, reference, offsets, logits, out);
+}
+
 }  // namespace
 
+// `shape->depth` is 16, 32 or 64; cpu.py checks it.
 extern "C" void xpose_forward_float32(const Shape* shape, const float* value, const float* reference,
                                       const float* offsets, const float* logits, float* out) {
-    (shape->depth == 32 ? forward<float, 32> : forward<float, 0>)(*shape, value, reference, offsets, logits, out);
+    forward_any(*shape, value, reference, offsets, logits, out);
 }
 
 extern "C" void xpose_forward_bfloat16(const Shape* shape, const Bfloat16* value, const float* reference,
                                        const float* offsets, const float* logits, Bfloat16* out) {
-    (shape->depth == 32 ? forward<Bfloat16, 32> : forward<Bfloat16, 0>)(*shape, value, reference, offsets, logits, out);
+    forward_any(*shape, value, reference, offsets, logits, out);
 }
 
-// grad_value and grad_reference must come zeroed: they are added to.
+// The gradients by value and by reference must come zeroed: they are added to.
 extern "C" void xpose_backward_float32(const Shape* shape, const float* grad_out, const float* value,
                                        const float* reference, const float* offsets, const float* logits,
                                        float* grad_value, float* grad_reference, float* grad_offsets,
                                        float* grad_logits) {
+    const Inputs in = {grad_out, value, reference, offsets, logits};
     const Gradients grads = {grad_value, grad_reference, grad_offsets, grad_logits};
-    const auto head = shape->depth == 32 ? backward_head<32> : backward_head<0>;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape->threads)
-    for (int64_t job = 0; job < shape->batch * shape->heads; ++job)
-        head(*shape, job / shape->heads, (int)(job % shape->heads), grad_out, value, reference, offsets, logits, grads);
-    backward_locations(*shape, reference, offsets, grads);
+    const auto run = shape->depth == 16 ? backward<1> : shape->depth == 32 ? backward<2> : backward<4>;
+    run(*shape, in, grads);
+    backward_locations(*shape, in, grads);
 }

@@ -40,7 +40,7 @@ def ms_deform_attn_reference(
     `engines.kernels.ms_deform_attn`.
     """
     batch, _, heads, depth = value_BSMD.shape
-    _, queries, _, levels, points, _ = offsets_BQMLP2.shape
+    queries = offsets_BQMLP2.shape[1]
     compute = torch.float64 if value_BSMD.dtype == torch.float64 else torch.float32
     weights_BQMLP = logits_BQMLP.to(compute).flatten(-2).softmax(-1).reshape(logits_BQMLP.shape)
     grid_BQMLP2 = 2 * sampling_locations(sizes_L2, reference_BQLR, offsets_BQMLP2.to(compute)) - 1
