@@ -59,7 +59,7 @@ def make_denoising(
         label_embedding: the model's label book, its last row is "unknown".
         book_C: int64, label-book row of each offered class.
     """
-    if config.queries == 0 or targets.count == 0:
+    if config.queries == 0 or targets.total == 0:
         return None
     most = targets.valid_BN.shape[1]
     groups = max(1, config.queries // (2 * most))

@@ -4,7 +4,7 @@ Gradients (XPOSE.md 8.8): references are detached where they enter a layer; pred
 prediction of layer l also teaches the refinement after layer l - 1.
 
 In the keypoint layers denoising queries see their own group only. The bordered mask of the released layout would let
-them see the matching queries as well, at the price of one dense (P + G T) x (P + G T) attention instead of G small ones.
+them see the matching queries as well, at the price of one dense (P + G T)² attention instead of G small ones.
 
 Legend: B images, Q box queries, P denoising queries, G groups, T tokens of a group, C classes, D channels.
 """
@@ -96,7 +96,7 @@ def _keypoint_layers(
     for index in range(config.box_layers, config.decoder_layers):
         entering = groups.reference_BGT4.detach().flatten(1, 2)
         x = decoder.run_layer(index, groups.x_BGTD.flatten(1, 2), entering, values[index], encoded, mask, count)
-        groups = groups._replace(x_BGTD=x.unflatten(1, (count, tokens)))
+        groups = groups._replace(x_BGTD=torch.unflatten(x, 1, (count, tokens)))
         found, logits, points = model.predict(groups.x_BGTD, groups.reference_BGT4, encoded)
         predictions.append(Prediction(logits, found, points, groups.class_BG))
         groups = groups._replace(reference_BGT4=model.refine_groups(groups.x_BGTD, groups.reference_BGT4.detach()))

@@ -4,6 +4,7 @@ Legend: B images, Q predictions, N targets, P denoising queries, C classes, K ke
 """
 
 from collections.abc import Mapping
+
 import msgspec
 import torch
 from torch import Tensor
@@ -135,17 +136,17 @@ def objective(
         losses = layer_losses(prediction, targets, valid_BC, weights.costs, count)
         weighted = sum((getattr(weights, key) * value for key, value in losses.items()), torch.zeros(()))
         total = total + weighted
-        log[name] = float(weighted)
-    log |= {f"last/{key}": float(value) for key, value in losses.items()}
+        log[name] = float(weighted.detach())
+    log |= {f"last/{key}": float(value.detach()) for key, value in losses.items()}
     if denoising is not None:
         noisy_total = torch.zeros(())
         for prediction in output.denoising:
             losses = denoising_losses(prediction, denoising, targets, valid_BC, count * denoising.groups)
             noisy_total = noisy_total + sum(getattr(weights, key) * value for key, value in losses.items())
         total = total + weights.denoising * noisy_total
-        log["denoising"] = float(noisy_total)
+        log["denoising"] = float(noisy_total.detach())
     for name, value in extra.items():
         total = total + getattr(weights, name) * value
-        log[name] = float(value)
-    log["total"] = float(total)
+        log[name] = float(value.detach())
+    log["total"] = float(total.detach())
     return total, log

@@ -35,7 +35,7 @@ class Targets(NamedTuple):
     size_hw: tuple[int, int]
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many real targets the batch holds."""
         return int(self.valid_BN.sum())
 

@@ -8,8 +8,8 @@ Legend: H, W canvas; K keypoints.
 
 from collections.abc import Sequence
 
-import msgspec
 import cv2
+import msgspec
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -115,7 +115,7 @@ def _warp_image(
         )
         ratio_x, ratio_y = image.shape[1] / half.shape[1], image.shape[0] / half.shape[0]
         matrix = matrix @ np.diag([ratio_x, ratio_y, 1.0])
-        image = half
+        image = np.asarray(half, np.uint8)
     warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=BORDER_RGB)
     return np.asarray(warped, np.uint8)
 

@@ -36,7 +36,9 @@ def load_synthetic_set(path: Path) -> tuple[SyntheticSet, SceneConfig]:
     """
     try:
         settings = msgspec.convert(tomllib.loads(path.read_text()), SyntheticSet)
-        pairs = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.scene.items()}
+        pairs: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in settings.scene.items()
+        }
         return settings, SceneConfig(**pairs)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

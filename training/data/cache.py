@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ def write_cache(folder: Path, samples: Iterable[Sample], count: int, side: int) 
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     images_N = open_memmap(partial / "images.npy", "w+", np.uint8, (count, side, side, 3))
-    labels: list[dict[str, object]] = []
+    labels: list[dict[str, Any]] = []
     for index, sample in enumerate(samples):
         if index >= count:
             break
@@ -45,7 +46,7 @@ class ImageCache:
         labels = folder / "labels.json"
         if not labels.exists():
             raise FileNotFoundError(f"no image cache in {folder}; build it with: python -m training.data.build")
-        self._labels: list[dict[str, object]] = json.loads(labels.read_text())
+        self._labels: list[dict[str, Any]] = json.loads(labels.read_text())
         self._images_N = np.load(folder / "images.npy", mmap_mode="r")
 
     def __len__(self) -> int:
@@ -53,11 +54,16 @@ class ImageCache:
 
     def __getitem__(self, index: int) -> Sample:
         label = self._labels[index]
-        height, width = label["size"]  # type: ignore[misc]
+        height, width = label["size"]
         image = np.array(self._images_N[index, :height, :width])
         return Sample(
             image, tuple(_instance(entry) for entry in label["instances"]), str(label["dataset"]), str(label["id"])
-        )  # type: ignore[attr-defined]
+        )
+
+    def summary(self, index: int) -> list[tuple[str, str, int]]:
+        """Category, skeleton and number of labelled keypoints of each instance, without touching the image."""
+        entries = self._labels[index]["instances"]
+        return [(entry[0], entry[1], sum(v > 0 for v in entry[3][2::3])) for entry in entries]
 
 
 def _fit(sample: Sample, side: int) -> Sample:
@@ -66,7 +72,7 @@ def _fit(sample: Sample, side: int) -> Sample:
     if scale >= 1:
         return sample
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = cv2.resize(sample.image_HW3, size, interpolation=cv2.INTER_AREA)
+    image = np.asarray(cv2.resize(sample.image_HW3, size, interpolation=cv2.INTER_AREA), np.uint8)
     return Sample(
         image, tuple(_scale(instance, scale) for instance in sample.instances), sample.dataset, sample.image_id
     )
@@ -83,7 +89,7 @@ def _scale(instance: Instance, scale: float) -> Instance:
     )
 
 
-def _to_json(sample: Sample) -> dict[str, object]:
+def _to_json(sample: Sample) -> dict[str, Any]:
     return {
         "size": list(sample.image_HW3.shape[:2]),
         "dataset": sample.dataset,
@@ -101,12 +107,12 @@ def _to_json(sample: Sample) -> dict[str, object]:
     }
 
 
-def _instance(entry: list[object]) -> Instance:
+def _instance(entry: list[Any]) -> Instance:
     category, skeleton, box, keypoints, area = entry
     return Instance(
         str(category),
         str(skeleton),
         np.array(box, np.float32),
         np.array(keypoints, np.float32).reshape(-1, 3),
-        float(area),  # type: ignore[arg-type]
+        float(area),
     )

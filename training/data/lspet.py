@@ -1,4 +1,6 @@
-"""Leeds Sports Pose Extended: zipped person crops with COCO-style labels of 14 joints (Johnson and Everingham, CVPR 2011).
+"""Leeds Sports Pose Extended: zipped person crops with COCO-style labels of 14 joints.
+
+Source of the data: Johnson and Everingham, CVPR 2011.
 
 Its 12 limb joints are the same-named joints of the published 17-keypoint person; "neck" and "head top" have no
 counterpart there, and nose, eyes and ears are not labelled here (v = 0: nothing is learned for them).

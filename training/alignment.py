@@ -1,0 +1,147 @@
+"""Alignment of prompts with each other and with the image's tokens (XPOSE.md 10.7, which leaves the form to us).
+
+* `contrast`: symmetric InfoNCE between the projected text and example vectors of the same class or keypoint name.
+* `DenseAlignment`: every image token against every keypoint prompt, as heat maps. The sparse losses reach the
+  backbone through a few sampled points per query; this one reaches it from every cell, which is what makes training
+  from scratch feasible. Used in training only: its few parameters are not part of the shipped network.
+
+Legend: B images, N targets, K keypoint slots, C classes, U distinct keypoint names, D channels, S cells of a level.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engines.xpose.encoder import Encoded
+from training.prompts import StepPrompts
+from training.targets import Targets
+
+TEMPERATURE = 0.07
+HEAT_RADIUS = 0.06  # standard deviation of a keypoint's heat, as a fraction of the square root of the object's area
+LEAST_HEAT_CELLS = 0.75  # and at least so many cells
+
+
+def contrast(prompts: StepPrompts) -> Tensor:
+    """InfoNCE between modalities, objects and keypoints; equal names are each other's positives.
+
+    Source: arXiv:1807.03748, temperature 0.07 as in XPOSE.md 10.7.
+    """
+    shared = prompts.by_modality
+    if len(shared.text_BCD) == 1:
+        return torch.zeros(())
+    classes = torch.arange(shared.text_BCD.shape[1])
+    seen_CK = prompts.keypoint_valid_CK & prompts.marked_CK
+    names = prompts.names_CK[seen_CK]
+    objects = _info_nce(shared.text_BCD[0], shared.text_BCD[1], classes)
+    return objects + _info_nce(shared.keypoints_BCKD[0][seen_CK], shared.keypoints_BCKD[1][seen_CK], names)
+
+
+def _info_nce(a_ND: Tensor, b_ND: Tensor, name_N: Tensor) -> Tensor:
+    same_NN = (name_N[:, None] == name_N[None]).float()
+    goal_NN = same_NN / same_NN.sum(1, keepdim=True)
+    logits_NN = (
+        functional.normalize(a_ND.float(), dim=-1) @ functional.normalize(b_ND.float(), dim=-1).t() / TEMPERATURE
+    )
+    return (functional.cross_entropy(logits_NN, goal_NN) + functional.cross_entropy(logits_NN.t(), goal_NN)) / 2
+
+
+class DenseAlignment(nn.Module):
+    """Heat maps of keypoint names on the finest levels of the encoder's memory."""
+
+    def __init__(self, dim: int, levels: int = 2) -> None:
+        super().__init__()
+        self.levels = levels
+        self.query = nn.Linear(dim, dim)
+        self.bias = nn.Parameter(torch.tensor(-4.0))  # most cells hold no keypoint
+
+    def forward(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
+        """Spatial cross entropy of the names that the image holds, and focal entropy of all that are offered."""
+        row_U = _one_slot_per_name(prompts)
+        contents = prompts.by_modality.keypoints_BCKD.flatten(1, 2)[:, row_U]
+        query_BUD = self.query(contents)[modality_B] / math.sqrt(contents.shape[-1])
+        offered_BU = _offered_names(prompts)
+        names = _name_of_targets(targets, prompts)
+        total, start = torch.zeros(()), 0
+        for level, (height, width) in enumerate(encoded.geometry.sizes[: self.levels]):
+            tokens_BSD = encoded.memory_BND[:, start : start + height * width]
+            start += height * width
+            logits_BUS = (query_BUD @ tokens_BSD.transpose(1, 2)).float()
+            heat_BUS, labelled_BU, blind_BU = heat_maps(targets, names, len(prompts.names), (height, width))
+            used_BU = offered_BU & (labelled_BU | ~blind_BU)
+            loss = _spatial_entropy(logits_BUS, heat_BUS, used_BU & labelled_BU)
+            loss = loss + _focal_entropy(logits_BUS + self.bias, heat_BUS, used_BU)
+            total = total + loss / 2**level
+        return total
+
+
+def _one_slot_per_name(prompts: StepPrompts) -> Tensor:
+    """Row in the flattened [C * K] table of one slot that carries each name."""
+    flat = prompts.names_CK.masked_fill(~prompts.keypoint_valid_CK, len(prompts.names)).flatten()
+    row_U = torch.empty(len(prompts.names) + 1, dtype=torch.int64)
+    row_U[flat] = torch.arange(len(flat))
+    return row_U[:-1]
+
+
+def _offered_names(prompts: StepPrompts) -> Tensor:
+    """Names of the classes offered to each image: bool [B, U]."""
+    has_CU = torch.zeros(len(prompts.names_CK), len(prompts.names), dtype=torch.bool)
+    has_CU.scatter_(1, prompts.names_CK, prompts.keypoint_valid_CK)
+    for c, valid_K in enumerate(prompts.keypoint_valid_CK):  # spare slots point at name 0: set real ones last
+        has_CU[c] = False
+        has_CU[c, prompts.names_CK[c, valid_K]] = True
+    return (prompts.offer.object_valid_BC[:, :, None] & has_CU).any(1)
+
+
+def _name_of_targets(targets: Targets, prompts: StepPrompts) -> Tensor:
+    """Name of each target's slot, [B, N, K] int64; U on spare slots and padded targets."""
+    real_BNK = targets.keypoint_valid_CK[targets.label_BN] & targets.valid_BN[..., None]
+    return prompts.names_CK[targets.label_BN].masked_fill(~real_BNK, len(prompts.names))
+
+
+def heat_maps(targets: Targets, name_BNK: Tensor, names: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussians at the labelled keypoints, joined by name.
+
+    Returns:
+        heat_BUS in 0..1; labelled_BU: some target has the name labelled; blind_BU: some target has it without label.
+    """
+    height, width = size
+    image_height, image_width = targets.size_hw
+    scale_2 = torch.tensor([image_width, image_height])
+    deviation_BN = (HEAT_RADIUS * targets.area_BN.sqrt()).clamp(min=LEAST_HEAT_CELLS * image_height / height)
+    points_BNK2 = targets.points_BNK2 * scale_2 / deviation_BN[..., None, None]
+    column_W = (torch.arange(width) + 0.5) * (image_width / width)
+    row_H = (torch.arange(height) + 0.5) * (image_height / height)
+    across = (column_W / deviation_BN[..., None])[:, :, None] - points_BNK2[..., :1]
+    down = (row_H / deviation_BN[..., None])[:, :, None] - points_BNK2[..., 1:]
+    heat = torch.exp(-down.square() / 2)[..., None] * torch.exp(-across.square() / 2)[..., None, :]
+    heat = (heat * targets.labelled_BNK[..., None, None]).flatten(3).flatten(1, 2)
+    index = name_BNK.flatten(1)
+    heat_BUS = torch.zeros(len(heat), names + 1, height * width)
+    heat_BUS.scatter_reduce_(1, index[..., None].expand_as(heat), heat, "amax")
+    labelled = torch.zeros(len(heat), names + 1).scatter_reduce_(
+        1, index, targets.labelled_BNK.flatten(1).float(), "amax"
+    )
+    blind = torch.zeros(len(heat), names + 1).scatter_reduce_(
+        1, index, (~targets.labelled_BNK).flatten(1).float(), "amax"
+    )
+    return heat_BUS[:, :names], labelled[:, :names] > 0, blind[:, :names] > 0
+
+
+def _spatial_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor) -> Tensor:
+    """Divergence of the softmax over cells from the normalised heat; 0 when nothing is labelled."""
+    if not used_BU.any():
+        return torch.zeros(())
+    goal = heat_BUS[used_BU]
+    goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-6)
+    return functional.kl_div(logits_BUS[used_BU].log_softmax(-1), goal, reduction="sum") / len(goal)
+
+
+def _focal_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor) -> Tensor:
+    """Quality focal loss of every cell (arXiv:2006.04388), summed over cells, averaged over names."""
+    if not used_BU.any():
+        return torch.zeros(())
+    logits, heat = logits_BUS[used_BU], heat_BUS[used_BU]
+    entropy = functional.binary_cross_entropy_with_logits(logits, heat, reduction="none")
+    return ((logits.sigmoid() - heat).square() * entropy).sum() / len(logits)

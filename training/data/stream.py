@@ -1,0 +1,128 @@
+"""Batches as a pure function of (seed, rank, step): resuming needs no state of the loader.
+
+Legend: N examples of a class, K keypoint slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from engines.skeletons import load_skeleton
+from engines.visual_prompts import crop_example
+from training.data.augment import AugmentConfig, compose, draw_layout
+from training.data.cache import ImageCache
+from training.data.sample import Sample
+
+PIXEL_MEAN_255 = (123.675, 116.28, 103.53)
+PIXEL_STD_255 = (58.395, 57.12, 57.375)
+LEAST_MARKED = 4
+"""An example with fewer labelled keypoints is not shown as a visual prompt, where its list has that many."""
+
+
+class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One cache of the mixture.
+
+    Args:
+        cache: folder name under the data folder.
+        weight: how often a canvas is filled from it, relative to the others.
+    """
+
+    cache: str
+    weight: float
+    augment: AugmentConfig = AugmentConfig()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Visual prompts of one class: N crops with their keypoints."""
+
+    pixels_N3SS: Tensor
+    points_NK2: Tensor
+    visible_NK: Tensor
+
+
+class Stream:
+    """Draws canvases and examples from several caches.
+
+    Args:
+        folder: where the caches lie.
+        limit: use only the first so many images of each cache (overfit tests); 0 uses all.
+    Raises:
+        FileNotFoundError: a cache is missing.
+        ValueError: no cache, or one without images.
+    """
+
+    def __init__(self, sources: Sequence[SourceConfig], folder: Path, seed: int, limit: int = 0) -> None:
+        if not sources:
+            raise ValueError("the recipe names no sources; give at least one [[sources]] with cache and weight")
+        self.sources, self.seed = tuple(sources), seed
+        self.caches = tuple(ImageCache(folder / source.cache) for source in sources)
+        self.lengths = tuple(min(len(cache), limit) if limit else len(cache) for cache in self.caches)
+        for source, length in zip(sources, self.lengths, strict=True):
+            if length == 0:
+                raise ValueError(f"cache {source.cache} has no images; build it from data that has labels")
+        weights = np.array([source.weight for source in sources], np.float64)
+        self._weights = weights / weights.sum()
+        self._places = self._index_instances()
+        self.vocabulary = {name: skeleton for name, (skeleton, _) in sorted(self._places.items())}
+
+    def generator(self, rank: int, step: int, purpose: int) -> Generator:
+        """The generator of one draw; purposes keep canvases, prompts and examples independent."""
+        return np.random.default_rng([self.seed, rank, step, purpose])
+
+    def canvases(self, count: int, height: int, width: int, rng: Generator) -> list[Sample]:
+        """`count` augmented canvases."""
+        return [self._canvas(height, width, rng) for _ in range(count)]
+
+    def _canvas(self, height: int, width: int, rng: Generator) -> Sample:
+        chosen = int(rng.choice(len(self.sources), p=self._weights))
+        augment = self.sources[chosen].augment
+        layout = draw_layout(augment, rng)
+        picks = rng.integers(self.lengths[chosen], size=layout[0] * layout[1])
+        return compose([self.caches[chosen][int(i)] for i in picks], layout, height, width, augment, rng)
+
+    def examples(self, category: str, count: int, slots: int, side_px: int, rng: Generator) -> Examples:
+        """`count` marked examples of a category, cropped as visual prompts are."""
+        places = self._places[category][1]
+        crops = [self._example(places[int(rng.integers(len(places)))], slots, side_px) for _ in range(count)]
+        pixels, points, visible = zip(*crops, strict=True)
+        return Examples(*(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible)))
+
+    def _example(
+        self, place: tuple[int, int, int], slots: int, side_px: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        source, index, number = place
+        sample = self.caches[source][index]
+        instance = sample.instances[number]
+        box = tuple(float(value) for value in instance.box_xyxy)
+        pixels, points_K2, visible_K = crop_example(sample.image_HW3, box, instance.keypoints_K3, side_px)  # type: ignore[arg-type]
+        spare = slots - len(points_K2)
+        return pixels, np.pad(points_K2, ((0, spare), (0, 0))), np.pad(visible_K, (0, spare))
+
+    def _index_instances(self) -> dict[str, tuple[str, list[tuple[int, int, int]]]]:
+        """Category to its keypoint list and the places (source, image, instance) of usable examples."""
+        places: dict[str, tuple[str, list[tuple[int, int, int]]]] = {}
+        for source, cache in enumerate(self.caches):
+            for index in range(self.lengths[source]):
+                for number, (category, skeleton, marked) in enumerate(cache.summary(index)):
+                    known = places.setdefault(category, (skeleton, []))
+                    if known[0] != skeleton:
+                        raise ValueError(
+                            f"category {category!r} has the lists {known[0]!r} and {skeleton!r}; one is allowed"
+                        )
+                    if marked >= min(LEAST_MARKED, len(load_skeleton(skeleton).keypoints)):
+                        known[1].append((source, index, number))
+        return {category: entry for category, entry in places.items() if entry[1]}
+
+
+def pixels_from_samples(samples: Sequence[Sample]) -> Tensor:
+    """Stack and normalise equally sized images: [B, 3, H, W] float32."""
+    stacked = torch.from_numpy(np.stack([sample.image_HW3 for sample in samples])).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN_255, PIXEL_STD_255))
+    return (stacked - mean) / std

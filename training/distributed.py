@@ -1,0 +1,46 @@
+"""Several processes (torchrun): each draws its own canvases, gradients are averaged, process 0 writes.
+
+Plain collectives instead of a wrapper: the objective calls pieces of the network, not its `forward`.
+"""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+class Processes:
+    """This process among its peers; a single process needs no torchrun and communicates nothing."""
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.size > 1:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+    def mean(self, value: float) -> float:
+        """Average of a number over the processes."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total)
+        return float(total) / self.size
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients in one flat message; a parameter that this process left unused counts as zero."""
+        if self.size == 1:
+            return
+        kept = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients: list[Tensor] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in kept]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for parameter, part in zip(kept, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,89 @@
+"""Prompts of a training step: words, examples or the mean of both, drawn per image.
+
+Legend: B images, C classes, K keypoint slots, M modalities (text, visual, mean), N examples of a class, D channels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engines.clip import Clip, tokenize
+from engines.prompts import average_keypoints, keypoint_text, object_text
+from engines.xpose import XPose
+from engines.xpose.model import Prompts
+from training.data.stream import Examples
+from training.targets import Offer, keypoint_tables
+
+MODALITIES = ("text", "visual", "mean")
+
+
+class StepPrompts:
+    """The offered classes' vectors, encoded once per step and shared by its images.
+
+    Args:
+        examples: per offered class; None leaves the text alone.
+    """
+
+    def __init__(self, model: XPose, clip: Clip, offer: Offer, examples: Sequence[Examples] | None) -> None:
+        self.offer = offer
+        slots = max(len(skeleton.keypoints) for skeleton in offer.skeletons)
+        _, self.keypoint_valid_CK = keypoint_tables(offer.skeletons, slots)
+        self.names_CK, self.names = _name_table(offer, slots)
+        objects_C512, keypoints_CK512 = _encode_text(clip, offer, self.names_CK, self.names)
+        objects, keypoints = [objects_C512], [keypoints_CK512]
+        self.marked_CK = self.keypoint_valid_CK
+        if examples is not None:
+            seen_C512, points_CK512, self.marked_CK = _encode_examples(model, clip, examples)
+            objects += [seen_C512, (objects_C512 + seen_C512) / 2]
+            keypoints += [points_CK512, (keypoints_CK512 + points_CK512) / 2]
+        self.by_modality = model.encode_prompts(torch.stack(objects), torch.stack(keypoints))
+
+    def of_images(self, modality_B: Tensor) -> Prompts:
+        """Pick each image's modality and its offered classes."""
+        shared = self.by_modality
+        valid_BCK = self.keypoint_valid_CK.expand(len(modality_B), -1, -1)
+        return Prompts(
+            text_BCD=shared.text_BCD[modality_B],
+            object_valid_BC=self.offer.object_valid_BC,
+            keypoints_BCKD=shared.keypoints_BCKD[modality_B],
+            keypoint_offsets_BCK2=shared.keypoint_offsets_BCK2[modality_B],
+            keypoint_sizes_K2=shared.keypoint_sizes_K2,
+            keypoint_valid_BCK=valid_BCK,
+        )
+
+
+def draw_modality(count: int, weights: Sequence[float], rng: np.random.Generator) -> Tensor:
+    """Index into `MODALITIES` for each image: int64 [B]."""
+    share = np.asarray(weights, np.float64)
+    return torch.from_numpy(rng.choice(len(MODALITIES), size=count, p=share / share.sum()))
+
+
+def _name_table(offer: Offer, slots: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Index of each slot's keypoint name, [C, K] int64 (0 on spare slots), and the names."""
+    names = tuple(dict.fromkeys(name for skeleton in offer.skeletons for name in skeleton.keypoints))
+    rows = {name: row for row, name in enumerate(names)}
+    table_CK = torch.zeros(len(offer.skeletons), slots, dtype=torch.int64)
+    for c, skeleton in enumerate(offer.skeletons):
+        table_CK[c, : len(skeleton.keypoints)] = torch.tensor([rows[name] for name in skeleton.keypoints])
+    return table_CK, names
+
+
+def _encode_text(clip: Clip, offer: Offer, names_CK: Tensor, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    texts = [*(object_text(name) for name in offer.names), *(keypoint_text(name) for name in names)]
+    vectors = clip.encode_text(tokenize(texts))
+    return vectors[: len(offer.names)], vectors[len(offer.names) :][names_CK]
+
+
+def _encode_examples(model: XPose, clip: Clip, examples: Sequence[Examples]) -> tuple[Tensor, Tensor, Tensor]:
+    pixels, points, visible = (
+        torch.cat([getattr(example, key) for example in examples])
+        for key in ("pixels_N3SS", "points_NK2", "visible_NK")
+    )
+    objects, keypoints = clip.encode_visual_prompt(pixels, points, visible, model.pos_proj, model.padding.weight)
+    counts = [len(example.pixels_N3SS) for example in examples]
+    objects_C512 = torch.stack([part.mean(0) for part in torch.split(objects, counts)])
+    parts = zip(torch.split(keypoints, counts), torch.split(visible, counts), strict=True)
+    keypoints_CK512 = torch.stack([average_keypoints(part, seen) for part, seen in parts])
+    return objects_C512, keypoints_CK512, torch.stack([part.any(0) for part in torch.split(visible, counts)])

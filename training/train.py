@@ -1,0 +1,51 @@
+"""Train: python -m training.train RECIPE --data FOLDER --out FOLDER; under torchrun for several processes.
+
+Interrupted runs go on where they stopped when called again with the same --out.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.recipe import load_recipe
+from training.trainer import Trainer
+
+SHOWN = ("total", "last/label", "last/point_l1", "last/oks", "last/giou", "dense")
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="TOML file, see training/recipes")],
+    data: Annotated[Path, typer.Option(help="folder of image caches, see training.data.build")],
+    out: Annotated[Path, typer.Option(help="folder of the run; continued where it stopped")],
+    stop_at: Annotated[int | None, typer.Option(help="stop after this step and save")] = None,
+) -> None:
+    """Run a recipe."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        trainer = Trainer(load_recipe(recipe), data, out)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=trainer.processes.rank != 0) as progress:
+        task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step)
+        started, images = time.monotonic(), 0
+
+        def show(step: int, log: dict[str, float]) -> None:
+            nonlocal images
+            phase, _ = trainer.recipe.phase_at(step - 1)
+            images += phase.batch * phase.accumulate
+            rate = images / (time.monotonic() - started)
+            text = "  ".join(f"{name} {log[name]:.3f}" for name in SHOWN if name in log)
+            progress.update(task, completed=step, description=f"{rate:.1f} images/s  {text}")
+            if step % 20 == 0:
+                logging.getLogger(__name__).info("step %d  %.1f images/s  %s", step, rate, text)
+
+        trainer.run(show, stop_at)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,173 @@
+"""One training run: steps, schedule, average, checkpoints, progress.
+
+Every draw is a function of (seed, rank, step), so a run that was interrupted goes on to the very same numbers.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.tensorboard import SummaryWriter
+
+from training.alignment import contrast
+from training.data.stream import Stream, pixels_from_samples
+from training.denoising import make_denoising
+from training.distributed import Processes
+from training.forward import forward_train
+from training.objective import objective
+from training.prompts import StepPrompts, draw_modality
+from training.recipe import Phase, Recipe
+from training.state import Average, Trainee, load_checkpoint, load_start, save_checkpoint, save_snapshot
+from training.targets import draw_offer, targets_from_samples
+
+logger = logging.getLogger(__name__)
+EXAMPLE_SIDE_PX = 224
+
+
+class Trainer:
+    """A run in a folder: checkpoint.pt, snapshot.safetensors, log.jsonl and TensorBoard files.
+
+    Args:
+        evaluate: called with (trainee holding the averaged weights, step) every `evaluate_steps`; returns scalars.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Path,
+        folder: Path,
+        evaluate: Callable[[Trainee, int, SummaryWriter], dict[str, float]] | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.evaluate = recipe, folder, evaluate
+        self.processes = Processes()
+        self.stream = Stream(recipe.sources, data, recipe.seed, recipe.limit)
+        self.book = {name: row for row, name in enumerate(self.stream.vocabulary)}
+        self.trainee = Trainee(recipe)
+        if recipe.start_from:
+            load_start(self.trainee, Path(recipe.start_from))
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=1.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+        self.average = Average(self.trainee, recipe.ema_decay)
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "checkpoint.pt").exists():
+            self.step = load_checkpoint(folder / "checkpoint.pt", self.trainee, self.average, self.optimiser)
+            logger.info("going on at step %d of %d", self.step, recipe.steps)
+
+    def _groups(self) -> list[dict[str, object]]:
+        backbone: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in self.trainee.named_parameters():
+            (backbone if name.startswith("model.backbone") else rest).append(parameter)
+        return [{"params": rest}, {"params": backbone}]
+
+    def run(self, on_step: Callable[[int, dict[str, float]], None] | None = None, stop_at: int | None = None) -> None:
+        """Train to the end of the recipe, or until `stop_at` steps are done; then save."""
+        writer = SummaryWriter(str(self.folder / "tensorboard")) if self.processes.rank == 0 else None
+        last = self.recipe.steps if stop_at is None else min(stop_at, self.recipe.steps)
+        with (self.folder / f"log{self.processes.rank}.jsonl").open("a") as log_file:
+            while self.step < last:
+                log = self.train_step()
+                log_file.write(json.dumps({"step": self.step, **{k: round(v, 5) for k, v in log.items()}}) + "\n")
+                log_file.flush()
+                self.step += 1
+                if on_step is not None:
+                    on_step(self.step, log)
+                if writer is not None:
+                    self._report(writer, log)
+        if writer is not None:
+            self.save()
+            writer.close()
+        self.processes.close()
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
+        phase, _ = self.recipe.phase_at(self.step)
+        rate = self.recipe.learning_rate(self.step)
+        for group, factor in zip(self.optimiser.param_groups, (1.0, phase.backbone_lr), strict=True):
+            group["lr"] = rate * factor
+        self.trainee.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        log: dict[str, float] = {}
+        for micro in range(phase.accumulate):
+            loss, log = self._micro_batch(phase, self.step * phase.accumulate + micro)
+            (loss / phase.accumulate).backward()  # type: ignore[no-untyped-call]
+        self.processes.average_gradients(self.trainee.parameters())
+        norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"step {self.step}: the gradient is not finite; the last checkpoint is whole, lower the learning rate"
+            )
+        self.optimiser.step()
+        self.average.update(self.trainee)
+        return {**log, "gradient": float(norm), "lr": rate}
+
+    def _micro_batch(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
+        recipe, stream, rank = self.recipe, self.stream, self.processes.rank
+        torch.manual_seed((recipe.seed * 1_000_003 + draw) * 64 + rank)  # drop path
+        samples = stream.canvases(phase.batch, *phase.size_hw, stream.generator(rank, draw, 0))
+        rng = stream.generator(rank, draw, 1)
+        offer = draw_offer(samples, stream.vocabulary, recipe.most_classes, rng)
+        targets = targets_from_samples(samples, offer)
+        examples = None
+        modality_B = torch.zeros(len(samples), dtype=torch.int64)
+        if recipe.examples:
+            slots = targets.keypoint_valid_CK.shape[1]
+            drawer = stream.generator(rank, draw, 2)
+            examples = [stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
+            modality_B = draw_modality(len(samples), recipe.modality_weights, rng)
+        count = max(1.0, self.processes.mean(float(targets.total)))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        book_C = torch.tensor([self.book[name] for name in offer.names])
+        with self._precision():
+            trainee = self.trainee
+            prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
+            denoising = make_denoising(trainee.model.label_enc, targets, book_C, recipe.denoising, generator)
+            output = forward_train(
+                trainee.model, pixels_from_samples(samples), prompts.of_images(modality_B), denoising
+            )
+            extra = {}
+            if recipe.weights.dense:
+                extra["dense"] = trainee.dense(output.encoded, prompts, modality_B, targets)
+            if recipe.weights.alignment and recipe.examples:
+                extra["alignment"] = contrast(prompts)
+        return objective(output, targets, denoising, recipe.weights, count, extra)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        context = ExitStack()
+        # On small windows and groups PyTorch's fused CPU attention is slower backwards than plain products.
+        context.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if self.recipe.precision == "bf16":
+            context.enter_context(torch.autocast("cpu", torch.bfloat16))
+        return context
+
+    def _report(self, writer: SummaryWriter, log: dict[str, float]) -> None:
+        if self.step % 10 == 0:
+            for name, value in log.items():
+                writer.add_scalar(name, value, self.step)
+        if self.recipe.snapshot_steps and self.step % self.recipe.snapshot_steps == 0:
+            self.save()
+        if self.evaluate and self.recipe.evaluate_steps and self.step % self.recipe.evaluate_steps == 0:
+            for name, value in self.evaluate(self.averaged(), self.step, writer).items():
+                writer.add_scalar(name, value, self.step)
+
+    def averaged(self) -> Trainee:
+        """A copy of the trainee with the averaged weights, in evaluation mode."""
+        copy = Trainee(self.recipe)
+        copy.load_state_dict(self.average.tensors)
+        return copy.eval()
+
+    def save(self) -> None:
+        """Write the checkpoint and the averaged weights."""
+        save_checkpoint(self.folder / "checkpoint.pt", self.trainee, self.average, self.optimiser, self.step)
+        metadata = {
+            "model": self.recipe.model,
+            "categories": self.stream.vocabulary,
+            "model_overrides": self.recipe.model_overrides,
+            "step": self.step,
+        }
+        save_snapshot(self.folder / "snapshot.safetensors", self.averaged().shipped(), metadata)
