@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -304,3 +305,16 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
 def test_unknown_scheme_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SourceError, match=r"gopher://.*rtsp://.*testsrc://"):
         open_source("gopher://host/clip")
+
+
+def test_memory_is_flat_over_ten_thousand_frames(tmp_path: Path) -> None:
+    """A leak of one picture (9 kB as RGB, 5 kB as decoded) per frame would show as 40 MB or more."""
+    process = psutil.Process()
+    path = write_video(tmp_path / "long.mkv", 10_000)
+    after_warm_up = 0
+    with open_source(str(path)) as source:
+        for frame in source:
+            if frame.index == 1_000:
+                after_warm_up = process.memory_info().rss
+    assert frame.index == 9_999
+    assert process.memory_info().rss - after_warm_up < 10e6
