@@ -26,6 +26,7 @@ from engines.errors import BackendError, InputError, PromptError
 from engines.postprocess import detections_of
 from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
 from engines.skeletons import MAX_KEYPOINTS
+from engines.visual_prompts import visual_weights_trained
 from engines.xpose import XPose
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class EngineConfig:
     weights: str = ""
     backend: Literal["auto", "eager"] = "auto"
     device: str = "auto"
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resize: Literal["letterbox", "official"] = "letterbox"
     size: tuple[int, int] | None = None
     max_classes: int = 8
@@ -98,6 +99,7 @@ class Engine:
         self._trained = trained_categories(config.model, config.weights)
         # Copies, since the backend moves and casts the network, and prompts are encoded by other threads meanwhile.
         padding = model.padding.weight.detach().clone()
+        self._visual_weights = visual_weights_trained(model)
         self._encoder = PromptEncoder(clip, copy.deepcopy(model.pos_proj), padding)
         self._backend = _open_backend(config, model)
         self._encoding = threading.Lock()
@@ -123,6 +125,8 @@ class Engine:
         with self._encoding:  # one at a time, so that ids follow the order of the calls
             if self._trained is not None:
                 require_trained(classes, self._trained)
+            if any(prompt_class.examples for prompt_class in classes) and not self._visual_weights.pos_proj_trained:
+                _log.warning("example images will not help: %s", self._visual_weights)
             tensors = self._encoder.encode(classes, self.config.max_classes, self.config.max_keypoints)
             with self._swapping:
                 self._last_id += 1

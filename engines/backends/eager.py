@@ -59,7 +59,7 @@ class EagerBackend:
         ]
 
     def close(self) -> None:
-        """Let go of the network's memory."""
+        """Stop; a later `infer` is an error."""
         self._prompts = None
 
 

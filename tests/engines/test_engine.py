@@ -16,6 +16,8 @@ from engines.checkpoint import load_weights, save_weights, trained_categories
 from engines.engine import Engine, EngineConfig
 from engines.errors import CheckpointError, InputError, PromptError
 from engines.prompts import PromptClass, PromptTensors, parse_prompt
+from engines.skeletons import Skeleton
+from engines.visual_prompts import Example
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +189,26 @@ def test_a_closed_vocabulary_is_kept_with_the_weights(tmp_path: Path) -> None:
         engine.set_prompts(prompts_of("cat"))
     save_weights(path, model, clip)
     assert trained_categories("nano", str(path)) is None
+
+
+def test_an_example_image_is_a_prompt_and_untrained_weights_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    points = np.array([[30, 20, 2], [60, 40, 2]], dtype=np.float32)
+    (image,) = images_of((64, 96))
+    example = Example("mug", Skeleton("mug", ("rim", "handle")), image, (10.0, 5.0, 80.0, 60.0), points)
+    engine = random_engine()
+    with caplog.at_level(logging.WARNING, logger="engines"):
+        engine.set_prompts(parse_prompt("mug", examples=[example], max_classes=8, max_keypoints=68))
+    assert "example images will not help" in caplog.text
+    (found,) = engine.infer([image])
+    assert found.keypoints_NK2.shape[1] == 2
+
+
+def test_half_precision_answers_in_float32() -> None:
+    engine = random_engine(precision="bf16")
+    engine.set_prompts(prompts_of("person"))
+    (found,) = engine.infer(images_of((64, 96)))
+    assert found.boxes_N4.dtype == found.keypoints_NK2.dtype == np.float32
+    assert np.isfinite(found.keypoints_NK2).all()
 
 
 @pytest.mark.parametrize(
