@@ -1,4 +1,4 @@
-"""Build image caches: python -m training.data.build lspet|synthetic|coco … ; see `--help` of each."""
+"""Build image caches: python -m training.data.build lspet|synthetic|coco|index … ; see `--help` of each."""
 
 import logging
 import tomllib
@@ -11,10 +11,13 @@ import typer
 from engines.skeletons import load_skeleton
 from pipeline.synthetic import SceneConfig
 from training.data.cache import write_cache
-from training.data.coco import read_coco_keypoints
-from training.data.lspet import read_lspet
-from training.data.sample import ReaderReport
+from training.data.records import read_records
 from training.data.synthetic import read_synthetic
+from training.unikpt.catalogue import LSPET
+from training.unikpt.coco_layout import CocoRules, read_coco_layout
+from training.unikpt.images import ImageFinder
+from training.unikpt.index import load_index
+from training.unikpt.schema import Record, Report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build an image cache for training or evaluation.")
 Side = Annotated[int, typer.Option(help="longer side in the cache, pixels; larger images shrink to it")]
@@ -47,8 +50,9 @@ def load_synthetic_set(path: Path) -> tuple[SyntheticSet, SceneConfig]:
 @app.command()
 def lspet(source: Path, target: Path, split: str = "train", side: Side = 256) -> None:
     """Leeds Sports Pose Extended: SOURCE is the folder with annotations_SPLIT.json and the zip shards."""
-    report = ReaderReport()
-    _finish(target, write_cache(target, read_lspet(source, split, report), 9500, side), report)
+    report = Report()
+    records = list(read_coco_layout(source / f"annotations_{split}.json", ImageFinder(source), LSPET, report))
+    _write(target, records, report, side)
 
 
 @app.command()
@@ -56,21 +60,34 @@ def synthetic(recipe: Path, target: Path, side: Side = 256) -> None:
     """Render the scenes of a TOML file, for example training/recipes/synthetic_train.toml."""
     settings, config = load_synthetic_set(recipe)
     written = write_cache(target, read_synthetic(config, settings.first_seed, settings.count), settings.count, side)
-    _finish(target, written, ReaderReport(images=written))
+    _finish(target, written, Report())
 
 
 @app.command()
 def coco(annotations: Path, images: Path, skeleton: str, target: Path, side: Side = 640) -> None:
     """Any COCO-format keypoint file; SKELETON is a published list's name or the path of a TOML file."""
-    report = ReaderReport()
-    samples = list(read_coco_keypoints(annotations, images, load_skeleton(skeleton), skeleton, report))
-    _finish(target, write_cache(target, samples, len(samples), side), report)
+    load_skeleton(skeleton)
+    report = Report()
+    rules = CocoRules(annotations.stem, skeleton)
+    _write(target, list(read_coco_layout(annotations, ImageFinder(images), rules, report)), report, side)
 
 
-def _finish(target: Path, written: int, report: ReaderReport) -> None:
-    (target / "problems.txt").write_text("\n".join(report.problems))
-    print(f"{target}: {written} images, {report.instances} instances, {len(report.problems)} problems")
-    for problem in report.problems[:20]:
+@app.command()
+def index(source: Path, target: Path, split: str = "", side: Side = 640) -> None:
+    """The index that `python -m training.unikpt --index` wrote; --split keeps the records of one split."""
+    records = [record for record in load_index(source) if split in ("", record.split)]
+    _write(target, records, Report(), side)
+
+
+def _write(target: Path, records: list[Record], report: Report, side: int) -> None:
+    _finish(target, write_cache(target, read_records(records, report), len(records), side), report)
+
+
+def _finish(target: Path, written: int, report: Report) -> None:
+    problems = [str(problem) for problem in report.problems]
+    (target / "problems.txt").write_text("\n".join(problems))
+    print(f"{target}: {written} images, {len(problems)} problems")
+    for problem in problems[:20]:
         print(f"  {problem}")
 
 

@@ -36,4 +36,4 @@ def read_records(records: Iterable[Record], report: Report) -> Iterator[Sample]:
             )
             for instance in record.instances
         )
-        yield Sample(image_HW3, instances, record.dataset, record.image_path.stem)
+        yield Sample(image_HW3, instances, record.dataset, record.image_path.as_posix())

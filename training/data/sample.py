@@ -3,7 +3,6 @@
 Legend: H, W image; K keypoints of the instance's own skeleton.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,27 +36,6 @@ class Sample:
     instances: tuple[Instance, ...]
     dataset: str
     image_id: str
-
-
-@dataclass
-class ReaderReport:
-    """Counts and texts of everything a reader skipped or repaired; shown to the user, kept beside the cache."""
-
-    images: int = 0
-    instances: int = 0
-    problems: tuple[str, ...] = ()
-
-    def problem(self, file: str, identifier: object, text: str) -> None:
-        """Remember one problem with the file and the id it belongs to."""
-        self.problems = (*self.problems, f"{file}, id {identifier}: {text}")
-
-
-def instance_from_box_xywh(
-    category: str, skeleton: str, box_xywh: Iterable[float], keypoints_K3: NDArray[np.float32], area_px: float
-) -> Instance:
-    """Build an `Instance` from a COCO box (x, y, width, height)."""
-    x, y, width, height = (float(value) for value in box_xywh)
-    return Instance(category, skeleton, np.array([x, y, x + width, y + height], np.float32), keypoints_K3, area_px)
 
 
 def clip_instance(instance: Instance, width: int, height: int) -> Instance | None:
