@@ -104,32 +104,39 @@ def parse_prompt(
     if "" in items:
         raise PromptError(f"the prompt {prompt!r} has an empty item; write class names between single commas")
     free = _free_skeleton(keypoints) if keypoints is not None else None
-    classes: list[PromptClass] = []
-    used: set[str] = set()
+    classes: dict[str, PromptClass] = {}
     for item in items:
         name, at, listed = (part.strip() for part in item.partition("@"))
         if not name or (at and not listed):
             raise PromptError(f"{item!r} is not `name@list`: both sides of the @ are needed")
-        if fold(name) in used:
+        if fold(name) in classes:
             raise PromptError(f"the class {name!r} occurs twice in {prompt!r}; each may be asked for once")
-        used.add(fold(name))
         own = [example for example in examples if fold(example.name) == fold(name)]
         skeleton = load_skeleton(listed) if at else free or _skeleton_of(name, own)
-        if len(skeleton.keypoints) > max_keypoints:
-            raise PromptError(
-                f"{name!r} has {len(skeleton.keypoints)} keypoints, this engine takes {max_keypoints}: "
-                "raise max_keypoints"
-            )
         ordered = tuple(example.in_order_of(skeleton) for example in own)
-        classes.append(
-            PromptClass(name, skeleton, ordered, object_from, keypoints_from) if own else PromptClass(name, skeleton)
-        )
-    if len(classes) > max_classes:
-        raise PromptError(f"{len(classes)} classes are asked for, this engine takes {max_classes}: raise max_classes")
+        told_by = (object_from, keypoints_from) if own else ("text", "text")
+        classes[fold(name)] = PromptClass(name, skeleton, ordered, *told_by)
     for example in examples:
-        if fold(example.name) not in used:
+        if fold(example.name) not in classes:
             raise PromptError(f"the example of {example.name!r} belongs to none of the classes {', '.join(items)}")
-    return tuple(classes)
+    require_capacity(tuple(classes.values()), max_classes, max_keypoints)
+    return tuple(classes.values())
+
+
+def require_capacity(classes: Sequence[PromptClass], max_classes: int, max_keypoints: int) -> None:
+    """Refuse what an engine has no room for.
+
+    Raises:
+        PromptError: no class at all, too many, or one with too many keypoints.
+    """
+    if not 1 <= len(classes) <= max_classes:
+        raise PromptError(f"{len(classes)} classes are asked for, this engine takes 1 to {max_classes} (max_classes)")
+    for prompt_class in classes:
+        count = len(prompt_class.skeleton.keypoints)
+        if count > max_keypoints:
+            raise PromptError(
+                f"{prompt_class.name!r} has {count} keypoints, this engine takes {max_keypoints} (max_keypoints)"
+            )
 
 
 def require_trained(classes: Sequence[PromptClass], trained: Sequence[str]) -> None:
@@ -244,14 +251,9 @@ class PromptEncoder:
         """Return the tensors of `classes`, padded to a capacity.
 
         Raises:
-            PromptError: no class at all, or more than the capacity.
+            PromptError: as of `require_capacity`.
         """
-        longest = max((len(prompt_class.skeleton.keypoints) for prompt_class in classes), default=0)
-        if not 1 <= len(classes) <= max_classes or longest > max_keypoints:
-            raise PromptError(
-                f"got {len(classes)} classes with up to {longest} keypoints, "
-                f"this engine takes 1 to {max_classes} classes with up to {max_keypoints}"
-            )
+        require_capacity(classes, max_classes, max_keypoints)
         dim = self._clip.config.embed_dim
         tensors = PromptTensors(
             torch.zeros(max_classes, dim),
