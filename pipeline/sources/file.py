@@ -56,9 +56,9 @@ class FileSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for picture in self._pictures():
-            yield self._frame(picture)
             if self._stopped.is_set():
                 return
+            yield self._frame(picture)
         missing = missing_bytes(self._path) if self._path is not None else 0
         if missing:
             self._note(_too_short(missing))

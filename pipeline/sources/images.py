@@ -36,7 +36,7 @@ class ImageSource(Source):
         Raises:
             SourceError: no such file or folder, or a folder without images.
         """
-        super().__init__(config.name or path.resolve().stem)
+        super().__init__(config.name or (path.resolve().name if path.is_dir() else path.stem))
         self._path = path
         self._files = _image_files(path)
         self.frame_count = len(self._files)

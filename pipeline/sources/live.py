@@ -68,7 +68,7 @@ class LiveSource(Source):
         self._changed = threading.Condition()
         self._newest: _Arrival | None = None
         self._connected = False
-        self._failure: SourceError | None = None
+        self._failure: Exception | None = None
         self._decoded = 0
         self._replaced = 0
         self._undecodable = 0
@@ -131,7 +131,7 @@ class LiveSource(Source):
     def _run(self) -> None:
         try:
             self._keep_connected()
-        except SourceError as error:
+        except Exception as error:  # whatever it is, the consumer must get it rather than wait for ever
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()

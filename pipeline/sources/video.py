@@ -68,7 +68,7 @@ def open_video(
 
 def reason(error: Exception) -> str:
     """FFmpeg's words for `error`, without its numbers and without the address, which may hold a password."""
-    return getattr(error, "strerror", None) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class RgbConverter:

@@ -115,6 +115,14 @@ def test_corrupt_images_are_frames_without_pixels_and_the_rest_goes_on(tmp_path:
             assert (frame.width, frame.height) == (0, 0)
 
 
+def test_folder_with_a_dot_in_its_name_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "set.v2"
+    folder.mkdir()
+    Image.new("RGB", (4, 3)).save(folder / "a.png")
+    with open_source(str(folder)) as source:
+        assert source.name == "set.v2"
+
+
 def test_nothing_readable_is_not_partial(tmp_path: Path) -> None:
     _corrupt(tmp_path / "only.png")
     with open_source(str(tmp_path / "only.png")) as source, pytest.raises(SourceError) as caught:
