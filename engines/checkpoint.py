@@ -8,7 +8,7 @@ from OpenAI's own file.
 import json
 import logging
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,11 +136,15 @@ def default_weights(model_name: str) -> Path:
 
 
 def save_weights(
-    path: Path, model: XPose, clip: Clip, categories: Sequence[str] = (), dtype: torch.dtype = torch.float16
+    path: Path,
+    model: XPose,
+    clip: Clip,
+    categories: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write one file of ours: the network's keys once each, and CLIP's under `clip_model.`.
 
-    `categories` are the class names that the model was trained on, where it knows no others.
+    `categories` are the classes that the model was trained on, where it knows no others: name to keypoint list.
     """
     named = dict(model.state_dict()) | {CLIP_PREFIX + key: value for key, value in clip.state_dict().items()}
     stored = {
@@ -148,12 +152,12 @@ def save_weights(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(stored, partial, metadata={CATEGORIES_KEY: json.dumps(list(categories))} if categories else None)
+    save_file(stored, partial, metadata={CATEGORIES_KEY: json.dumps(dict(categories))} if categories else None)
     partial.replace(path)
 
 
-def trained_categories(model_name: str, weights: str = "") -> tuple[str, ...] | None:
-    """Return the class names that a file of ours knows, or None where any words may be tried; arguments as above."""
+def trained_categories(model_name: str, weights: str = "") -> dict[str, str] | None:
+    """Return the classes that a file of ours knows, name to keypoint list; None where any words may be tried."""
     path = Path(weights).expanduser() if weights else default_weights(model_name)
     if weights == RANDOM or path.suffix != ".safetensors":
         return None
@@ -162,7 +166,7 @@ def trained_categories(model_name: str, weights: str = "") -> tuple[str, ...] | 
             categories = (file.metadata() or {}).get(CATEGORIES_KEY)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path} as safetensors ({error}): fetch it again") from error
-    return None if categories is None else tuple(json.loads(categories))
+    return None if categories is None else dict(json.loads(categories))
 
 
 def _build(model_name: str) -> tuple[XPose, Clip]:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -52,11 +52,6 @@ class PromptClass:
                 raise PromptError(f"prompts come from {', '.join(get_args(Modality))}, got {modality!r}")
         if not self.examples and (self.object_from, self.keypoints_from) != ("text", "text"):
             raise PromptError(f"{self.name!r} has no example image to be prompted from; give one, or prompt from text")
-
-    @property
-    def needs_text(self) -> bool:
-        """Whether any part of the prompt is told by words."""
-        return not (self.object_from == "example" and self.keypoints_from == "example")
 
 
 @dataclass(frozen=True)
@@ -139,18 +134,27 @@ def require_capacity(classes: Sequence[PromptClass], max_classes: int, max_keypo
             )
 
 
-def require_trained(classes: Sequence[PromptClass], trained: Sequence[str]) -> None:
+def require_trained(classes: Sequence[PromptClass], trained: Mapping[str, str]) -> None:
     """Refuse words that a model with a closed vocabulary has never seen.
 
+    Args:
+        trained: class name to the keypoint list that it was trained with.
     Raises:
-        PromptError: a class that is told by words is none of `trained`.
+        PromptError: a class or a keypoint that is told by words is unknown to the model.
     """
-    known = {fold(name) for name in trained}
+    names = {fold(name) for name in trained}
+    points = {fold(point) for listed in trained.values() for point in load_skeleton(listed).keypoints}
     for prompt_class in classes:
-        if prompt_class.needs_text and fold(prompt_class.name) not in known:
+        if prompt_class.object_from != "example" and fold(prompt_class.name) not in names:
             raise PromptError(
                 f"this model was not trained on {prompt_class.name!r}; its classes are {', '.join(trained)}. "
                 "For others take --model swin-t with the official weights"
+            )
+        unknown = [point for point in prompt_class.skeleton.keypoints if fold(point) not in points]
+        if prompt_class.keypoints_from != "example" and unknown:
+            raise PromptError(
+                f"this model was not trained on the keypoint {unknown[0]!r} of {prompt_class.name!r}; it knows those "
+                f"of the lists {', '.join(dict.fromkeys(trained.values()))}. For others take --model swin-t"
             )
 
 

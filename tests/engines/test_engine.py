@@ -180,8 +180,8 @@ def test_random_weights_warn_and_absent_ones_explain(
 def test_a_closed_vocabulary_is_kept_with_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "own.safetensors"
     model, clip = load_weights("nano", "random")
-    save_weights(path, model, clip, categories=["person", "dog"])
-    assert trained_categories("nano", str(path)) == ("person", "dog")
+    save_weights(path, model, clip, categories={"person": "person", "dog": "animal_in_AP10K"})
+    assert trained_categories("nano", str(path)) == {"person": "person", "dog": "animal_in_AP10K"}
     assert trained_categories("nano", "random") is None
     engine = Engine(EngineConfig(weights=str(path), size=(64, 96)))
     engine.set_prompts(prompts_of("Dog"))

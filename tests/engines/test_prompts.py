@@ -105,14 +105,21 @@ def test_more_than_the_capacity_is_an_error() -> None:
         parse("face", max_keypoints=17)
 
 
-def test_a_model_with_trained_categories_refuses_others() -> None:
-    require_trained(parse("Person,dog"), ["person", "dog"])
+def test_a_model_with_trained_categories_refuses_other_words() -> None:
+    trained = {"person": "person", "dog": "animal_in_AP10K"}
+    require_trained(parse("Person,dog"), trained)
+    require_trained(parse("person", "left knee,root of tail"), trained)
     with pytest.raises(PromptError, match="not trained on 'horse'; its classes are person, dog"):
-        require_trained(parse("horse"), ["person", "dog"])
-    from_example = parse("mug", examples=[mug_example()])
-    require_trained(from_example, ["person"])
+        require_trained(parse("horse"), trained)
+    with pytest.raises(
+        PromptError, match="keypoint 'rim' of 'dog'; it knows those of the lists person, animal_in_AP10K"
+    ):
+        require_trained(parse("dog", "nose,rim"), trained)
+    require_trained(parse("mug", examples=[mug_example()]), trained)
     with pytest.raises(PromptError, match="not trained on 'mug'"):
-        require_trained(parse("mug", examples=[mug_example()], keypoints_from="text"), ["person"])
+        require_trained(parse("mug", examples=[mug_example()], object_from="mean"), trained)
+    with pytest.raises(PromptError, match="keypoint 'rim' of 'mug'"):
+        require_trained(parse("mug", examples=[mug_example()], keypoints_from="text"), trained)
 
 
 def test_an_example_brings_its_own_keypoints() -> None:
