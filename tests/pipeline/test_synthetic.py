@@ -215,7 +215,7 @@ def test_a_wrong_config_is_refused_with_its_reason(change: dict[str, object], to
 
 
 def test_the_generator_still_draws_the_scenes_of_the_test_set() -> None:
-    """The synthetic test set is a seed and settings: whoever changes what a seed draws changes every published figure."""
+    """The synthetic test set is a seed and settings: whoever changes what a seed draws changes every figure."""
     drawn = {seed: render_scene(seed, SceneConfig()).instances for seed in (2_000_000, 2_000_001)}
     assert [[one.category for one in found] for found in drawn.values()] == [
         ["chair", "table", "cow"],
