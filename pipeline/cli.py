@@ -72,7 +72,7 @@ def run(
         list[Path] | None, typer.Option(help="Its annotation file, one for each image, or one for all.")
     ] = None,
     prompt_from: Annotated[
-        str, typer.Option(help="What tells a class with examples: example, text or mean.")
+        str, typer.Option(help="What tells a class with examples: example, text, mean; text/mean: object/keypoints.")
     ] = "example",
     model: Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights file; random to run without any.")] = None,
@@ -130,6 +130,20 @@ def listen(
 
 
 @app.command()
+def fetch_weights(
+    what: Annotated[str, typer.Argument(help="xpose, clip or all.")] = "all",
+    folder: Annotated[Path | None, typer.Option(help="Where to; by default where the engine looks.")] = None,
+) -> None:
+    """Download the official weights from where their authors put them, after their licence."""
+    from engines import fetch
+    from pipeline.display import DownloadDisplay
+
+    with DownloadDisplay(Console(stderr=True)) as display:
+        for path in fetch.fetch_weights(what, folder, display.update):
+            print(path)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has, and what follows from it."""
     from pipeline.doctor import print_report
@@ -148,8 +162,10 @@ def _prompts(
     from engines.prompts import parse_prompt
     from engines.visual_prompts import load_example
 
-    if told_by not in ("example", "text", "mean"):
-        raise ConfigError(f"--prompt-from {told_by}: give example, text or mean")
+    object_from, _, keypoints_from = told_by.partition("/")
+    for modality in (object_from, keypoints_from or object_from):
+        if modality not in ("example", "text", "mean"):
+            raise ConfigError(f"--prompt-from {told_by}: give example, text or mean, or two of them as in text/example")
     if len(annotations) == 1:
         annotations = [annotations[0]] * len(images)
     if len(annotations) != len(images):
@@ -164,8 +180,8 @@ def _prompts(
         max_classes=settings.engine.max_classes,
         max_keypoints=settings.engine.max_keypoints,
         examples=examples,
-        object_from=told_by,  # type: ignore[arg-type]
-        keypoints_from=told_by,  # type: ignore[arg-type]
+        object_from=object_from,  # type: ignore[arg-type]
+        keypoints_from=keypoints_from or object_from,  # type: ignore[arg-type]
     )
 
 

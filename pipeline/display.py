@@ -10,12 +10,14 @@ from typing import Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 
@@ -74,6 +76,30 @@ class LiveDisplay:
             seen.popleft()
         (start_s, start), (end_s, end) = seen[0], seen[-1]
         return (end - start) / max(end_s - start_s, 1e-9)
+
+
+class DownloadDisplay:
+    """A bar per downloaded file."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._progress = Progress(*columns, console=console)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, name: str, received: int, total: int | None) -> None:
+        """Show how many bytes of a file have come."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name)
+        self._progress.update(self._tasks[name], completed=received, total=total)
 
 
 def print_closing(line: Line, result: LineResult, duration_s: float, console: Console) -> None:

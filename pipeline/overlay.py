@@ -113,7 +113,7 @@ def _draw_skeleton(
 def _draw_label(canvas_HW3: Canvas, track: TrackMessage, unit: float, zoom: float) -> None:
     """A chip on top of the box, or inside it where there is no room above."""
     text = f"{track.class_name} {track.id}  {track.score:.2f}" + ("" if track.measured else "  coasting")
-    size = max(9, round(13 * unit))
+    size = max(9, round(11 * unit))
     width, height = _text_size(text, size)
     pad = round(0.35 * size)
     left = round(min(max(track.box_xyxy[0] * zoom, 0), max(0, canvas_HW3.shape[1] - width - 2 * pad)))

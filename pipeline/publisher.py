@@ -76,15 +76,21 @@ class Publisher:
         self._last[topic_of(message).encode() + SEPARATOR] = data
         self._socket.send(data)
 
-    def serve_late_joiners(self) -> None:
-        """Send what each new subscription missed: skeletons first, then the last poses. Call it now and then."""
+    def serve_late_joiners(self) -> int:
+        """Send what each new subscription missed: skeletons first, then the last poses. Call it now and then.
+
+        Returns how many subscriptions were new.
+        """
+        served = 0
         while self._socket.poll(0):
             request = self._socket.recv()
             if request[:1] == _SUBSCRIBE:
+                served += 1
                 prefix = request[1:]
                 for topic in sorted(self._last, reverse=True):  # "skeletons/" before "poses/"
                     if topic.startswith(prefix):
                         self._socket.send(self._last[topic])
+        return served
 
     def close(self) -> None:
         """Close the socket, waiting for messages on their way for at most `linger_s`."""

@@ -52,7 +52,7 @@ class PoseSubscriber:
         self._same_host = endpoint.startswith(_LOOPBACK) if same_host is None else same_host
         self._last: dict[str, tuple[int, int]] = {}
         self._age_s = float("inf")
-        self._context = zmq.Context()
+        self._sockets: list[zmq.Socket[bytes]] = []
         exact = "" if source is None else source + SEPARATOR.decode()
         try:
             # Skeletons have a socket of their own: CONFLATE would let the next pose overwrite them.
@@ -105,7 +105,8 @@ class PoseSubscriber:
 
     def close(self) -> None:
         """Disconnect. An iteration that is under way must be in this thread: sockets belong to one."""
-        self._context.destroy(linger=0)
+        for socket in self._sockets:
+            socket.close(linger=0)
 
     def __iter__(self) -> Iterator[PoseMessage]:
         while True:
@@ -122,7 +123,8 @@ class PoseSubscriber:
         self.close()
 
     def _connect(self, endpoint: str, prefix: str, *, conflate: bool) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.SUB)
+        socket = zmq.Context.instance().socket(zmq.SUB)
+        self._sockets.append(socket)
         socket.setsockopt(zmq.CONFLATE, conflate)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms; a publisher that restarts is found again within a second
         socket.setsockopt_string(zmq.SUBSCRIBE, prefix)

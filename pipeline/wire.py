@@ -208,6 +208,8 @@ def _track_message(track: Track, prompt: PromptClass) -> TrackMessage:
     """Keypoints beyond the class's own list, which pad the tracker's arrays, are left out."""
     count = len(prompt.skeleton.keypoints)
     left, top, right, bottom = np.round(np.asarray(track.box_xyxy, np.float64), 3).tolist()
+    predicted_K2 = track.keypoints_predicted_K2[:count]
+    unknown_K1 = np.isnan(predicted_K2[:, :1])  # never measured: the filter's velocity and covariance say nothing
     return TrackMessage(
         id=track.id,
         class_name=prompt.name,
@@ -215,20 +217,20 @@ def _track_message(track: Track, prompt: PromptClass) -> TrackMessage:
         box_xyxy=(left, top, right, bottom),
         keypoints_raw=_rows(track.keypoints_raw_K2[:count]),
         keypoints=_rows(track.keypoints_K2[:count]),
-        keypoints_predicted=_rows(track.keypoints_predicted_K2[:count]),
-        keypoints_velocity=_rows(track.velocity_K2[:count]),
-        keypoints_covariance=_rows(track.covariance_K3[:count]),
+        keypoints_predicted=_rows(predicted_K2),
+        keypoints_velocity=_rows(np.where(unknown_K1, np.nan, track.velocity_K2[:count])),
+        keypoints_covariance=_rows(np.where(unknown_K1, np.nan, track.covariance_K3[:count])),
         keypoints_measured=track.measured_K[:count].tolist(),
         measured=track.measured,
     )
 
 
-def _rows(numbers_KD: NDArray[np.floating]) -> Any:
+def _rows(numbers_KD: NDArray[np.floating]) -> list[Any]:
     """Round to 0.001 and turn what is not finite into None: msgpack could carry NaN, JSON cannot."""
     rounded_KD = numbers_KD.astype(np.float64).round(3)
     finite_KD = np.isfinite(rounded_KD)
     if finite_KD.all():
-        return rounded_KD.tolist()
+        return list(map(tuple, rounded_KD.tolist()))
     values_KD = rounded_KD.astype(object)
     values_KD[~finite_KD] = None
-    return values_KD.tolist()
+    return list(map(tuple, values_KD.tolist()))

@@ -1,0 +1,130 @@
+"""An engine and sources without networks and cameras, for tests of the line."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.detections import Detections
+from engines.prompts import PromptClass
+from engines.skeletons import Skeleton
+from pipeline.messages import Frame, now_ns
+from pipeline.sources import Source
+
+MUG = PromptClass("mug", Skeleton("mug", ("rim", "base", "handle"), edges=((0, 1), (1, 2))))
+LAMP = PromptClass("lamp", Skeleton("lamp", ("bulb", "foot"), edges=((0, 1),)))
+
+
+class FakeEngine:
+    """Sees one mug per image, at a place that its mean brightness tells.
+
+    Args:
+        delay_s: how long an inference takes.
+        fail_at: number of the image (from 0) at which `infer` raises RuntimeError.
+    """
+
+    def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
+        self.delay_s = delay_s
+        self.fail_at = fail_at
+        self.images = 0
+        self.batches: list[int] = []
+        self.on_infer: Callable[[int], None] = lambda images: None
+        self._prompts: tuple[PromptClass, ...] = ()
+        self._prompt_id = 0
+        self._lock = threading.Lock()
+
+    def set_prompts(self, classes: Sequence[PromptClass]) -> int:
+        with self._lock:
+            self._prompt_id += 1
+            self._prompts = tuple(classes)
+            return self._prompt_id
+
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        time.sleep(self.delay_s)
+        self.batches.append(len(images))
+        with self._lock:
+            prompts, prompt_id = self._prompts, self._prompt_id
+        results = []
+        for image in images:
+            if self.images == self.fail_at:
+                raise RuntimeError("the engine broke")
+            self.on_infer(self.images)
+            self.images += 1
+            results.append(seen(prompts, prompt_id, float(image.mean())))
+        return results
+
+
+def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float) -> Detections:
+    """One object of each class, `x` px from the left, its keypoints one below the other."""
+    slots = max(len(prompt.skeleton.keypoints) for prompt in prompts)
+    keypoints_NK2 = np.full((len(prompts), slots, 2), np.nan, np.float32)
+    for row, prompt in enumerate(prompts):
+        count = len(prompt.skeleton.keypoints)
+        keypoints_NK2[row, :count] = [(x + 200 * row, 10 + 20 * index) for index in range(count)]
+    boxes_N4 = np.array([(x + 200 * row - 10, 0, x + 200 * row + 10, 60) for row in range(len(prompts))], np.float32)
+    scores_N, class_N = np.full(len(prompts), 0.9, np.float32), np.arange(len(prompts))
+    return Detections(boxes_N4, scores_N, class_N, keypoints_NK2, prompt_id, prompts)
+
+
+class FakeSource(Source):
+    """`count` grey frames, 64 x 48, a little brighter each.
+
+    Args:
+        live: whether the newest frame wins; `interval_s` between frames.
+        error: raised after the frames.
+        stills: unrelated pictures; those whose index is in `unreadable` have no pixels.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        name: str = "fake",
+        *,
+        live: bool = False,
+        interval_s: float = 0.0,
+        error: Exception | None = None,
+        stills: bool = False,
+        unreadable: Sequence[int] = (),
+    ) -> None:
+        super().__init__(name)
+        self.count = count
+        self.live = live
+        self.frame_count = None if live else count
+        self.fps = 30.0
+        self.closed = False
+        self._interval_s = interval_s
+        self._error = error
+        self._stills = stills
+        self._unreadable = unreadable
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(self.count):
+            if self._stopped.wait(self._interval_s) or self._stopped.is_set():
+                return
+            yield self._frame(index)
+        if self._error is not None:
+            raise self._error
+
+    def _frame(self, index: int) -> Frame:
+        unix_ns, monotonic_ns = now_ns()
+        readable = index not in self._unreadable
+        return Frame(
+            source=self.name,
+            index=index,
+            rgb_HW3=np.full((48, 64, 3), 20 + index % 30, np.uint8) if readable else None,
+            pts_s=None if self._stills else index / 30,
+            capture_unix_ns=unix_ns,
+            capture_monotonic_ns=monotonic_ns,
+            clock="receive" if self.live else "file",
+            file=f"{index:03}.png" if self._stills else None,
+            still=self._stills,
+            error=None if readable else "damaged",
+        )
+
+    def close(self) -> None:
+        self.closed = True
+
+    def drops(self) -> Mapping[str, int]:
+        return {}

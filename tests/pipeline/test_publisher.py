@@ -1,0 +1,170 @@
+"""Both ends of the socket: topics, late joiners, gaps, restarts, CONFLATE, and endpoints that cannot be."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from pipeline.errors import ConfigError, PublishError
+from pipeline.publisher import PublishConfig, Publisher
+from pipeline.subscriber import PoseSubscriber
+from pipeline.wire import PoseMessage, SkeletonClass, SkeletonMessage, decode
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def pose(seq: int, source: str = "cam1", session: int = 1, prompt_id: int = 1) -> PoseMessage:
+    now_unix_ns, now_monotonic_ns = time.time_ns(), time.monotonic_ns()
+    return PoseMessage(
+        1, session, seq, source, seq, None, seq / 30, now_unix_ns, now_monotonic_ns, now_unix_ns, 64, 48, prompt_id, []
+    )
+
+
+def skeleton(source: str = "cam1", session: int = 1, prompt_id: int = 1) -> SkeletonMessage:
+    return SkeletonMessage(1, session, source, prompt_id, time.time_ns(), [SkeletonClass("mug", ["rim"], [])])
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    with Publisher(PublishConfig("tcp://127.0.0.1:*")) as publisher:
+        yield publisher
+
+
+def connect(publisher: Publisher, **options: object) -> PoseSubscriber:
+    """A subscriber whose two subscriptions, for poses and for skeletons, the publisher has seen and served."""
+    subscriber = PoseSubscriber(publisher.endpoint, **options)  # type: ignore[arg-type]
+    wait_for_subscriptions(publisher, 2)
+    return subscriber
+
+
+def wait_for_subscriptions(publisher: Publisher, count: int) -> None:
+    deadline_s = time.monotonic() + 5
+    while count > 0:
+        assert time.monotonic() < deadline_s
+        count -= publisher.serve_late_joiners()
+        time.sleep(0.005)
+
+
+def test_subscriber_receives_every_message_in_order_with_its_age(publisher: Publisher) -> None:
+    with connect(publisher) as subscriber:
+        for seq in range(50):
+            publisher.publish(pose(seq))
+        received = [subscriber.receive(2) for _ in range(50)]
+        assert [message.seq for message in received if message] == list(range(50))
+        assert 0 < subscriber.age_s < 5
+        assert (subscriber.received, subscriber.missed) == (50, 0)
+        assert subscriber.receive(0.01) is None
+
+
+def test_late_joiner_gets_the_skeletons_and_the_last_poses_at_once(publisher: Publisher) -> None:
+    for source in ("cam1", "cam2"):
+        publisher.publish(skeleton(source))
+        for seq in range(3):
+            publisher.publish(pose(seq, source))
+    with connect(publisher) as subscriber:
+        received = [subscriber.receive(2), subscriber.receive(2)]
+        assert sorted((message.source, message.seq) for message in received if message) == [("cam1", 2), ("cam2", 2)]
+        found = subscriber.skeleton(next(message for message in received if message))
+        assert found is not None
+        assert found.classes[0].keypoints == ["rim"]
+        assert subscriber.missed == 0
+
+
+def test_repeats_for_a_late_joiner_are_passed_over_by_those_who_had_them(publisher: Publisher) -> None:
+    with connect(publisher) as early:
+        publisher.publish(pose(0))
+        assert early.receive(2) is not None
+        with connect(publisher) as late:
+            assert late.receive(2) is not None
+        publisher.publish(pose(1))
+        following = early.receive(2)
+        assert following is not None
+        assert following.seq == 1
+        assert (early.received, early.missed) == (2, 0)
+
+
+def test_gap_in_the_sequence_counts_as_missed_and_a_new_session_starts_again(publisher: Publisher) -> None:
+    with connect(publisher) as subscriber:
+        for message in (pose(0), pose(4), pose(0, "cam2"), pose(0, session=2), pose(1, session=2)):
+            publisher.publish(message)
+        assert all(subscriber.receive(2) for _ in range(5))
+        assert subscriber.missed == 3
+        assert subscriber.restarts == 1
+
+
+def test_subscription_to_one_source_leaves_out_those_whose_names_begin_alike(publisher: Publisher) -> None:
+    with connect(publisher, source="cam1") as subscriber:
+        for source in ("cam10", "cam1", "cam2"):
+            publisher.publish(pose(0, source))
+        message = subscriber.receive(2)
+        assert message is not None
+        assert message.source == "cam1"
+        assert subscriber.receive(0.1) is None
+
+
+def test_conflate_leaves_the_newest_message_and_the_skeletons(publisher: Publisher) -> None:
+    with connect(publisher, source="cam1", conflate=True) as subscriber:
+        publisher.publish(skeleton())
+        for seq in range(20):
+            publisher.publish(pose(seq))
+        time.sleep(0.3)
+        message = subscriber.receive(2)
+        assert message is not None
+        assert message.seq == 19
+        assert subscriber.skeleton(message) is not None
+        assert subscriber.receive(0.05) is None
+
+
+def test_bare_zeromq_socket_with_a_prefix_gets_one_part_of_topic_nul_msgpack(publisher: Publisher) -> None:
+    with zmq.Context() as context, context.socket(zmq.SUB) as bare:
+        bare.setsockopt_string(zmq.SUBSCRIBE, "poses/")
+        bare.connect(publisher.endpoint)
+        wait_for_subscriptions(publisher, 1)
+        publisher.publish(skeleton())
+        publisher.publish(pose(7))
+        assert bare.poll(2000)
+        (part,) = bare.recv_multipart()
+        assert part.startswith(b"poses/cam1\0")
+        assert decode(part).topic == "poses/cam1"
+
+
+def test_port_in_use_is_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(PublishError, match="another program uses this address"):
+            Publisher(PublishConfig(endpoint))
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["5555", "tcp://", "tcp://127.0.0.1", "tcp://*:99999", "tcp://*:-1", "tcp://*:abc", "http://*:80", "ipc://"],
+)
+def test_malformed_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="--publish"):
+        PublishConfig(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://192.0.2.1:5555", "tcp://no-such-interface:5555", "ipc:///no/such/folder/x"]
+)
+def test_address_of_no_interface_or_folder_is_one_sentence(endpoint: str) -> None:
+    with pytest.raises(PublishError, match=r"no network interface|does not exist"):
+        Publisher(PublishConfig(endpoint))
+
+
+def test_ipc_never_removes_a_file_that_is_no_socket(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("keep me")
+    with pytest.raises(ConfigError, match="not a socket"):
+        PublishConfig(f"ipc://{precious}")
+    assert precious.read_text() == "keep me"
+
+
+def test_subscriber_refuses_a_malformed_endpoint() -> None:
+    with pytest.raises(PublishError, match="is not a ZeroMQ address"):
+        PoseSubscriber("5555")

@@ -1,0 +1,110 @@
+"""Messages: fields, round trip, and numbers that do not exist."""
+
+import json
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline import wire
+from pipeline.messages import FramePoses, FrameTracks
+from pipeline.tracking import PromptedTracker
+from tests.pipeline.fakes import LAMP, MUG, FakeSource, seen
+from trackers import Tracker
+
+POSE_KEYS = [
+    "schema", "session", "seq", "source", "frame", "file", "pts_s", "capture_unix_ns", "capture_monotonic_ns",
+    "publish_unix_ns", "width", "height", "prompt_id", "tracks",
+]  # fmt: skip
+TRACK_KEYS = [
+    "id", "class", "score", "box_xyxy", "keypoints_raw", "keypoints", "keypoints_predicted", "keypoints_velocity",
+    "keypoints_covariance", "keypoints_measured", "measured",
+]  # fmt: skip
+
+
+def tracked() -> FrameTracks:
+    frame = next(iter(FakeSource(1, name="cam/1")))
+    found = seen((MUG, LAMP), 5, 30.0)
+    found.keypoints_NK2[0, 1] = np.nan
+    tracks = PromptedTracker(lambda sigmas: Tracker(None, sigmas)).update(
+        FramePoses(frame, found), predict_to_now=False
+    )
+    return FrameTracks(frame, found, tracks)
+
+
+def message() -> wire.PoseMessage:
+    return wire.pose_message(tracked(), session=11, seq=3, publish_unix_ns=12)
+
+
+def test_message_has_the_documented_fields_in_order() -> None:
+    plain = msgspec.msgpack.decode(wire.encode(message()).partition(b"\0")[2])
+    assert list(plain) == POSE_KEYS
+    assert list(plain["tracks"][0]) == TRACK_KEYS
+    assert (plain["source"], plain["session"], plain["seq"], plain["prompt_id"]) == ("cam/1", 11, 3, 5)
+    assert (plain["width"], plain["height"]) == (64, 48)
+    assert plain["tracks"][1]["class"] == "lamp"
+
+
+def test_encoding_and_decoding_give_the_same_message() -> None:
+    received = wire.decode(wire.encode(message()))
+    assert received.topic == "poses/cam/1"
+    assert msgspec.structs.replace(
+        received.message, capture_unix_ns=0, capture_monotonic_ns=0
+    ) == msgspec.structs.replace(message(), capture_unix_ns=0, capture_monotonic_ns=0)
+
+
+def test_each_class_has_as_many_keypoints_as_its_own_list() -> None:
+    mug, lamp = message().tracks
+    assert [len(mug.keypoints), len(lamp.keypoints), len(lamp.keypoints_covariance)] == [3, 2, 2]
+    assert len(lamp.keypoints_measured) == 2
+
+
+def test_absent_coordinates_are_null_in_msgpack_and_in_json() -> None:
+    mug = message().tracks[0]
+    assert mug.keypoints_raw[1] == (None, None)
+    assert mug.keypoints_velocity[1] == (None, None)
+    assert mug.keypoints_covariance[1] == (None, None, None)
+    assert mug.keypoints_measured == [True, False, True]
+    line = wire.to_json_line(message())
+    assert b"NaN" not in line
+    assert line.endswith(b"\n")
+    raw = json.loads(line)["tracks"][0]["keypoints_raw"]
+    as_numbers = np.array(raw, dtype=float)
+    assert math.isnan(as_numbers[1, 0])
+    assert as_numbers[0].tolist() == [30.0, 10.0]
+
+
+def test_skeleton_message_names_keypoints_and_edges() -> None:
+    skeleton = wire.skeleton_message((MUG, LAMP), 5, source="cam", session=11, publish_unix_ns=12)
+    received = wire.decode(wire.encode(skeleton))
+    assert received.topic == "skeletons/cam"
+    assert received.message == skeleton
+    assert skeleton.classes[0].keypoints == ["rim", "base", "handle"]
+    assert skeleton.classes[0].edges == [(0, 1), (1, 2)]
+
+
+def test_fields_of_a_later_program_are_passed_over() -> None:
+    plain = msgspec.to_builtins(message())
+    data = b"poses/cam\0" + msgspec.msgpack.encode({**plain, "humidity": 0.4})
+    assert wire.decode(data).message.session == 11
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"poses/cam", "NUL"),
+        (b"weather/cam\0\x80", "expected"),
+        (b"poses/cam\0\xc1", "not of schema"),
+        (b"poses/cam\0" + msgspec.msgpack.encode({"schema": 1}), "not of schema"),
+    ],
+)
+def test_what_is_no_message_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(wire.WireError, match=reason):
+        wire.decode(data)
+
+
+def test_another_schema_is_refused() -> None:
+    plain = msgspec.to_builtins(message())
+    with pytest.raises(wire.WireError, match="schema 2"):
+        wire.decode(b"poses/cam\0" + msgspec.msgpack.encode({**plain, "schema": 2}))
