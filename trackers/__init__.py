@@ -1,6 +1,14 @@
 """Identities that last and keypoints that stand still, from anybody's detections (numpy and scipy only)."""
 
-from trackers.config import AssociationConfig, LifecycleConfig, MotionConfig, SmoothingConfig, TrackerConfig
+from trackers.config import (
+    AssociationConfig,
+    LifecycleConfig,
+    MotionConfig,
+    NoiseConfig,
+    SmoothingConfig,
+    SmoothingGroup,
+    TrackerConfig,
+)
 from trackers.errors import TrackerConfigError, TrackerError, TrackerInputError
 from trackers.tracker import Tracker
 from trackers.types import Detections, Track, Tracks, TrackState
@@ -10,7 +18,9 @@ __all__ = [
     "Detections",
     "LifecycleConfig",
     "MotionConfig",
+    "NoiseConfig",
     "SmoothingConfig",
+    "SmoothingGroup",
     "Track",
     "TrackState",
     "Tracker",

@@ -27,47 +27,85 @@ def _check_non_negative(owner: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MotionConfig:
-    """Constant-velocity filters of box and keypoints; "size" is sqrt(width * height) of the box.
+    """Constant-velocity filter of a box; "size" is sqrt(width * height). Noises grow with true time.
 
-    Each coordinate follows white acceleration plus a small random walk; both grow with true time.
+    The box's centre and its width and height have noises of their own; a measurement of low score is trusted less.
     """
 
-    box_measurement: float = 0.05  # standard deviation of a detected coordinate, sizes
-    box_walk: float = 0.20  # random walk of a coordinate, sizes/sqrt(s)
-    box_acceleration: float = 0.30  # white acceleration, sizes/s^1.5
-    box_speed: float = 0.30  # standard deviation of a new object's velocity, sizes/s
-    keypoint_measurement: float = 0.03  # starting value; learned from the residuals from then on
-    keypoint_walk: float = 0.05
-    keypoint_acceleration: float = 1.0
-    keypoint_speed: float = 1.0
-    gate_sigma: float = 5.0  # a keypoint this far from its prediction does not move its filter
-    gate_patience: int = 2  # rejected so often in a row, the keypoint restarts where it is measured
-    noise_memory: float = 0.95  # forgetting factor of the learned measurement noise, per update
+    measurement: float = 0.03  # standard deviation of a detected coordinate, sizes
+    doubt: float = 0.45  # measurement variance grows by 1 + 25 * doubt * (1 - score)^2 (NSA Kalman, arXiv:2107.07638)
+    centre_walk: float = 0.15  # random walk, sizes/sqrt(s)
+    centre_acceleration: float = 0.7  # white acceleration, sizes/s^1.5
+    size_walk: float = 0.2
+    size_acceleration: float = 0.25
+    speed: float = 0.5  # standard deviation of a new object's velocity, sizes/s
+    heading_s: float = 0.18  # time constant of the observed velocity that association compares headings with
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
-        _check_range(self, "noise_memory", 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseConfig:
+    """What is assumed of a keypoint's noise before it is learned, and how it is learned.
+
+    A "ratio" is acceleration density * interval^3 / measurement variance: how much a keypoint moves against how much
+    it trembles.
+    """
+
+    prior: float = 0.01  # standard deviation of a keypoint before any is measured, sizes
+    prior_ratio: float = 1.0
+    prior_updates: float = 4.0  # how many measurements the prior counts for
+    memory_updates: float = 50.0  # the estimate forgets measurements older than about this many
+    floor_px: float = 0.14  # no detector's coordinates are better
+    calm: float = 1.5  # the learned ratio is divided by this: a little more smoothing than the likeliest model's
+    least_ratio: float = 0.02
+    most_ratio: float = 1000.0
+    clip_sigma: float = 4.0  # second differences beyond it count as this large
+    gate_sigma: float = 8.0  # a keypoint farther than this from its prediction, and farther than
+    gate_size: float = 1.0  # this many sizes, moves nothing,
+    gate_patience: int = 1  # unless it comes more often than this in a row: then it starts anew where it is measured
+
+    def __post_init__(self) -> None:
+        _check_non_negative(self)
+        for name in ("prior", "floor_px", "calm", "least_ratio", "memory_updates"):
+            _check_range(self, name, 1e-6, 1e6)
 
 
 @dataclass(frozen=True, slots=True)
 class AssociationConfig:
-    """Which detection continues which track. Similarities are 0..1."""
+    """Which detection continues which track. Similarities are about 0..1.
 
-    high_score: float = 0.6  # detections from here on take part in the first round and may found tracks
-    new_score: float = 0.7  # founding a track needs this score
-    low_score: float = 0.1  # below: ignored
-    buffer: float = 0.3  # boxes grow by this fraction on every side before their overlap is taken
-    first_similarity: float = 0.2  # least similarity in the round of confident detections
-    second_similarity: float = 0.5  # in the round of doubtful detections
-    tentative_similarity: float = 0.3  # for tracks that are not confirmed yet
+    The similarity of a pair is buffered IoU * height IoU * (ratio of heights)^shape_power * score^score_power,
+    corrected by heading, score and distance.
+    """
+
+    low_score: float = 0.1  # detections below are ignored
+    high_score: float = 0.55  # from here on they take part in the first round
+    new_score: float = 0.74  # founding a track needs this
+    first_similarity: float = 0.04  # least similarity in the round of confident detections
+    second_similarity: float = 0.35  # in the round of doubtful ones, which only continue tracks seen a moment ago
+    buffer: float = 0.12  # boxes grow by this fraction on every side before their overlap is taken (C-BIoU, WACV 2023)
+    speed_buffer: float = 0.1  # and by this much more per size/s of the track's speed
+    shape_power: float = 1.0
+    score_power: float = 0.8
+    low_score_power: float = 0.24  # instead of score_power in the second round
+    heading_weight: float = 0.06  # for moving on in the observed direction (OC-SORT, CVPR 2023, with Kalman tracks)
+    heading_speed: float = 0.24  # sizes/s from which a direction counts fully
+    score_weight: float = 0.08  # against a change of score (Hybrid-SORT, AAAI 2024)
+    distance_weight: float = 0.06  # against each size of distance between centres
     pose_weight: float = 0.5  # share of OKS in the similarity where both sides have keypoints
-    default_sigma: float = 0.07  # OKS sigma where the skeleton publishes none; learned from the residuals from then on
+    default_sigma: float = 0.07  # OKS sigma where the skeleton publishes none, until learned from the residuals
     max_detections: int = 1000  # the best by score are kept
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
-        for name in ("high_score", "new_score", "low_score", "pose_weight", "default_sigma"):
+        for name in ("high_score", "new_score", "low_score", "pose_weight"):
             _check_range(self, name, 0.0, 1.0)
+        _check_range(self, "default_sigma", 1e-3, 1.0)
+        _check_range(self, "heading_speed", 1e-3, 1e3)
+        for name in ("first_similarity", "second_similarity"):
+            _check_range(self, name, 1e-6, 1.0)
         _check_range(self, "max_detections", 1, 100_000)
 
 
@@ -78,7 +116,7 @@ class LifecycleConfig:
     confirm_hits: int = 2  # detections until a track is published; in the first update one is enough
     tentative_s: float = 0.0  # an unconfirmed track survives unseen for this long
     coast_s: float = 0.2  # a confirmed track is published unseen for this long
-    lost_s: float = 1.0  # and can be recognised again for this long
+    lost_s: float = 1.2  # and can be recognised again for this long
     max_tracks: int = 2000  # births beyond it are dropped: memory stays bounded
 
     def __post_init__(self) -> None:
@@ -89,23 +127,38 @@ class LifecycleConfig:
 
 @dataclass(frozen=True, slots=True)
 class SmoothingConfig:
-    """One way of smoothing for one group of keypoints.
+    """How a keypoint is smoothed; always causal.
 
-    mode: "raw" (none), "one_euro".
+    mode:
+        "fixed_lag"  the adaptive Kalman filter, seen from one update later: `keypoints_K2` is for that much before
+                     the update (`Track.smoothing_lag_s`); "kalman" where updates lie farther apart than the limit.
+        "kalman"     the adaptive Kalman filter at the time of the update: no lag, more jitter.
+        "one_euro"   One-Euro with the three settings below.
+        "raw"        as measured.
     """
 
-    mode: str = "one_euro"
+    mode: str = "fixed_lag"
+    longest_lag_s: float = 0.0335
     min_cutoff_hz: float = 0.3
     beta: float = 0.5
     derivative_cutoff_hz: float = 10.0
 
     def __post_init__(self) -> None:
-        allowed = ("raw", "one_euro")
+        allowed = ("fixed_lag", "kalman", "one_euro", "raw")
         if self.mode not in allowed:
             raise TrackerConfigError(
-                f"SmoothingConfig.mode: got {self.mode!r}; allowed are {allowed}: choose one of them"
+                f"SmoothingConfig.mode: got {self.mode!r}; allowed are {', '.join(allowed)}: choose one of them"
             )
         _check_non_negative(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothingGroup:
+    """Another smoothing for some keypoints, say the wrists."""
+
+    keypoints: tuple[int, ...]
+    smoothing: SmoothingConfig
+    class_index: int | None = None  # None: of every class
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +166,8 @@ class TrackerConfig:
     """Settings of `trackers.Tracker`."""
 
     motion: MotionConfig = field(default_factory=MotionConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     association: AssociationConfig = field(default_factory=AssociationConfig)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
+    smoothing_groups: tuple[SmoothingGroup, ...] = ()

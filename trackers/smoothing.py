@@ -1,44 +1,42 @@
-"""Causal smoothing of keypoints, all tracks at once.
+"""What is published of a keypoint: measured, filtered, or smoothed, per group of keypoints.
 
 Legend: T tracks, M measured tracks, K keypoints.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from trackers.config import SmoothingConfig
+from trackers.config import SmoothingConfig, SmoothingGroup
 from trackers.types import Booleans, Floats, Integers
 
 
-class KeypointSmoother:
-    """One-Euro smoothing (Casiez, Roussel, Vogel, CHI 2012) with true time, or none."""
+class OneEuroFilters:
+    """One-Euro filters in true time (Casiez, Roussel, Vogel, CHI 2012), one per track and keypoint axis."""
 
-    def __init__(self, config: SmoothingConfig) -> None:
+    def __init__(self, config: SmoothingConfig, keypoints: int) -> None:
         self.config = config
-        self.smoothed_TK2: Floats = np.empty((0, 0, 2))
-        self._speed_TK2: Floats = np.empty((0, 0, 2))
-        self._time_s_TK: Floats = np.empty((0, 0))
+        self.smoothed_TK2: Floats = np.empty((0, keypoints, 2))
+        self._speed_TK2: Floats = np.empty((0, keypoints, 2))
+        self._time_s_TK: Floats = np.empty((0, keypoints))
 
-    def update(self, rows_M: Integers, keypoints_MK2: Floats, time_s: float) -> None:
-        """Take measured keypoints (NaN: not measured, which leaves the last value) of the tracks `rows_M`."""
-        before = self.smoothed_TK2[rows_M]
-        fresh = np.isnan(before[..., 0])
-        valid = ~np.isnan(keypoints_MK2[..., 0])
+    def update(self, rows_M: Integers, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
+        """Take the accepted measurements; other keypoints keep their last value."""
+        config = self.config
+        before, speed = self.smoothed_TK2[rows_M], self._speed_TK2[rows_M]
         dt = np.maximum(time_s - self._time_s_TK[rows_M], 1e-6)[..., None]
-        if self.config.mode == "raw":
-            after, speed = keypoints_MK2, np.zeros_like(before)
-        else:
-            rate = (keypoints_MK2 - before) / dt
-            last = self._speed_TK2[rows_M]
-            speed = last + _blend(self.config.derivative_cutoff_hz, dt) * (rate - last)
-            cutoff = self.config.min_cutoff_hz + self.config.beta * np.abs(speed)
-            after = before + _blend(cutoff, dt) * (keypoints_MK2 - before)
-        after = np.where(fresh[..., None], keypoints_MK2, after)
-        speed = np.where(fresh[..., None], 0.0, speed)
-        self.smoothed_TK2[rows_M] = np.where(valid[..., None], after, before)
-        self._speed_TK2[rows_M] = np.where(valid[..., None], speed, self._speed_TK2[rows_M])
-        self._time_s_TK[rows_M] = np.where(valid, time_s, self._time_s_TK[rows_M])
+        rate = (keypoints_MK2 - before) / dt
+        speed_after = speed + _blend(config.derivative_cutoff_hz, dt) * (rate - speed)
+        cutoff = config.min_cutoff_hz + config.beta * np.abs(speed_after)
+        after = before + _blend(cutoff, dt) * (keypoints_MK2 - before)
+        fresh = np.isnan(before)
+        after = np.where(fresh, keypoints_MK2, after)
+        speed_after = np.where(fresh, 0.0, speed_after)
+        self.smoothed_TK2[rows_M] = np.where(used_MK[..., None], after, before)
+        self._speed_TK2[rows_M] = np.where(used_MK[..., None], speed_after, speed)
+        self._time_s_TK[rows_M] = np.where(used_MK, time_s, self._time_s_TK[rows_M])
 
     def append(self, keypoints_MK2: Floats, time_s: float) -> None:
         self.smoothed_TK2 = np.concatenate((self.smoothed_TK2, keypoints_MK2))
@@ -51,17 +49,61 @@ class KeypointSmoother:
         self._time_s_TK = self._time_s_TK[kept_T]
 
     def widen(self, keypoints: int) -> None:
-        """Make room for skeletons of `keypoints` keypoints."""
-        extra = ((0, 0), (0, keypoints - self.smoothed_TK2.shape[1]), (0, 0))
-        self.smoothed_TK2 = np.pad(self.smoothed_TK2, extra, constant_values=np.nan)
-        self._speed_TK2 = np.pad(self._speed_TK2, extra)
-        self._time_s_TK = np.pad(self._time_s_TK, extra[:2])
-
-    def restart(self) -> None:
-        """Forget what was smoothed: the next measurement starts afresh."""
-        self.smoothed_TK2[:] = np.nan
+        extra = keypoints - self.smoothed_TK2.shape[1]
+        self.smoothed_TK2 = np.pad(self.smoothed_TK2, ((0, 0), (0, extra), (0, 0)), constant_values=np.nan)
+        self._speed_TK2 = np.pad(self._speed_TK2, ((0, 0), (0, extra), (0, 0)))
+        self._time_s_TK = np.pad(self._time_s_TK, ((0, 0), (0, extra)))
 
 
 def _blend(cutoff_hz: Floats | float, dt_s: Floats) -> Floats:
     ratio = 2.0 * np.pi * cutoff_hz * dt_s
     return np.asarray(ratio / (ratio + 1.0))
+
+
+class Smoothing:
+    """Chooses, per class and keypoint, which estimate is published as smoothed."""
+
+    def __init__(self, default: SmoothingConfig, groups: Sequence[SmoothingGroup]) -> None:
+        self._default = default
+        self._groups = groups
+        self._one_euro = [
+            (config, OneEuroFilters(config, 0))
+            for config in dict.fromkeys((default, *(group.smoothing for group in groups)))
+            if config.mode == "one_euro"
+        ]
+
+    @property
+    def one_euro(self) -> list[OneEuroFilters]:
+        """The filters that need every measurement; empty with the default configuration."""
+        return [filters for _, filters in self._one_euro]
+
+    def smoothed(
+        self, classes_M: Integers, shown_M: Integers, raw_MK2: Floats, filtered_MK2: Floats, lagged_MK2: Floats,
+        step_s: float,
+    ) -> Floats:  # fmt: skip
+        """Return what is published for the tracks `shown_M` (their rows), from each kind of estimate."""
+
+        def estimate(config: SmoothingConfig) -> Floats:
+            if config.mode == "raw":
+                return raw_MK2
+            if config.mode == "kalman":
+                return filtered_MK2
+            if config.mode == "fixed_lag":
+                return lagged_MK2 if self.lag_s(config, step_s) else filtered_MK2
+            return next(filters.smoothed_TK2[shown_M] for own, filters in self._one_euro if own == config)
+
+        result = estimate(self._default)
+        if self._groups:
+            result = result.copy()
+        for group in self._groups:
+            rows = slice(None) if group.class_index is None else classes_M == group.class_index
+            columns = [index for index in group.keypoints if index < result.shape[1]]
+            chosen = estimate(group.smoothing)
+            for column in columns:
+                result[rows, column] = chosen[rows, column]
+        return result
+
+    @staticmethod
+    def lag_s(config: SmoothingConfig, step_s: float) -> float:
+        """By how much a fixed-lag estimate is older than its update: one update, or none where that is too long."""
+        return step_s if config.mode == "fixed_lag" and 0.0 < step_s <= config.longest_lag_s else 0.0

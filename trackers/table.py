@@ -22,19 +22,22 @@ class TrackTable:
     seen_s_T: Floats  # time of the last detection
     detection_T: Integers  # row of this update's detection, or -1
     boxes_T4: Floats  # last detected box, (x1, y1, x2, y2)
+    headings_T2: Floats  # observed velocity of the box's centre, px/s
 
     @classmethod
     def empty(cls) -> TrackTable:
-        def zeros() -> Floats:
-            return np.empty(0)
-
-        def integers() -> Integers:
-            return np.empty(0, np.int64)
-
         return cls(
-            integers(), integers(), zeros(), integers(), np.empty(0, np.bool_), zeros(), zeros(), integers(),
-            np.empty((0, 4)),
-        )  # fmt: skip
+            ids_T=np.empty(0, np.int64),
+            classes_T=np.empty(0, np.int64),
+            scores_T=np.empty(0),
+            hits_T=np.empty(0, np.int64),
+            confirmed_T=np.empty(0, np.bool_),
+            born_s_T=np.empty(0),
+            seen_s_T=np.empty(0),
+            detection_T=np.empty(0, np.int64),
+            boxes_T4=np.empty((0, 4)),
+            headings_T2=np.empty((0, 2)),
+        )
 
     def __len__(self) -> int:
         return len(self.ids_T)

@@ -1,27 +1,28 @@
 """Detections in, tracks with identity, motion and smoothed keypoints out.
 
-Legend: T tracks, N detections, M matches, K keypoints, D = 4 + 2 K filter coordinates (cx, cy, w, h, x0, y0, x1, …).
+Legend: T tracks, N detections, M matches, K keypoints, P = 2 + K filtered points (box centre, box size, keypoints).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trackers.association import assign
+from trackers.association import Candidates, Found, associate
 from trackers.config import TrackerConfig
-from trackers.geometry import buffered_iou, keypoint_extent, oks_pairs
-from trackers.kalman import COVARIANCE, POSITION, VARIANCE, VELOCITY, VELOCITY_VARIANCE, ConstantVelocityFilters
-from trackers.smoothing import KeypointSmoother
+from trackers.intake import SMALLEST_PX, Clock, take_in
+from trackers.kalman import ConstantVelocityFilters
+from trackers.keypoints import Keypoints
+from trackers.sigmas import Sigmas
 from trackers.table import TrackTable
 from trackers.types import Booleans, Detections, Floats, Integers, Tracks, TrackState
 
-_LARGEST_PX = 1e7  # farther coordinates count as invalid: their squares must stay harmless
-_LARGEST_STEP_S = 60.0  # a longer pause tells nothing more about motion
-_LARGEST_HORIZON_S = 1.0  # predictions go no farther ahead than this
-_SMALLEST_PX = 1e-3
+_LONGEST_HORIZON_S = 1.0  # predictions go no farther ahead than this
+_CENTRE, _SIZE, _FIRST_KEYPOINT = 0, 1, 2
+_SAME_TIME_S = 1e-9
 
 
 class Tracker:
@@ -30,7 +31,7 @@ class Tracker:
     Args:
         config: settings; the defaults are the tuned ones.
         sigmas: class index -> OKS sigma of each of its keypoints, shape [K]; other classes learn theirs.
-        frame_interval_s: assumed between two updates whose clock stood still or ran backwards, until measured.
+        frame_interval_s: assumed for an update whose clock ran backwards, until intervals were seen.
     """
 
     def __init__(
@@ -40,27 +41,24 @@ class Tracker:
         frame_interval_s: float = 1 / 30,
     ) -> None:
         self.config = config or TrackerConfig()
-        self._sigmas = {index: np.asarray(value, np.float64) for index, value in (sigmas or {}).items()}
-        self._interval_s = frame_interval_s
+        self._sigmas = Sigmas(sigmas or {}, self.config.association.default_sigma)
         self._next_id = 1
+        motion = self.config.motion
+        self._walk_2 = np.array([motion.centre_walk, motion.size_walk]) ** 2
+        self._acceleration_2 = np.array([motion.centre_acceleration, motion.size_acceleration]) ** 2
+        self._clock = Clock(frame_interval_s)
         self._start_empty()
 
     def _start_empty(self) -> None:
         self._table = TrackTable.empty()
-        self._filters = ConstantVelocityFilters(4)
-        self._noise_TK: Floats = np.empty((0, 0))
-        self._rejected_TK: Integers = np.empty((0, 0), np.int64)
-        self._raw_TK2: Floats = np.empty((0, 0, 2))
-        self._accepted_TK: Booleans = np.empty((0, 0), np.bool_)
-        self._smoother = KeypointSmoother(self.config.smoothing)
-        self._time_s: float | None = None  # the caller's clock at the last update
-        self._now_s = 0.0  # our own clock: the sum of the steps, never backwards
+        self._filters = ConstantVelocityFilters(_FIRST_KEYPOINT)
+        self._keypoints = Keypoints(self.config)
+        self._step_s = 0.0
         self._first_update = True
-
-    # ------------------------------------------------------------------ public
 
     def reset(self) -> None:
         """End all tracks (a cut, a new file). Identities are never used again."""
+        self._clock = Clock(self._clock.interval_s)
         self._start_empty()
 
     def set_classes(self, keep: Mapping[int, int], sigmas: Mapping[int, NDArray[np.floating]]) -> None:
@@ -68,376 +66,242 @@ class Tracker:
 
         Keypoints start afresh, since the same index may now mean another joint.
         """
-        self._sigmas = {index: np.asarray(value, np.float64) for index, value in sigmas.items()}
+        self._sigmas = Sigmas(sigmas, self.config.association.default_sigma)
         table = self._table
-        kept = np.isin(table.classes_T, list(keep))
-        self._keep(kept)
+        self._keep(np.isin(table.classes_T, list(keep)))
         table.classes_T = np.array([keep[int(old)] for old in table.classes_T], np.int64)
-        self._filters.state_5TD[:, :, 4:] = np.nan
-        self._raw_TK2[:] = np.nan
-        self._accepted_TK[:] = False
-        self._rejected_TK[:] = 0
-        self._smoother.restart()
+        box_only = ConstantVelocityFilters(_FIRST_KEYPOINT)
+        box_only.append(
+            self._filters.position_TP2[:, :_FIRST_KEYPOINT],
+            self._filters.velocity_TP2[:, :_FIRST_KEYPOINT],
+            self._filters.covariance_3TP[:, :, :_FIRST_KEYPOINT],
+        )
+        self._filters = box_only
+        self._keypoints = Keypoints(self.config)
+        self._keypoints.append(np.empty((len(table), 0, 2)), self._areas(), 0.0, 0.0)
 
     def update(self, detections: Detections, time_s: float) -> Tracks:
         """Take one frame's detections at `time_s` (s, any origin) and return the published tracks.
 
         Bad values are handled as trackers/README.md states; only disagreeing shapes raise.
         """
-        step_s = self._step(time_s)
-        source_N, boxes_N4, scores_N, classes_N, keypoints_NK2 = self._clean(detections)
-        self._predict(step_s)
-        table = self._table
+        config, table = self.config, self._table
+        self._step_s = self._clock.advance(time_s)
+        self._predict()
+        given = 0 if detections.keypoints_NK2 is None else detections.keypoints_NK2.shape[1]
+        if given > self._keypoints.count:
+            self._keypoints.widen(given, self._areas(), self._clock.now_s, self._clock.interval_s)
+            self._filters.widen(_FIRST_KEYPOINT + given)
+        found = take_in(
+            detections, self._keypoints.count, config.association.low_score, config.association.max_detections
+        )
         table.detection_T = np.full(len(table), -1, np.int64)
-        self._accepted_TK[:] = False
-        rows_M, columns_M = self._associate(boxes_N4, scores_N, classes_N, keypoints_NK2)
-        if len(rows_M):
-            self._correct(rows_M, boxes_N4[columns_M], keypoints_NK2[columns_M])
-            table.detection_T[rows_M] = source_N[columns_M]
-            table.scores_T[rows_M] = scores_N[columns_M]
-            table.hits_T[rows_M] += 1
-            table.seen_s_T[rows_M] = self._now_s
-            table.boxes_T4[rows_M] = boxes_N4[columns_M]
-        table.confirmed_T |= table.hits_T >= self.config.lifecycle.confirm_hits
-        self._forget()
-        founding_N = scores_N >= self.config.association.new_score
-        founding_N[columns_M] = False
+        if self._keypoints.count:
+            self._keypoints.accepted_TK[:] = False
+        founding_N = found.scores_N >= config.association.new_score
+        if len(table):
+            if len(found.rows_N):
+                rows_M, columns_M = associate(self._candidates(), found, config.association)
+                founding_N[columns_M] = False
+                if len(rows_M):
+                    self._continue(rows_M, columns_M, found)
+            self._forget()
         if founding_N.any():
-            self._found(
-                source_N[founding_N], boxes_N4[founding_N], scores_N[founding_N], classes_N[founding_N],
-                keypoints_NK2[founding_N],
-            )  # fmt: skip
+            self._found(found, founding_N.nonzero()[0])
         self._first_update = False
         return self._publish(0.0)
 
     def predict_to(self, time_s: float) -> Tracks:
-        """The tracks of the last update, their boxes (when coasting) and predictions moved to `time_s`.
+        """The tracks of the last update, coasting boxes and predicted keypoints moved ahead to `time_s`.
 
-        Changes nothing; the horizon is cut at 1 s, and a time before the last update means the last update.
+        Changes nothing. The horizon is cut at 1 s; a time before the last update means the last update.
         """
-        if self._time_s is None or not np.isfinite(time_s):
+        if self._clock.caller_s is None or not math.isfinite(time_s):
             return self._publish(0.0)
-        return self._publish(min(max(time_s - self._time_s, 0.0), _LARGEST_HORIZON_S))
+        return self._publish(min(max(time_s - self._clock.caller_s, 0.0), _LONGEST_HORIZON_S))
 
-    # ------------------------------------------------------------------ time and input
+    # ------------------------------------------------------------------ motion and association
 
-    def _step(self, time_s: float) -> float:
-        if self._time_s is None or not np.isfinite(time_s):
-            step_s = 0.0 if self._time_s is None and np.isfinite(time_s) else self._interval_s
-        else:
-            step_s = time_s - self._time_s
-            if step_s < 0.0:  # a PTS reset: the scene goes on, only the clock jumped
-                step_s = self._interval_s
-            elif 0.0 < step_s < 1.0:
-                self._interval_s += 0.1 * (step_s - self._interval_s)
-        if np.isfinite(time_s):
-            self._time_s = float(time_s)
-        self._now_s += step_s
-        return min(step_s, _LARGEST_STEP_S)
+    def _areas(self) -> Floats:
+        """Areas of the filtered boxes, area_T1 in px²."""
+        sizes_T2 = self._filters.position_TP2[:, _SIZE]
+        return sizes_T2[:, :1] * sizes_T2[:, 1:]
 
-    def _clean(self, detections: Detections) -> tuple[Integers, Floats, Floats, Integers, Floats]:
-        boxes_N4: Floats = np.array(detections.boxes_N4, np.float64)
-        classes_N: Integers = np.asarray(detections.classes_N, np.int64)
-        scores_N: Floats = np.asarray(detections.scores_N, np.float64)
-        count = len(boxes_N4)
-        keypoints = detections.keypoints_NK2
-        width = self._raw_TK2.shape[1]
-        if keypoints is not None and keypoints.shape[1]:
-            if keypoints.shape[1] > width:
-                self._widen(keypoints.shape[1])
-                width = keypoints.shape[1]
-            keypoints_NK2: Floats = np.full((count, width, 2), np.nan)
-            keypoints_NK2[:, : keypoints.shape[1]] = keypoints
-            invalid = ~(np.abs(keypoints_NK2) < _LARGEST_PX).all(axis=2)
-            keypoints_NK2[invalid] = np.nan
-            lacking = ~(np.abs(boxes_N4) < _LARGEST_PX).all(axis=1)
-            if lacking.any():
-                boxes_N4[lacking] = _padded(keypoint_extent(keypoints_NK2[lacking]))
-        else:
-            keypoints_NK2 = np.full((count, width, 2), np.nan)
-        size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-        good_N = (
-            (np.abs(boxes_N4) < _LARGEST_PX).all(axis=1)
-            & (size_N2 > _SMALLEST_PX).all(axis=1)
-            & (scores_N >= self.config.association.low_score)
+    def _predict(self) -> None:
+        if not len(self._table):
+            return
+        filters, area_T1 = self._filters, self._areas()
+        walk_TP, acceleration_TP = self._walk_2 * area_T1, self._acceleration_2 * area_T1
+        if self._keypoints.count:
+            learned_TK = self._keypoints.learner.acceleration_TK
+            walk_TP = np.concatenate((walk_TP, np.zeros_like(learned_TK)), axis=1)
+            acceleration_TP = np.concatenate((acceleration_TP, learned_TK), axis=1)
+        filters.predict(self._step_s, walk_TP, acceleration_TP)
+        sizes_T2 = filters.position_TP2[:, _SIZE]
+        np.maximum(sizes_T2, SMALLEST_PX, out=sizes_T2)
+
+    def _candidates(self) -> Candidates:
+        table, filters = self._table, self._filters
+        boxes_T4 = table.boxes_T4
+        return Candidates(
+            filters.position_TP2[:, _CENTRE],
+            filters.position_TP2[:, _SIZE],
+            filters.velocity_TP2[:, _CENTRE],
+            table.headings_T2,
+            (boxes_T4[:, :2] + boxes_T4[:, 2:]) * 0.5,
+            table.scores_T,
+            table.classes_T,
+            table.confirmed_T,
+            self._clock.now_s - table.seen_s_T <= self._step_s + _SAME_TIME_S,
+            filters.position_TP2[:, _FIRST_KEYPOINT:],
+            self._sigmas.of(table.classes_T, self._keypoints.count),
         )
-        limit = self.config.association.max_detections
-        if good_N.all() and count <= limit:
-            return np.arange(count), boxes_N4, np.minimum(scores_N, 1.0), classes_N, keypoints_NK2
-        chosen = good_N.nonzero()[0]
-        if len(chosen) > limit:
-            chosen = np.sort(chosen[np.argsort(-scores_N[chosen], kind="stable")[:limit]])
-        return (
-            chosen, boxes_N4[chosen], np.minimum(scores_N[chosen], 1.0), classes_N[chosen],
-            keypoints_NK2[chosen],
-        )  # fmt: skip
 
-    # ------------------------------------------------------------------ motion
+    def _continue(self, rows_M: Integers, columns_M: Integers, found: Found) -> None:
+        """Correct matched tracks by their detections."""
+        table, motion = self._table, self.config.motion
+        scores_M, boxes_M4 = found.scores_N[columns_M], found.boxes_N4[columns_M]
+        last_M4 = table.boxes_T4[rows_M]
+        elapsed_M1 = np.maximum(self._clock.now_s - table.seen_s_T[rows_M], 1e-6)[:, None]
+        moved_M2 = (boxes_M4[:, :2] + boxes_M4[:, 2:] - last_M4[:, :2] - last_M4[:, 2:]) * 0.5
+        blend_M1 = 1.0 - np.exp(elapsed_M1 / -max(motion.heading_s, 1e-6))
+        blend_M1[table.hits_T[rows_M] == 1] = 1.0
+        headings_M2 = table.headings_T2[rows_M]
+        table.headings_T2[rows_M] = headings_M2 + blend_M1 * (moved_M2 / elapsed_M1 - headings_M2)
+        doubt_M1 = 1.0 + 25.0 * motion.doubt * np.square(1.0 - scores_M)[:, None]
+        area_M1 = self._areas()[rows_M]
+        noise_M2 = np.repeat(motion.measurement**2 * area_M1 * doubt_M1, 2, axis=1)
+        measured_MP2 = np.stack((found.centres_N2[columns_M], found.sizes_N2[columns_M]), axis=1)
+        if self._keypoints.count:
+            self._continue_keypoints(rows_M, found.keypoints_NK2[columns_M], measured_MP2, noise_M2, area_M1)
+        else:
+            self._filters.update(rows_M, measured_MP2, noise_M2, None)
+        table.detection_T[rows_M] = found.rows_N[columns_M]
+        table.scores_T[rows_M] = scores_M
+        table.hits_T[rows_M] += 1
+        table.seen_s_T[rows_M] = self._clock.now_s
+        table.boxes_T4[rows_M] = boxes_M4
+        table.confirmed_T |= table.hits_T >= self.config.lifecycle.confirm_hits
 
-    def _sizes(self) -> Floats:
-        wh = self._filters.state_5TD[POSITION, :, 2:4]
-        return np.asarray(np.sqrt(wh[:, :1] * wh[:, 1:]))
-
-    def _predict(self, step_s: float) -> None:
-        if step_s == 0.0 or not len(self._table):
-            return
-        motion = self.config.motion
-        size_T1 = self._sizes()
-        walk_TD = np.full(self._filters.state_5TD.shape[1:], motion.keypoint_walk**2)
-        walk_TD[:, :4] = motion.box_walk**2
-        acceleration_TD = np.full_like(walk_TD, motion.keypoint_acceleration**2)
-        acceleration_TD[:, :4] = motion.box_acceleration**2
-        area_T1 = size_T1 * size_T1
-        self._filters.predict(step_s, walk_TD * area_T1, acceleration_TD * area_T1)
-        wh = self._filters.state_5TD[POSITION, :, 2:4]
-        np.maximum(wh, _SMALLEST_PX, out=wh)
-
-    def _correct(self, rows_M: Integers, boxes_M4: Floats, keypoints_MK2: Floats) -> None:
-        motion = self.config.motion
-        count, keypoints = keypoints_MK2.shape[:2]
-        area_M1 = np.square(self._sizes()[rows_M])
-        measured_MD = np.empty((count, 4 + 2 * keypoints))
-        measured_MD[:, :2] = (boxes_M4[:, :2] + boxes_M4[:, 2:]) * 0.5
-        measured_MD[:, 2:4] = boxes_M4[:, 2:] - boxes_M4[:, :2]
-        noise_MD = np.empty_like(measured_MD)
-        noise_MD[:, :4] = motion.box_measurement**2 * area_M1
-        if keypoints == 0:
-            self._filters.update(rows_M, measured_MD, noise_MD)
-            return
-        measured_MD[:, 4:] = keypoints_MK2.reshape(count, -1)
-        noise_MK = self._noise_TK[rows_M] * area_M1
-        noise_MD[:, 4:] = np.repeat(noise_MK, 2, axis=1)
-        accepted_MK, restart_MK = self._gate(rows_M, keypoints_MK2, noise_MK, area_M1)
-        valid_MD = np.ones(measured_MD.shape, np.bool_)
-        valid_MD[:, 4:] = np.repeat(accepted_MK, 2, axis=1)
-        self._filters.update(rows_M, measured_MD, noise_MD, valid_MD)
-        self._restart_keypoints(rows_M, keypoints_MK2, noise_MK, area_M1, restart_MK)
-        accepted_MK |= restart_MK
-        self._accepted_TK[rows_M] = accepted_MK
-        self._raw_TK2[rows_M] = keypoints_MK2
-        self._smoother.update(rows_M, np.where(accepted_MK[..., None], keypoints_MK2, np.nan), self._now_s)
-
-    def _gate(
-        self, rows_M: Integers, keypoints_MK2: Floats, noise_MK: Floats, area_M1: Floats
-    ) -> tuple[Booleans, Booleans]:
-        """Which keypoints pass their gate, and which start (again) where they are measured; learns the noise."""
-        motion = self.config.motion
-        shape = keypoints_MK2.shape
-        state = self._filters.state_5TD[:, rows_M, 4:].reshape(5, *shape)
-        squared = np.square(keypoints_MK2 - state[POSITION]).sum(axis=2)
-        variance = state[VARIANCE, :, :, 0] + noise_MK
-        measured_MK = ~np.isnan(keypoints_MK2[:, :, 0])
-        known_MK = ~np.isnan(state[POSITION, :, :, 0])
-        inside_MK = squared <= motion.gate_sigma**2 * variance
-        accepted_MK = measured_MK & known_MK & inside_MK
-        outside_MK = measured_MK & known_MK & ~inside_MK
-        rejected_MK = np.where(outside_MK, self._rejected_TK[rows_M] + 1, 0)
-        restart_MK = measured_MK & (~known_MK | (rejected_MK > motion.gate_patience))
-        rejected_MK[restart_MK] = 0
-        self._rejected_TK[rows_M] = rejected_MK
-        residual_MK = np.maximum(squared * 0.5 - state[VARIANCE, :, :, 0], 0.0) / area_M1
-        learned_MK = motion.noise_memory * self._noise_TK[rows_M] + (1.0 - motion.noise_memory) * residual_MK
-        floor, ceiling = (motion.keypoint_measurement * 0.1) ** 2, (motion.keypoint_measurement * 10.0) ** 2
-        learned_MK = np.clip(learned_MK, floor, ceiling)
-        self._noise_TK[rows_M] = np.where(accepted_MK, learned_MK, self._noise_TK[rows_M])
-        return accepted_MK, restart_MK
-
-    def _restart_keypoints(
-        self, rows_M: Integers, keypoints_MK2: Floats, noise_MK: Floats, area_M1: Floats, restart_MK: Booleans
+    def _continue_keypoints(
+        self, rows_M: Integers, keypoints_MK2: Floats, box_M22: Floats, box_noise_M2: Floats, area_M1: Floats
     ) -> None:
-        if not restart_MK.any():
-            return
-        match, keypoint = restart_MK.nonzero()
-        rows = rows_M[match]
-        state = self._filters.state_5TD
-        for axis in range(2):
-            column = 4 + 2 * keypoint + axis
-            state[POSITION, rows, column] = keypoints_MK2[match, keypoint, axis]
-            state[VELOCITY, rows, column] = state[VELOCITY, rows, axis]  # as fast as its box
-            state[VARIANCE, rows, column] = noise_MK[match, keypoint]
-            state[COVARIANCE, rows, column] = 0.0
-            state[VELOCITY_VARIANCE, rows, column] = self.config.motion.keypoint_speed**2 * area_M1[match, 0]
-
-    # ------------------------------------------------------------------ association
-
-    def _associate(
-        self, boxes_N4: Floats, scores_N: Floats, classes_N: Integers, keypoints_NK2: Floats
-    ) -> tuple[Integers, Integers]:
-        none = np.empty(0, np.int64)
-        table, settings = self._table, self.config.association
-        if not len(table) or not len(boxes_N4):
-            return none, none
-        similarity_TN = self._similarity(boxes_N4, classes_N, keypoints_NK2)
-        high_N = scores_N >= settings.high_score
-        fused_TN = similarity_TN * scores_N
-        interval_s = self._now_s - table.seen_s_T
-        recent_T = interval_s <= interval_s.min() + 1e-9
-        rounds = (
-            (fused_TN, table.confirmed_T, high_N, settings.first_similarity),
-            (similarity_TN, table.confirmed_T & recent_T, ~high_N, settings.second_similarity),
-            (fused_TN, ~table.confirmed_T, high_N, settings.tentative_similarity),
+        filters, keypoints = self._filters, self._keypoints
+        correction = keypoints.sort_out(filters, rows_M, keypoints_MK2, area_M1)
+        box_valid = np.ones((len(rows_M), _FIRST_KEYPOINT), np.bool_)
+        residual = keypoints_MK2 - filters.position_TP2[rows_M, _FIRST_KEYPOINT:]
+        squared_MK = np.einsum("mka,mka->mk", residual, residual)
+        self._sigmas.learn(self._table.classes_T[rows_M], squared_MK, area_M1, correction.accepted_MK)
+        filters.update(
+            rows_M,
+            np.concatenate((box_M22, keypoints_MK2), axis=1),
+            np.concatenate((box_noise_M2, correction.noise_MK), axis=1),
+            np.concatenate((box_valid, correction.accepted_MK), axis=1),
         )
-        free_T, free_N = np.ones(len(table), np.bool_), np.ones(len(boxes_N4), np.bool_)
-        all_rows, all_columns = [], []
-        for similarity, tracks_T, detections_N, threshold in rounds:
-            row_choice = (tracks_T & free_T).nonzero()[0]
-            column_choice = (detections_N & free_N).nonzero()[0]
-            if not len(row_choice) or not len(column_choice):
-                continue
-            rows, columns = assign(similarity[np.ix_(row_choice, column_choice)], threshold)
-            rows, columns = row_choice[rows], column_choice[columns]
-            free_T[rows] = False
-            free_N[columns] = False
-            all_rows.append(rows)
-            all_columns.append(columns)
-        if not all_rows:
-            return none, none
-        return np.concatenate(all_rows), np.concatenate(all_columns)
-
-    def _similarity(self, boxes_N4: Floats, classes_N: Integers, keypoints_NK2: Floats) -> Floats:
-        settings = self.config.association
-        similarity_TN = buffered_iou(self._predicted_boxes(), boxes_N4, settings.buffer)
-        if keypoints_NK2.shape[1] and settings.pose_weight:
-            rows_P, columns_P = similarity_TN.nonzero()
-            sigmas_TK = self._sigmas_of_tracks()
-            wh = self._filters.state_5TD[POSITION, :, 2:4]
-            predicted_TK2 = self._filters.state_5TD[POSITION, :, 4:].reshape(len(self._table), -1, 2)
-            oks_P, common_P = oks_pairs(
-                predicted_TK2[rows_P], keypoints_NK2[columns_P], (wh[:, 0] * wh[:, 1])[rows_P], sigmas_TK[rows_P]
-            )
-            iou_P = similarity_TN[rows_P, columns_P]
-            mixed_P = iou_P + settings.pose_weight * (oks_P - iou_P)
-            similarity_TN[rows_P, columns_P] = np.where(common_P, mixed_P, iou_P)
-        same_TN = self._table.classes_T[:, None] == classes_N
-        return np.asarray(similarity_TN * same_TN)
-
-    def _sigmas_of_tracks(self) -> Floats:
-        keypoints = self._raw_TK2.shape[1]
-        sigmas_TK = np.full((len(self._table), keypoints), self.config.association.default_sigma)
-        for index, sigmas_K in self._sigmas.items():
-            count = min(keypoints, len(sigmas_K))
-            sigmas_TK[self._table.classes_T == index, :count] = sigmas_K[:count]
-        return sigmas_TK
-
-    def _predicted_boxes(self) -> Floats:
-        box_T4 = self._filters.state_5TD[POSITION, :, :4]
-        half_T2 = box_T4[:, 2:] * 0.5
-        return np.concatenate((box_T4[:, :2] - half_T2, box_T4[:, :2] + half_T2), axis=1)
+        keypoints.accept(filters, rows_M, keypoints_MK2, correction, self._clock.now_s)
 
     # ------------------------------------------------------------------ lifecycle
 
     def _forget(self) -> None:
-        table, settings = self._table, self.config.lifecycle
-        if not len(table):
-            return
-        unseen_s = self._now_s - table.seen_s_T
-        patience_s = np.where(table.confirmed_T, settings.lost_s, settings.tentative_s)
-        kept_T = unseen_s <= patience_s + 1e-9
+        table, lifecycle = self._table, self.config.lifecycle
+        unseen_s = self._clock.now_s - table.seen_s_T
+        kept_T = unseen_s <= np.where(table.confirmed_T, lifecycle.lost_s, lifecycle.tentative_s) + _SAME_TIME_S
         if not kept_T.all():
             self._keep(kept_T)
 
     def _keep(self, kept_T: Booleans) -> None:
         self._table.keep(kept_T)
         self._filters.keep(kept_T)
-        self._smoother.keep(kept_T)
-        self._noise_TK = self._noise_TK[kept_T]
-        self._rejected_TK = self._rejected_TK[kept_T]
-        self._raw_TK2 = self._raw_TK2[kept_T]
-        self._accepted_TK = self._accepted_TK[kept_T]
+        self._keypoints.keep(kept_T)
 
-    def _found(
-        self, source_M: Integers, boxes_M4: Floats, scores_M: Floats, classes_M: Integers, keypoints_MK2: Floats
-    ) -> None:
-        room = max(self.config.lifecycle.max_tracks - len(self._table), 0)
-        chosen = np.sort(np.argsort(-scores_M, kind="stable")[:room])
-        source_M, boxes_M4, scores_M, classes_M = (
-            source_M[chosen],
-            boxes_M4[chosen],
-            scores_M[chosen],
-            classes_M[chosen],
-        )
-        keypoints_MK2 = keypoints_MK2[chosen]
-        motion, count, keypoints = self.config.motion, len(source_M), keypoints_MK2.shape[1]
-        size_M2 = boxes_M4[:, 2:] - boxes_M4[:, :2]
-        area_M1 = size_M2[:, :1] * size_M2[:, 1:]
-        state = np.zeros((5, count, 4 + 2 * keypoints))
-        state[POSITION, :, :2] = (boxes_M4[:, :2] + boxes_M4[:, 2:]) * 0.5
-        state[POSITION, :, 2:4] = size_M2
-        state[POSITION, :, 4:] = keypoints_MK2.reshape(count, -1)
-        state[VARIANCE, :, :4] = motion.box_measurement**2 * area_M1
-        state[VARIANCE, :, 4:] = motion.keypoint_measurement**2 * area_M1
-        state[VELOCITY_VARIANCE, :, :4] = motion.box_speed**2 * area_M1
-        state[VELOCITY_VARIANCE, :, 4:] = motion.keypoint_speed**2 * area_M1
-        self._filters.append(state)
-        self._smoother.append(keypoints_MK2, self._now_s)
-        self._noise_TK = np.concatenate((self._noise_TK, np.full((count, keypoints), motion.keypoint_measurement**2)))
-        self._rejected_TK = np.concatenate((self._rejected_TK, np.zeros((count, keypoints), np.int64)))
-        self._raw_TK2 = np.concatenate((self._raw_TK2, keypoints_MK2))
-        self._accepted_TK = np.concatenate((self._accepted_TK, ~np.isnan(keypoints_MK2[:, :, 0])))
-        believed = self._first_update or self.config.lifecycle.confirm_hits <= 1
-        now = np.full(count, self._now_s)
-        ids = np.arange(self._next_id, self._next_id + count)
-        self._next_id += count
+    def _found(self, found: Found, columns_M: Integers) -> None:
+        """Begin tracks from the detections `columns_M`."""
+        motion, lifecycle, now_s = self.config.motion, self.config.lifecycle, self._clock.now_s
+        room = max(lifecycle.max_tracks - len(self._table), 0)
+        columns_M = np.sort(columns_M[np.argsort(-found.scores_N[columns_M], kind="stable")[:room]])
+        count = len(columns_M)
+        sizes_M2, keypoints_MK2 = found.sizes_N2[columns_M], found.keypoints_NK2[columns_M]
+        area_M1 = sizes_M2[:, :1] * sizes_M2[:, 1:]
+        self._keypoints.append(keypoints_MK2, area_M1, now_s, self._clock.interval_s)
+        learner = self._keypoints.learner
+        first = len(self._table)
+        covariance = np.zeros((3, count, _FIRST_KEYPOINT + self._keypoints.count))
+        covariance[0, :, :_FIRST_KEYPOINT] = motion.measurement**2 * area_M1
+        covariance[2, :, :_FIRST_KEYPOINT] = motion.speed**2 * area_M1
+        covariance[0, :, _FIRST_KEYPOINT:] = learner.noise_TK[first:]
+        covariance[2, :, _FIRST_KEYPOINT:] = learner.speed_variance()[first:]
+        box_M22 = np.stack((found.centres_N2[columns_M], sizes_M2), axis=1)
+        position_MP2 = np.concatenate((box_M22, keypoints_MK2), axis=1)
+        self._filters.append(position_MP2, np.zeros_like(position_MP2), covariance)
         self._table.append(
             TrackTable(
-                ids, classes_M.astype(np.int64), scores_M, np.ones(count, np.int64), np.full(count, believed), now, now,
-                source_M, boxes_M4,
+                ids_T=np.arange(self._next_id, self._next_id + count),
+                classes_T=found.classes_N[columns_M],
+                scores_T=found.scores_N[columns_M],
+                hits_T=np.ones(count, np.int64),
+                confirmed_T=np.full(count, self._first_update or lifecycle.confirm_hits <= 1),
+                born_s_T=np.full(count, now_s),
+                seen_s_T=np.full(count, now_s),
+                detection_T=found.rows_N[columns_M],
+                boxes_T4=found.boxes_N4[columns_M],
+                headings_T2=np.zeros((count, 2)),
             )
-        )  # fmt: skip
-
-    def _widen(self, keypoints: int) -> None:
-        extra = keypoints - self._raw_TK2.shape[1]
-        self._filters.state_5TD = np.pad(
-            self._filters.state_5TD, ((0, 0), (0, 0), (0, 2 * extra)), constant_values=np.nan
         )
-        noise = self.config.motion.keypoint_measurement**2
-        self._noise_TK = np.pad(self._noise_TK, ((0, 0), (0, extra)), constant_values=noise)
-        self._rejected_TK = np.pad(self._rejected_TK, ((0, 0), (0, extra)))
-        self._raw_TK2 = np.pad(self._raw_TK2, ((0, 0), (0, extra), (0, 0)), constant_values=np.nan)
-        self._accepted_TK = np.pad(self._accepted_TK, ((0, 0), (0, extra)))
-        self._smoother.widen(keypoints)
+        self._next_id += count
 
     # ------------------------------------------------------------------ output
 
     def _publish(self, ahead_s: float) -> Tracks:
-        table = self._table
-        unseen_s = self._now_s - table.seen_s_T
-        measured_T = table.detection_T >= 0
-        shown = (table.confirmed_T & (measured_T | (unseen_s <= self.config.lifecycle.coast_s + 1e-9))).nonzero()[0]
-        measured = measured_T[shown]
-        state = self._filters.state_5TD[:, shown]
-        position = state[POSITION] + ahead_s * state[VELOCITY]
-        half = position[:, 2:4] * 0.5
-        coasted = np.concatenate((position[:, :2] - half, position[:, :2] + half), axis=1)
-        points = (len(shown), self._raw_TK2.shape[1], 2)
-        variance = state[VARIANCE] + ahead_s * (2.0 * state[COVARIANCE] + ahead_s * state[VELOCITY_VARIANCE])
-        covariance = np.zeros((*points[:2], 3))
-        covariance[:, :, 0::2] = variance[:, 4:].reshape(points)
-        raw = self._raw_TK2[shown]
-        raw[~measured] = np.nan
+        table, filters = self._table, self._filters
+        unseen_s = self._clock.now_s - table.seen_s_T
+        shown = (table.confirmed_T & (unseen_s <= self.config.lifecycle.coast_s + _SAME_TIME_S)).nonzero()[0]
+        detection = table.detection_T[shown]
+        measured = detection >= 0
+        boxes = table.boxes_T4[shown]
+        states = np.full(len(shown), int(TrackState.CONFIRMED))
+        if not measured.all():
+            coasting = ~measured
+            states[coasting] = int(TrackState.COASTING)
+            box_C22 = filters.position_TP2[shown[coasting], :_FIRST_KEYPOINT]
+            centre_C2 = box_C22[:, _CENTRE] + ahead_s * filters.velocity_TP2[shown[coasting], _CENTRE]
+            half_C2 = box_C22[:, _SIZE] * 0.5
+            boxes[coasting] = np.concatenate((centre_C2 - half_C2, centre_C2 + half_C2), axis=1)
+        caller_s = self._clock.caller_s
         return Tracks(
-            self._now_s if self._time_s is None else self._time_s + ahead_s,
+            (self._clock.now_s if caller_s is None else caller_s) + ahead_s,
             table.ids_T[shown],
             table.classes_T[shown],
-            np.where(measured, int(TrackState.CONFIRMED), int(TrackState.COASTING)),
+            states,
             table.scores_T[shown],
             measured,
-            table.detection_T[shown],
-            self._now_s - table.born_s_T[shown],
+            detection,
+            self._clock.now_s - table.born_s_T[shown],
             unseen_s[shown],
-            np.where(measured[:, None], table.boxes_T4[shown], coasted),
-            raw,
-            self._smoother.smoothed_TK2[shown],
-            position[:, 4:].reshape(points),
-            state[VELOCITY, :, 4:].reshape(points),
-            covariance,
-            self._accepted_TK[shown],
+            boxes,
+            *self._published_keypoints(shown, measured, ahead_s),
         )
 
-
-def _padded(extent_N4: Floats) -> Floats:
-    """Give degenerate extents (one keypoint, a straight arm) a tenth of their longer side, at least a pixel."""
-    size_N2 = extent_N4[:, 2:] - extent_N4[:, :2]
-    least_N1 = np.maximum(0.1 * size_N2.max(axis=1, keepdims=True), 1.0)
-    grow_N2 = np.maximum(least_N1 - size_N2, 0.0) * 0.5
-    return np.concatenate((extent_N4[:, :2] - grow_N2, extent_N4[:, 2:] + grow_N2), axis=1)
+    def _published_keypoints(
+        self, shown: Integers, measured: Booleans, ahead_s: float
+    ) -> tuple[Floats, Floats, Floats, Floats, Floats, Booleans, float]:
+        """Raw, smoothed, predicted, velocity, covariance, measured, and the smoothing's lag."""
+        keypoints, filters = self._keypoints, self._filters
+        if not keypoints.count:
+            points = np.empty((len(shown), 0, 2))
+            none = np.empty((len(shown), 0), np.bool_)
+            return points, points, points, points, np.empty((len(shown), 0, 3)), none, 0.0
+        filtered = filters.position_TP2[shown, _FIRST_KEYPOINT:]
+        velocity = filters.velocity_TP2[shown, _FIRST_KEYPOINT:]
+        pp, pv, vv = filters.covariance_3TP[:, shown, _FIRST_KEYPOINT:]
+        covariance = np.zeros((*filtered.shape[:2], 3))
+        covariance[:, :, 0::2] = (pp + ahead_s * (2.0 * pv + ahead_s * vv))[..., None]
+        raw = keypoints.raw_TK2[shown]
+        raw[~measured] = np.nan
+        lagged = filters.lagged_TP2[shown, _FIRST_KEYPOINT:]
+        smoothed = keypoints.smoothing.smoothed(
+            self._table.classes_T[shown], shown, raw, filtered, lagged, self._step_s
+        )
+        lag_s = keypoints.smoothing.lag_s(self.config.smoothing, self._step_s)
+        return (
+            raw, smoothed, filtered + ahead_s * velocity, velocity, covariance, keypoints.accepted_TK[shown], lag_s,
+        )  # fmt: skip

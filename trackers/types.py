@@ -1,6 +1,6 @@
 """What goes into a tracker and what comes out of it.
 
-Legend: N detections, T tracks, K keypoints, D filter coordinates (box centre, box size, then every keypoint).
+Legend: N detections, T tracks, K keypoints.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Track(NamedTuple):
     velocity_K2: Floats
     covariance_K3: Floats  # xx, xy, yy of keypoints_predicted_K2
     measured_K: Booleans  # this keypoint was measured and passed its gate
+    smoothing_lag_s: float = 0.0  # keypoints_K2 are for this long before the update (fixed-lag smoothing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +134,7 @@ class Tracks(Sequence[Track]):
     velocity_TK2: Floats
     covariance_TK3: Floats
     measured_TK: Booleans
+    smoothing_lag_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ids_T)
@@ -160,4 +162,5 @@ class Tracks(Sequence[Track]):
             self.velocity_TK2[index],
             self.covariance_TK3[index],
             self.measured_TK[index],
+            self.smoothing_lag_s,
         )

@@ -1,0 +1,95 @@
+"""Makes any input harmless: invalid values, clocks that jump.
+
+Legend: N detections, K keypoints.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from trackers.association import Found
+from trackers.geometry import keypoint_boxes
+from trackers.types import Detections, Floats, Integers
+
+LARGEST_PX = 1e7  # farther coordinates count as invalid: their squares must stay harmless
+SMALLEST_PX = 1e-3  # thinner boxes count as empty
+_LONGEST_STEP_S = 60.0  # a longer pause tells nothing more about motion
+_LONGEST_FRAME_S = 1.0  # longer steps are pauses, not frame intervals
+
+
+class Clock:
+    """Turns the caller's times into steps that never go backwards.
+
+    A time that stands still is a step of 0. A time that runs backwards (a PTS reset) or is not finite counts as one
+    usual frame interval: the scene goes on, only the clock jumped.
+    """
+
+    def __init__(self, frame_interval_s: float) -> None:
+        self.interval_s = frame_interval_s  # running mean of the steps
+        self.caller_s: float | None = None  # the caller's clock at the last update
+        self.now_s = 0.0  # the sum of the steps
+
+    def advance(self, time_s: float) -> float:
+        """Return the step to `time_s`."""
+        finite = math.isfinite(time_s)
+        if finite and self.caller_s is None:
+            step_s = 0.0
+        elif not finite or self.caller_s is None or time_s < self.caller_s:
+            step_s = self.interval_s
+        else:
+            step_s = min(time_s - self.caller_s, _LONGEST_STEP_S)
+            if 0.0 < step_s < _LONGEST_FRAME_S:
+                self.interval_s += 0.1 * (step_s - self.interval_s)
+        if finite:
+            self.caller_s = float(time_s)
+        self.now_s += step_s
+        return step_s
+
+
+def take_in(detections: Detections, keypoints: int, low_score: float, limit: int) -> Found:
+    """Drop what is not a detection, and bring the rest into one form.
+
+    Args:
+        keypoints: K of the result; missing columns are NaN.
+        low_score: lesser scores (and NaN) are dropped.
+        limit: at most so many detections are kept, the best by score.
+    """
+    boxes_N4: Floats = np.array(detections.boxes_N4, np.float64)
+    scores_N: Floats = np.asarray(detections.scores_N, np.float64)
+    keypoints_NK2 = _keypoints(detections, keypoints)
+    if keypoints:
+        lacking_N = ~np.isfinite(boxes_N4).all(axis=1)
+        if lacking_N.any():
+            boxes_N4[lacking_N] = keypoint_boxes(keypoints_NK2[lacking_N])
+    sizes_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
+    classes_N: Integers = np.asarray(detections.classes_N, np.int64)
+    rows_N = np.arange(len(boxes_N4))
+    if len(boxes_N4) and not (
+        len(boxes_N4) <= limit
+        and sizes_N2.min() >= SMALLEST_PX  # False for NaN, like the next two
+        and scores_N.min() >= low_score
+        and np.abs(boxes_N4).max() <= LARGEST_PX
+    ):
+        valid_N = (
+            (np.abs(boxes_N4) <= LARGEST_PX).all(axis=1)
+            & (sizes_N2 >= SMALLEST_PX).all(axis=1)
+            & (scores_N >= low_score)
+        )
+        rows_N = valid_N.nonzero()[0]
+        if len(rows_N) > limit:
+            rows_N = np.sort(rows_N[np.argsort(-scores_N[rows_N], kind="stable")[:limit]])
+        boxes_N4, sizes_N2, scores_N = boxes_N4[rows_N], sizes_N2[rows_N], scores_N[rows_N]
+        classes_N, keypoints_NK2 = classes_N[rows_N], keypoints_NK2[rows_N]
+    centres_N2 = boxes_N4[:, :2] + 0.5 * sizes_N2
+    return Found(rows_N, centres_N2, sizes_N2, boxes_N4, np.minimum(scores_N, 1.0), classes_N, keypoints_NK2)
+
+
+def _keypoints(detections: Detections, keypoints: int) -> Floats:
+    count, given = len(detections.boxes_N4), detections.keypoints_NK2
+    result = np.full((count, keypoints, 2), np.nan)
+    if given is not None and given.shape[1]:
+        result[:, : given.shape[1]] = given
+        result[~(np.abs(result) <= LARGEST_PX).all(axis=2)] = np.nan
+    return result

@@ -1,0 +1,118 @@
+"""The keypoints of all tracks: gates, learned noise, and the estimates that are published.
+
+Legend: T tracks, M measured tracks, K keypoints. Filters hold P = 2 + K points; keypoint k is point 2 + k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trackers.config import TrackerConfig
+from trackers.kalman import ConstantVelocityFilters
+from trackers.noise import NoiseLearner
+from trackers.smoothing import Smoothing
+from trackers.types import Booleans, Floats, Integers
+
+
+@dataclass(slots=True)
+class KeypointCorrection:
+    """One update's measurements of the tracks `rows_M`, sorted out by the gates."""
+
+    noise_MK: Floats
+    accepted_MK: Booleans  # these correct their filters
+    restart_MK: Booleans  # these begin anew where they are measured
+
+
+class Keypoints:
+    """Everything a tracker knows of keypoints besides the filters' states."""
+
+    def __init__(self, config: TrackerConfig) -> None:
+        self.config = config.noise
+        self.learner = NoiseLearner(config.noise, 0)
+        self.smoothing = Smoothing(config.smoothing, config.smoothing_groups)
+        self.raw_TK2: Floats = np.empty((0, 0, 2))
+        self.accepted_TK: Booleans = np.empty((0, 0), np.bool_)
+        self._rejected_TK: Integers = np.empty((0, 0), np.int64)
+
+    @property
+    def count(self) -> int:
+        return int(self.raw_TK2.shape[1])
+
+    def sort_out(
+        self, filters: ConstantVelocityFilters, rows_M: Integers, keypoints_MK2: Floats, area_M1: Floats
+    ) -> KeypointCorrection:
+        """Gate each keypoint by itself: one wild keypoint moves nothing."""
+        config = self.config
+        noise_MK = self.learner.noise_TK[rows_M]
+        residual = keypoints_MK2 - filters.position_TP2[rows_M, 2:]
+        squared_MK = np.einsum("mka,mka->mk", residual, residual)
+        spread_MK = filters.covariance_3TP[0, rows_M, 2:] + noise_MK
+        measured_MK = ~np.isnan(keypoints_MK2[..., 0])
+        known_MK = ~np.isnan(spread_MK)
+        wild_MK = squared_MK > np.maximum(2.0 * config.gate_sigma**2 * spread_MK, config.gate_size**2 * area_M1)
+        if not wild_MK.any() and known_MK.all():
+            self._rejected_TK[rows_M] = 0
+            return KeypointCorrection(noise_MK, measured_MK, np.zeros_like(measured_MK))
+        rejected_MK = np.where(wild_MK, self._rejected_TK[rows_M] + 1, 0)
+        restart_MK = measured_MK & (~known_MK | (rejected_MK > config.gate_patience))
+        rejected_MK[restart_MK] = 0
+        self._rejected_TK[rows_M] = rejected_MK
+        return KeypointCorrection(noise_MK, measured_MK & known_MK & ~wild_MK, restart_MK)
+
+    def accept(
+        self,
+        filters: ConstantVelocityFilters,
+        rows_M: Integers,
+        keypoints_MK2: Floats,
+        correction: KeypointCorrection,
+        time_s: float,
+    ) -> None:
+        """Restart what is to restart, learn from the rest. Call after the filters were updated."""
+        used_MK = correction.accepted_MK | correction.restart_MK
+        self.learner.learn(rows_M, keypoints_MK2, used_MK, time_s)
+        for one_euro in self.smoothing.one_euro:
+            one_euro.update(rows_M, keypoints_MK2, used_MK, time_s)
+        self.accepted_TK[rows_M] = used_MK
+        self.raw_TK2[rows_M] = keypoints_MK2
+        if correction.restart_MK.any():
+            match, keypoint = correction.restart_MK.nonzero()
+            rows = rows_M[match]
+            filters.restart(
+                rows,
+                2 + keypoint,
+                keypoints_MK2[match, keypoint],
+                filters.velocity_TP2[rows, 0],  # as fast as its box
+                self.learner.noise_TK[rows, keypoint],
+                self.learner.speed_variance()[rows, keypoint],
+            )
+
+    def append(self, keypoints_MK2: Floats, area_M1: Floats, time_s: float, interval_s: float) -> None:
+        """Add tracks."""
+        measured_MK = ~np.isnan(keypoints_MK2[..., 0])
+        self.learner.append(keypoints_MK2, area_M1, time_s, interval_s)
+        for one_euro in self.smoothing.one_euro:
+            one_euro.append(keypoints_MK2, time_s)
+        self.raw_TK2 = np.concatenate((self.raw_TK2, keypoints_MK2))
+        self.accepted_TK = np.concatenate((self.accepted_TK, measured_MK))
+        self._rejected_TK = np.concatenate((self._rejected_TK, np.zeros(measured_MK.shape, np.int64)))
+
+    def keep(self, kept_T: Booleans) -> None:
+        """Forget every track that is not kept."""
+        self.learner.keep(kept_T)
+        for one_euro in self.smoothing.one_euro:
+            one_euro.keep(kept_T)
+        self.raw_TK2 = self.raw_TK2[kept_T]
+        self.accepted_TK = self.accepted_TK[kept_T]
+        self._rejected_TK = self._rejected_TK[kept_T]
+
+    def widen(self, keypoints: int, area_T1: Floats, time_s: float, interval_s: float) -> None:
+        """Make room for skeletons of `keypoints` keypoints."""
+        extra = keypoints - self.count
+        self.learner.widen(keypoints, area_T1, time_s, interval_s)
+        for one_euro in self.smoothing.one_euro:
+            one_euro.widen(keypoints)
+        self.raw_TK2 = np.pad(self.raw_TK2, ((0, 0), (0, extra), (0, 0)), constant_values=np.nan)
+        self.accepted_TK = np.pad(self.accepted_TK, ((0, 0), (0, extra)))
+        self._rejected_TK = np.pad(self._rejected_TK, ((0, 0), (0, extra)))
