@@ -66,17 +66,20 @@ class _StagedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+        self._created = False
 
     def create(self) -> BinaryIO:
         if self.path.exists() and not self.path.is_file():
             raise OutputError(f"{self.path}: is not a regular file; give the path of a file to write")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return self.temporary.open("wb")
+            file = self.temporary.open("wb")
         except OSError as error:
             raise OutputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose a folder that you may write to"
             ) from error
+        self._created = True
+        return file
 
     def commit(self) -> None:
         try:
@@ -85,7 +88,8 @@ class _StagedFile:
             raise OutputError(f"{self.path}: cannot be put into place ({error.strerror})") from error
 
     def discard(self) -> None:
-        self.temporary.unlink(missing_ok=True)
+        if self._created:
+            self.temporary.unlink(missing_ok=True)
 
 
 class PoseFile:
@@ -216,8 +220,7 @@ class VideoFile:
 
     def _start(self, frame: Frame) -> tuple[OutputContainer, VideoStream]:
         side = max(frame.width, frame.height)
-        zoom = min(1.0, self._config.longest_side / side) if side else 1.0
-        zoom = max(zoom, _SMALLEST_SIDE / max(1, min(frame.width, frame.height)))
+        zoom = min(1.0, self._config.longest_side / side)
         container = av.open(str(self._staged.temporary), "w")
         options = {"crf": str(self._config.crf), "preset": self._config.preset}
         stream = container.add_stream("libx264", rate=self._rate, options=options)
@@ -236,8 +239,8 @@ class VideoFile:
 
 
 def _even(length: float) -> int:
-    """The nearest even number; yuv420p has one colour sample for two pixels."""
-    return max(2, 2 * round(length / 2))
+    """The nearest even number that x264 takes; yuv420p has one colour sample for two pixels."""
+    return max(_SMALLEST_SIDE, 2 * round(length / 2))
 
 
 def _fit(rgb_HW3: NDArray[np.uint8] | None, width: int, height: int) -> tuple[NDArray[np.uint8], float]:

@@ -57,19 +57,20 @@ class FakeEngine:
 
 
 def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float) -> Detections:
-    """One object of each class, `x` px from the left, its keypoints one below the other."""
+    """One object of each class, the mug `x` px from the left and all else 200 px farther, keypoints in a column."""
     slots = max(len(prompt.skeleton.keypoints) for prompt in prompts)
+    places = [x if prompt is MUG else x + 200 for prompt in prompts]
     keypoints_NK2 = np.full((len(prompts), slots, 2), np.nan, np.float32)
-    for row, prompt in enumerate(prompts):
+    for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
         count = len(prompt.skeleton.keypoints)
-        keypoints_NK2[row, :count] = [(x + 200 * row, 10 + 20 * index) for index in range(count)]
-    boxes_N4 = np.array([(x + 200 * row - 10, 0, x + 200 * row + 10, 60) for row in range(len(prompts))], np.float32)
+        keypoints_NK2[row, :count] = [(place, 10 + 20 * index) for index in range(count)]
+    boxes_N4 = np.array([(place - 10, 0, place + 10, 60) for place in places], np.float32)
     scores_N, class_N = np.full(len(prompts), 0.9, np.float32), np.arange(len(prompts))
     return Detections(boxes_N4, scores_N, class_N, keypoints_NK2, prompt_id, prompts)
 
 
 class FakeSource(Source):
-    """`count` grey frames, 64 x 48, a little brighter each.
+    """`count` grey frames, 64 x 48, a little brighter each up to the 30th, then darker, and so on.
 
     Args:
         live: whether the newest frame wins; `interval_s` between frames.
@@ -113,7 +114,7 @@ class FakeSource(Source):
         return Frame(
             source=self.name,
             index=index,
-            rgb_HW3=np.full((48, 64, 3), 20 + index % 30, np.uint8) if readable else None,
+            rgb_HW3=np.full((48, 64, 3), 20 + min(index % 60, 60 - index % 60), np.uint8) if readable else None,
             pts_s=None if self._stills else index / 30,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,

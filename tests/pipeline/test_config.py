@@ -1,0 +1,77 @@
+"""Presets and overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PipelineConfig, known_keys, load_config
+from pipeline.errors import ConfigError
+from tests.support import REPOSITORY
+
+
+@pytest.mark.parametrize("preset", sorted((REPOSITORY / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_preset_is_valid_and_changes_something(preset: Path) -> None:
+    assert load_config(preset) != PipelineConfig()
+
+
+def test_values_come_from_defaults_then_preset_then_overrides_then_flags(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text("[line]\nfile_queue = 3\nlive_queue = 4\n[publish]\nendpoint = 'tcp://*:1'\n")
+    config = load_config(
+        preset,
+        ["line.live_queue=5", "tracker.lifecycle.coast_s=0.75", "engine.model=swin-t", "engine.size=[320, 416]"],
+        {"publish.endpoint": "tcp://*:2", "engine.weights": None},
+        batch=2,
+    )
+    assert (config.line.file_queue, config.line.live_queue, config.line.stage_queue) == (3, 5, 8)
+    assert config.tracker.lifecycle.coast_s == 0.75
+    assert (config.engine.model, config.engine.size, config.engine.batch) == ("swin-t", (320, 416), 2)
+    assert config.publish.endpoint == "tcp://*:2"
+
+
+def test_every_key_of_every_section_can_be_overridden() -> None:
+    keys = known_keys()
+    assert {
+        "engine.threads",
+        "line.age_budget_s",
+        "tracker.smoothing.beta",
+        "video.overlay.scale",
+        "source.name",
+    } <= set(keys)
+    for key in keys:
+        assert key.partition(".")[0] in ("source", "engine", "tracker", "line", "publish", "video")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("line.age_budget=1", r"unknown key line\.age_budget; nearest: line\.age_budget_s"),
+        ("engin.threads=1", r"unknown key engin; .*|unknown key engin"),
+        ("threads=1", r"unknown key threads; nearest: .*engine\.threads"),
+        ("tracker.smoothing.betta=1", r"tracker\.smoothing\.betta; nearest: tracker\.smoothing\.beta"),
+        ("line.file_queue=two", r"line\.file_queue: expected `int`, got `str`"),
+        ("line.file_queue=0", r"line\.file_queue is 0: give 1 frame or more"),
+        ("line=3", "line is a section"),
+        ("line.file_queue", "give section.key=value"),
+        ("tracker.smoothing.mode=magic", "magic"),
+        ("engine.backend=abacus", "engine.backend"),
+    ],
+)
+def test_wrong_override_is_one_sentence_that_names_the_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_unknown_key_of_a_preset_names_file_path_and_nearest(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text("[publish]\nendpiont = 'tcp://*:5555'\n")
+    with pytest.raises(ConfigError, match=r"p\.toml: unknown key publish\.endpiont; nearest: publish\.endpoint"):
+        load_config(preset)
+
+
+def test_preset_that_is_absent_or_no_toml_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("[line\n")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_config(tmp_path / "bad.toml")
