@@ -1,11 +1,12 @@
 """`ms_deform_attn`, the one way in which the network samples its feature pyramid, as `torch.ops.xpose.ms_deform_attn`.
 
-The operator is opaque to `torch.export`, so that each compiler may put its own kernel in its place. On CPUs it runs
-the compiled form (`cpu.py`), or the plain one (`reference.py`) in float64 and where there is no compiler. Importing
-this module defines the operator, which a loaded program needs by name; it compiles nothing.
+The operator is opaque to `torch.export`, so that each compiler may put its own kernel in its place. On CPUs it runs the
+compiled form (`cpu.py`), on NVIDIA GPUs the CUDA form (`cuda.py`), and the plain one (`reference.py`) in float64 and
+where there is no compiler. Importing this module defines the operator, which a loaded program needs by name; it
+compiles nothing.
 
-Shape suffixes as in `engines.kernels.reference`; R is 2 or 4. The operator itself takes the level sizes flat, as
-height, width, height, width, ….
+Shape suffixes as in `engines.kernels.reference`; R is 2 or 4. The operator takes the level sizes as text, for instance
+"100x167,50x84" (height x width), since TensorRT's plugins take no list of numbers from torch-tensorrt.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines.kernels import cpu
+from engines.kernels import cpu, cuda
 from engines.kernels.reference import ms_deform_attn_reference
 
 
@@ -43,8 +44,8 @@ def ms_deform_attn(
         align_corners = False.
     """
     _check(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
-    sizes = [cells for size in sizes_L2 for cells in size]
-    out: Tensor = torch.ops.xpose.ms_deform_attn(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
+    sizes = ",".join(f"{height}x{width}" for height, width in sizes_L2)
+    out: Tensor = torch.ops.xpose.ms_deform_attn(value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP, sizes)
     return out
 
 
@@ -72,52 +73,59 @@ def _check(
         )
 
 
-def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(sizes[0::2], sizes[1::2], strict=True))
+def parse_sizes(sizes: str) -> tuple[int, ...]:
+    """Turn "100x167,50x84" into (100, 167, 50, 84)."""
+    return tuple(int(cells) for size in sizes.split(",") for cells in size.split("x"))
+
+
+def _plain(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, sizes: str) -> Tensor:
+    flat = parse_sizes(sizes)
+    return ms_deform_attn_reference(value, list(zip(flat[0::2], flat[1::2], strict=True)), reference, offsets, logits)
 
 
 @torch.library.custom_op("xpose::ms_deform_attn", mutates_args=())
-def _forward(value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+def _forward(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, sizes: str) -> Tensor:
     if value.device.type == "cpu" and cpu.available(value, offsets):
-        return cpu.forward(value, sizes, reference, offsets, logits)
-    return ms_deform_attn_reference(value, _pairs(sizes), reference, offsets, logits)
+        return cpu.forward(value, parse_sizes(sizes), reference, offsets, logits)
+    if cuda.available(value):
+        return cuda.forward(value, parse_sizes(sizes), reference, offsets, logits)
+    return _plain(value, reference, offsets, logits, sizes)
 
 
 @_forward.register_fake
-def _(value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+def _(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, sizes: str) -> Tensor:
     return value.new_empty((value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3]))
 
 
 @torch.library.custom_op("xpose::ms_deform_attn_backward", mutates_args=(), device_types="cpu")
 def _compiled_backward(
-    grad_out: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor
+    grad_out: Tensor, value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, sizes: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.backward(grad_out, value, sizes, reference, offsets, logits)
+    return cpu.backward(grad_out, value, parse_sizes(sizes), reference, offsets, logits)
 
 
 @_compiled_backward.register_fake
 def _(
-    grad_out: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, offsets: Tensor, logits: Tensor
+    grad_out: Tensor, value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, sizes: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     value_grad, reference_grad, offsets_grad, logits_grad = map(torch.empty_like, (value, reference, offsets, logits))
     return value_grad, reference_grad, offsets_grad, logits_grad
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.sizes, reference, offsets, logits = inputs
-    ctx.save_for_backward(value, reference, offsets, logits)
+    *tensors, ctx.sizes = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    value, reference, offsets, logits = ctx.saved_tensors
-    if value.device.type == "cpu" and cpu.available(value, offsets):
-        grads = _compiled_backward(grad_out, value, ctx.sizes, reference, offsets, logits)
-    else:
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in (value, reference, offsets, logits)]
-            out = ms_deform_attn_reference(leaves[0], _pairs(ctx.sizes), *leaves[1:])
-            grads = torch.autograd.grad(out, leaves, grad_out)
-    return grads[0], None, *grads[1:]
+    """Compiled on CPUs; elsewhere through the plain form."""
+    tensors = ctx.saved_tensors
+    if grad_out.device.type == "cpu" and cpu.available(tensors[0], tensors[2]):
+        return *_compiled_backward(grad_out, *tensors, ctx.sizes), None
+    with torch.enable_grad():
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+        out = _plain(*leaves, sizes=ctx.sizes)
+        return *torch.autograd.grad(out, leaves, grad_out), None
 
 
 _forward.register_autograd(_backward, setup_context=_remember)

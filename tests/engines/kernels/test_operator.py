@@ -79,9 +79,8 @@ def test_a_location_that_is_not_a_number_reads_as_outside() -> None:
 def test_operator_passes_the_checks_of_torch_library() -> None:
     """Schema, fake tensors, autograd registration and AOT dispatch, by PyTorch's own checker."""
     case = random_case("small", ((3, 4), (2, 2)), heads=2, queries=3)
-    sizes = [cells for size in case.sizes_L2 for cells in size]
     leaves = [tensor.clone().requires_grad_() for tensor in case.tensors]
-    torch.library.opcheck(torch.ops.xpose.ms_deform_attn.default, (leaves[0], sizes, *leaves[1:]))
+    torch.library.opcheck(torch.ops.xpose.ms_deform_attn.default, (*leaves, "3x4,2x2"))
 
 
 class _Layer(torch.nn.Module):
