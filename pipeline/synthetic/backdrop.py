@@ -19,8 +19,8 @@ _NOISE_TILE = 1024
 
 
 def _as_image(values: NDArray[Any]) -> Image:
-    """Clipped to 0..255."""
-    clipped: Image = np.clip(values, 0, 255).astype(np.uint8)
+    """Clipped to 0..255, in place."""
+    clipped: Image = np.clip(values, 0, 255, out=values).astype(np.uint8)
     return clipped
 
 
@@ -105,29 +105,34 @@ def draw_clutter(rng: np.random.Generator, size_px: float) -> Part:
     return part
 
 
-@functools.cache
-def _noise_tile() -> NDArray[np.float32]:
-    """A fixed tile of unit Gaussian noise; scenes take windows of it, which costs a tenth of drawing it anew."""
-    return np.random.default_rng(20260101).normal(0.0, 1.0, (_NOISE_TILE, _NOISE_TILE, 3)).astype(np.float32)
+@functools.lru_cache(maxsize=2)
+def _noise(down: int, across: int) -> NDArray[np.float32]:
+    """A fixed tile of unit Gaussian noise, repeated; scenes take windows of it, a tenth of the cost of drawing it."""
+    tile = np.random.default_rng(20260101).normal(0.0, 1.0, (_NOISE_TILE, _NOISE_TILE, 3)).astype(np.float32)
+    return np.tile(tile, (down, across, 1))
 
 
 def add_noise(rng: np.random.Generator, canvas: Image, std: float) -> Image:
     """Adds Gaussian sensor noise of `std` grey levels."""
     height, width = canvas.shape[:2]
-    tile = _noise_tile()
-    if height > _NOISE_TILE or width > _NOISE_TILE:
-        tile = np.tile(tile, (1 + height // _NOISE_TILE, 1 + width // _NOISE_TILE, 1))
+    fits = height <= _NOISE_TILE and width <= _NOISE_TILE
+    tile = _noise(1, 1) if fits else _noise(1 + height // _NOISE_TILE, 1 + width // _NOISE_TILE)
     top, left = int(rng.integers(tile.shape[0] - height + 1)), int(rng.integers(tile.shape[1] - width + 1))
     noise = tile[top : top + height, left : left + width]
     return _as_image(cv2.scaleAdd(noise, float(std), canvas.astype(np.float32)))
 
 
-def relight(canvas: Image, gain_3: Floats, offset: float, light_22: Floats) -> Image:
-    """Multiplies by a colour cast and by a slow light field given at the four corners, then adds an offset."""
-    height, width = canvas.shape[:2]
+def light_field(gain_3: Floats, light_22: Floats, height: int, width: int) -> NDArray[np.float32]:
+    """A colour cast times a slow change of light given at the four corners, float32 [height, width, 3]."""
     field = cv2.resize(light_22.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    lit = cv2.multiply(canvas, cv2.merge([field * np.float32(gain) for gain in gain_3]), dtype=cv2.CV_32F)
-    return _as_image(lit + np.float32(offset))
+    return np.asarray(cv2.merge([field * np.float32(gain) for gain in gain_3]), dtype=np.float32)
+
+
+def relight(canvas: Image, light_HW3: NDArray[np.float32], offset: float) -> Image:
+    """Multiplies by the light and adds an offset in grey levels."""
+    lit = np.asarray(cv2.multiply(canvas, light_HW3, dtype=cv2.CV_32F), dtype=np.float32)
+    lit += np.float32(offset)
+    return _as_image(lit)
 
 
 def blur(canvas: Image, sigma_px: float, smear_px: float, smear_turn: float) -> Image:

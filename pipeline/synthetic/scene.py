@@ -192,8 +192,9 @@ class SceneVideo:
         self._occluders = [self._draw_shape(rng) for _ in range(_between(rng, self.config.occluders))]
         self._blur_px, self._noise_std = rng.uniform(*self.config.blur_px), rng.uniform(*self.config.noise_std)
         self._smear = (rng.uniform(*self.config.smear_px) if rng.random() < 0.3 else 0.0, rng.uniform(0.0, math.pi))
-        self._gain_3 = rng.uniform(0.75, 1.2) * rng.uniform(0.92, 1.08, 3)
-        self._offset, self._light_22 = rng.uniform(-20.0, 20.0), rng.uniform(0.7, 1.15, (2, 2))
+        gain_3 = rng.uniform(0.75, 1.2) * rng.uniform(0.92, 1.08, 3)
+        self._offset = rng.uniform(-20.0, 20.0)
+        self._light_HW3 = backdrop.light_field(gain_3, rng.uniform(0.7, 1.15, (2, 2)), height, width)
 
     def frame(self, index: int) -> Scene:
         """The scene at `index / rate` seconds; any index at any time gives the same picture."""
@@ -237,7 +238,7 @@ class SceneVideo:
         painter.paint([_moved(part, place_2)], place_2)
 
     def _finished(self, rgb_HW3: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
-        lit = backdrop.relight(rgb_HW3, self._gain_3, self._offset, self._light_22)
+        lit = backdrop.relight(rgb_HW3, self._light_HW3, self._offset)
         blurred = backdrop.blur(lit, self._blur_px, *self._smear)
         if self._noise_std < 0.5:
             return blurred

@@ -90,7 +90,11 @@ def read_image(reference: ImageReference | Record) -> NDArray[np.uint8]:
     """
     path = reference.path if isinstance(reference, ImageReference) else reference.image_path
     try:
-        raw = path.read_bytes() if reference.archive is None else _open_archive(reference.archive).read(path.as_posix())
+        raw = (
+            path.read_bytes()
+            if reference.archive is None
+            else _open_archive(reference.archive, os.getpid()).read(path.as_posix())
+        )
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise ImageError(f"cannot read {_named(path, reference.archive)} ({error})") from error
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -105,5 +109,6 @@ def _named(path: Path, archive: Path | None) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _open_archive(archive: Path) -> zipfile.ZipFile:
+def _open_archive(archive: Path, process: int) -> zipfile.ZipFile:
+    """One open file per process: forked loaders that shared one would read from each other's position."""
     return zipfile.ZipFile(archive)
