@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,7 +94,7 @@ def _fetch(source: Source, folder: Path, progress: Progress, announce: Callable[
     for url in source.urls:
         try:
             _download(url, path, source, progress)
-        except (urllib.error.URLError, OSError, _NotWeightsError) as error:
+        except (urllib.error.URLError, HTTPException, OSError, _NotWeightsError) as error:
             failures.append(f"{url}: {error}")
             continue
         announce(f"{path} fetched")
