@@ -123,8 +123,8 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     if grad_out.device.type == "cpu" and cpu.available(tensors[0], tensors[2]):
         return *_compiled_backward(grad_out, *tensors, ctx.sizes), None
     with torch.enable_grad():
-        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
-        out = _plain(*leaves, sizes=ctx.sizes)
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        out = _plain(leaves[0], leaves[1], leaves[2], leaves[3], ctx.sizes)
         return *torch.autograd.grad(out, leaves, grad_out), None
 
 
