@@ -3,7 +3,8 @@
 * `contrast`: symmetric InfoNCE between the projected text and example vectors of the same class or keypoint name.
 * `DenseAlignment`: every image token against every keypoint prompt, as heat maps. The sparse losses reach the
   backbone through a few sampled points per query; this one reaches it from every cell, which is what makes training
-  from scratch feasible. Used in training only: its few parameters are not part of the shipped network.
+  from scratch feasible. Cells inside an object also tell where each of its keypoints is from there. Used in training
+  only: its few parameters are not part of the shipped network.
 
 Legend: B images, N targets, K keypoint slots, C classes, U distinct keypoint names, D channels, S cells of a level.
 """
@@ -21,6 +22,7 @@ from training.targets import Targets
 TEMPERATURE = 0.07
 HEAT_RADIUS = 0.06  # standard deviation of a keypoint's heat, as a fraction of the square root of the object's area
 LEAST_HEAT_CELLS = 0.75  # and at least so many cells
+CORE = 0.5  # cells in this middle part of a box tell displacements
 
 
 def contrast(prompts: StepPrompts) -> Tensor:
@@ -55,6 +57,7 @@ class DenseAlignment(nn.Module):
         self.levels = levels
         self.query = nn.Linear(dim, dim)
         self.bias = nn.Parameter(torch.tensor(-4.0))  # most cells hold no keypoint
+        self.displacement = nn.Linear(dim, 2 * dim)
 
     def forward(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
         """Spatial cross entropy of the names that the image holds, and focal entropy of all that are offered."""
@@ -73,7 +76,27 @@ class DenseAlignment(nn.Module):
             loss = _spatial_entropy(logits_BUS, heat_BUS, used_BU & labelled_BU)
             loss = loss + _focal_entropy(logits_BUS + self.bias, heat_BUS, used_BU)
             total = total + loss / 2**level
-        return total
+        return total + self._displacements(encoded, prompts, modality_B, targets)
+
+    def _displacements(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
+        """L1 between where cells inside an object say its keypoints are and where they are, in units of the object."""
+        cells_S2 = encoded.geometry.reference_BNL2[0, :, 0]
+        boxes_BN14 = targets.boxes_BN4[:, :, None]
+        inside_BNS = ((cells_S2 - boxes_BN14[..., :2]).abs() < boxes_BN14[..., 2:] * CORE / 2).all(-1)
+        first = encoded.geometry.sizes[0][0] * encoded.geometry.sizes[0][1]
+        inside_BNS = inside_BNS & targets.valid_BN[..., None] & (torch.arange(len(cells_S2)) >= first)
+        image_M, target_M, cell_M = torch.nonzero(inside_BNS, as_tuple=True)
+        if not len(image_M):
+            return torch.zeros(())
+        label_M = targets.label_BN[image_M, target_M]
+        axes_RCKE = self.displacement(prompts.by_modality.keypoints_BCKD) / math.sqrt(self.query.in_features)
+        axes_MK2D = axes_RCKE[modality_B[image_M], label_M].unflatten(-1, (2, -1))
+        said_MK2 = (axes_MK2D @ encoded.memory_BND[image_M, cell_M][:, None, :, None])[..., 0].float()
+        sides_M12 = targets.boxes_BN4[image_M, target_M, 2:].amax(-1)[:, None, None]
+        true_MK2 = (targets.points_BNK2[image_M, target_M] - cells_S2[cell_M][:, None]) / sides_M12
+        weight_MK1 = targets.labelled_BNK[image_M, target_M][..., None]
+        distance: Tensor = ((said_MK2 - true_MK2).abs() * weight_MK1).sum()
+        return distance / weight_MK1.sum().clamp(min=1)
 
 
 def _one_slot_per_name(prompts: StepPrompts) -> Tensor:

@@ -119,13 +119,11 @@ def objective(
     denoising: Denoising | None,
     weights: LossWeights,
     count: float,
-    extra: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, float]]:
     """Sum every layer's losses.
 
     Args:
         count: targets per process, averaged over processes, at least 1 (XPOSE.md 10.3: n).
-        extra: losses that are no layer's own ("alignment", "dense"), unweighted.
     Returns:
         The total, and each part for the log: the last layer's losses by name, sums of the rest.
     """
@@ -145,8 +143,14 @@ def objective(
             noisy_total = noisy_total + sum(getattr(weights, key) * value for key, value in losses.items())
         total = total + weights.denoising * noisy_total
         log["denoising"] = float(noisy_total.detach())
-    for name, value in extra.items():
-        total = total + getattr(weights, name) * value
-        log[name] = float(value.detach())
     log["total"] = float(total.detach())
     return total, log
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+    """Sum of losses that are no layer's own ("alignment", "dense"), and their values for the log."""
+    total, log = torch.zeros(()), dict[str, float]()
+    for name, value in losses.items():
+        total = total + getattr(weights, name) * value
+        log[name] = float(value.detach())
+    return total, {**log, "total": float(total.detach())}

@@ -35,7 +35,7 @@ class StepPrompts:
         objects, keypoints = [objects_C512], [keypoints_CK512]
         self.marked_CK = self.keypoint_valid_CK
         if examples is not None:
-            seen_C512, points_CK512, self.marked_CK = _encode_examples(model, clip, examples)
+            seen_C512, points_CK512, self.marked_CK = _encode_examples(model, clip, examples, slots)
             objects += [seen_C512, (objects_C512 + seen_C512) / 2]
             keypoints += [points_CK512, (keypoints_CK512 + points_CK512) / 2]
         self.by_modality = model.encode_prompts(torch.stack(objects), torch.stack(keypoints))
@@ -76,11 +76,14 @@ def _encode_text(clip: Clip, offer: Offer, names_CK: Tensor, names: tuple[str, .
     return vectors[: len(offer.names)], vectors[len(offer.names) :][names_CK]
 
 
-def _encode_examples(model: XPose, clip: Clip, examples: Sequence[Examples]) -> tuple[Tensor, Tensor, Tensor]:
+def _encode_examples(
+    model: XPose, clip: Clip, examples: Sequence[Examples], slots: int
+) -> tuple[Tensor, Tensor, Tensor]:
     pixels, points, visible = (
         torch.cat([getattr(example, key) for example in examples])
         for key in ("pixels_N3SS", "points_NK2", "visible_NK")
     )
+    points, visible = points[:, :slots], visible[:, :slots]
     objects, keypoints = clip.encode_visual_prompt(pixels, points, visible, model.pos_proj, model.padding.weight)
     counts = [len(example.pixels_N3SS) for example in examples]
     objects_C512 = torch.stack([part.mean(0) for part in torch.split(objects, counts)])

@@ -22,6 +22,8 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch: canvases per process and micro-batch.
         accumulate: micro-batches per step.
         backbone_lr: factor on the learning rate of parameters with "backbone" in their name.
+        decoder: false trains backbone, encoder and prompts alone, on the dense and the alignment loss: from scratch
+            the decoder has nothing to read before they have learned something, and such a step costs half.
     """
 
     steps: int
@@ -31,6 +33,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lr_end: float
     accumulate: int = 1
     backbone_lr: float = 1.0
+    decoder: bool = True
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

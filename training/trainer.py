@@ -19,7 +19,7 @@ from training.data.stream import Stream, pixels_from_samples
 from training.denoising import make_denoising
 from training.distributed import Processes
 from training.forward import forward_train
-from training.objective import objective
+from training.objective import objective, weighted_sum
 from training.prompts import StepPrompts, draw_modality
 from training.recipe import Phase, Recipe
 from training.state import Average, Trainee, load_checkpoint, load_start, save_checkpoint, save_snapshot
@@ -126,16 +126,21 @@ class Trainer:
         with self._precision():
             trainee = self.trainee
             prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
-            denoising = make_denoising(trainee.model.label_enc, targets, book_C, recipe.denoising, generator)
-            output = forward_train(
-                trainee.model, pixels_from_samples(samples), prompts.of_images(modality_B), denoising
-            )
+            chosen, pixels = prompts.of_images(modality_B), pixels_from_samples(samples)
             extra = {}
-            if recipe.weights.dense:
-                extra["dense"] = trainee.dense(output.encoded, prompts, modality_B, targets)
             if recipe.weights.alignment and recipe.examples:
                 extra["alignment"] = contrast(prompts)
-        return objective(output, targets, denoising, recipe.weights, count, extra)
+            if not phase.decoder:
+                encoded = trainee.model.encode(pixels, chosen)
+                extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
+                return weighted_sum(extra, recipe.weights)
+            denoising = make_denoising(trainee.model.label_enc, targets, book_C, recipe.denoising, generator)
+            output = forward_train(trainee.model, pixels, chosen, denoising)
+            if recipe.weights.dense:
+                extra["dense"] = trainee.dense(output.encoded, prompts, modality_B, targets)
+        total, log = objective(output, targets, denoising, recipe.weights, count)
+        more, more_log = weighted_sum(extra, recipe.weights)
+        return total + more, {**log, **more_log, "total": log["total"] + more_log["total"]}
 
     def _precision(self) -> AbstractContextManager[object]:
         context = ExitStack()

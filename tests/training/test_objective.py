@@ -1,0 +1,111 @@
+"""Losses on edge cases: anchors, classes not offered, no targets, nothing labelled; denoising's layout."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training.test_matcher import targets_of
+from training.denoising import DenoisingConfig, make_denoising
+from training.matcher import MatchCosts, Prediction
+from training.objective import denoising_losses, focal_loss, label_loss, layer_losses
+
+
+def test_focal_loss_gives_the_published_values() -> None:
+    logits, goal = torch.tensor([[0.3, -1.2], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    expected = torch.tensor([[0.025098, 0.010580], [1.237559, 0.043322]])
+    torch.testing.assert_close(focal_loss(logits, goal), expected, atol=2e-6, rtol=0)
+
+
+def test_columns_not_offered_change_neither_loss_nor_gradient() -> None:
+    logits = torch.tensor([[[0.3, -torch.inf], [2.0, -torch.inf]]], requires_grad=True)
+    goal = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    loss = label_loss(logits, goal, torch.tensor([[True, False]]), 1.0)
+    alone = label_loss(logits.detach()[..., :1], goal[..., :1], None, 1.0)
+    torch.testing.assert_close(loss.detach(), alone)
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def prediction(queries: int, with_points: bool) -> Prediction:
+    torch.manual_seed(0)
+    points = torch.rand(1, queries, 2, 2) if with_points else None
+    classes = torch.zeros(1, queries, dtype=torch.int64) if with_points else None
+    return Prediction(torch.randn(1, queries, 2), torch.rand(1, queries, 4), points, classes)
+
+
+@pytest.mark.parametrize("with_points", [False, True])
+def test_an_image_without_targets_has_only_a_class_loss(with_points: bool) -> None:
+    targets = targets_of([[0.5, 0.5, 0.1, 0.1]], [0])
+    targets = targets._replace(valid_BN=torch.zeros(1, 1, dtype=torch.bool))
+    losses = layer_losses(prediction(4, with_points), targets, None, MatchCosts(), 1.0)
+    assert losses["label"] > 0
+    assert all(value == 0 for name, value in losses.items() if name != "label")
+
+
+def test_an_object_without_labelled_keypoints_teaches_class_and_box_only() -> None:
+    targets = targets_of([[0.5, 0.5, 0.1, 0.1]], [0])
+    targets = targets._replace(labelled_BNK=torch.zeros(1, 1, 2, dtype=torch.bool))
+    losses = layer_losses(prediction(4, True), targets, None, MatchCosts(), 1.0)
+    assert losses["point_l1"] == 0
+    assert losses["oks"] == 0
+    assert losses["giou"] > 0
+
+
+def test_perfect_predictions_have_no_geometric_loss() -> None:
+    targets = targets_of([[0.5, 0.5, 0.2, 0.2]], [0])
+    exact = Prediction(
+        torch.zeros(1, 1, 2), targets.boxes_BN4, targets.points_BNK2, torch.zeros(1, 1, dtype=torch.int64)
+    )
+    losses = layer_losses(exact, targets, None, MatchCosts(), 1.0)
+    for name in ("box_l1", "giou", "point_l1", "oks"):
+        assert float(losses[name]) == pytest.approx(0.0, abs=1e-4)
+
+
+def noisy(queries: int = 8) -> tuple[object, ...]:
+    targets = targets_of([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.2]], [0, 1])
+    config = DenoisingConfig(queries=queries, label_noise=0.0)
+    book = nn.Embedding(11, 6)
+    generator = torch.Generator().manual_seed(3)
+    return targets, book, make_denoising(book, targets, torch.tensor([4, 7]), config, generator)
+
+
+def test_denoising_positives_stay_nearer_than_negatives_and_carry_their_label() -> None:
+    targets, book, denoising = noisy()
+    assert denoising is not None
+    assert denoising.groups == 2
+    assert denoising.positive_BP.tolist() == [[True, True, False, False] * 2]
+    torch.testing.assert_close(denoising.content_BPD[0, 1], book.weight[7])
+    goal = targets.boxes_BN4[0, denoising.target_BP[0]]
+    moved = (denoising.reference_BP4[0] - goal).abs().sum(-1)
+    assert moved[denoising.positive_BP[0]].max() < moved[~denoising.positive_BP[0]].max()
+
+
+def test_matching_queries_never_see_denoising_queries() -> None:
+    _, _, denoising = noisy()
+    mask = denoising.attention_mask(matching=3)
+    assert not mask[8:, :8].any()
+    assert mask[:8, 8:].all()
+    assert mask[:4, :4].all()
+    assert not mask[:4, 4:8].any()
+
+
+def test_denoising_is_off_without_queries_or_targets() -> None:
+    targets, book, _ = noisy()
+    generator = torch.Generator().manual_seed(0)
+    assert make_denoising(book, targets, torch.tensor([4, 7]), DenoisingConfig(queries=0), generator) is None
+    empty = targets._replace(valid_BN=torch.zeros(1, 2, dtype=torch.bool))
+    assert make_denoising(book, empty, torch.tensor([4, 7]), DenoisingConfig(), generator) is None
+
+
+def test_denoising_negatives_are_background() -> None:
+    targets, _, denoising = noisy()
+    logits = torch.full((1, 8, 2), -8.0)
+    for query in torch.nonzero(denoising.positive_BP[0]).flatten():
+        logits[0, query, targets.label_BN[0, denoising.target_BP[0, query]]] = 8.0
+    right = Prediction(logits, targets.boxes_BN4[:, denoising.target_BP[0]])
+    losses = denoising_losses(right, denoising, targets, None, 1.0)
+    assert float(losses["label"]) < 1e-4
+    assert float(losses["box_l1"]) == pytest.approx(0.0, abs=1e-5)
+    wrong = denoising_losses(right._replace(logits_BQC=logits.abs()), denoising, targets, None, 1.0)
+    assert float(wrong["label"]) > 1.0
