@@ -88,22 +88,28 @@ def resize_official(rgb_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(rgb_HW3).resize(size, Image.Resampling.BILINEAR))
 
 
-def letterbox(rgb_HW3: NDArray[np.uint8], input_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], Placement]:
-    """Fit an image of any size and shape into a fixed input: area averaging to shrink, bilinear to enlarge.
+def place(width: int, height: int, input_hw: tuple[int, int]) -> Placement:
+    """Return where an image of this size lies in a fixed input: as large as fits, centred.
 
     Width and height are rounded to whole pixels one by one; the placement has the true factors of both.
     """
-    check_image(rgb_HW3)
-    height, width = rgb_HW3.shape[:2]
     scale = min(input_hw[0] / height, input_hw[1] / width)
     content_width, content_height = max(round(scale * width), 1), max(round(scale * height), 1)
     left, top = (input_hw[1] - content_width) // 2, (input_hw[0] - content_height) // 2
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return Placement(input_hw, left, top, content_width, content_height)
+
+
+def letterbox(rgb_HW3: NDArray[np.uint8], input_hw: tuple[int, int]) -> tuple[NDArray[np.uint8], Placement]:
+    """Fit an image of any size and shape into a fixed input: area averaging to shrink, bilinear to enlarge."""
+    check_image(rgb_HW3)
+    height, width = rgb_HW3.shape[:2]
+    placed = place(width, height, input_hw)
+    method = cv2.INTER_AREA if placed.width < width or placed.height < height else cv2.INTER_LINEAR
     canvas_HW3 = np.empty((*input_hw, 3), dtype=np.uint8)
     canvas_HW3[:] = BAR_RGB
-    resized = cv2.resize(rgb_HW3, (content_width, content_height), interpolation=method)
-    canvas_HW3[top : top + content_height, left : left + content_width] = resized
-    return canvas_HW3, Placement(input_hw, left, top, content_width, content_height)
+    resized = cv2.resize(rgb_HW3, (placed.width, placed.height), interpolation=method)
+    canvas_HW3[placed.top : placed.top + placed.height, placed.left : placed.left + placed.width] = resized
+    return canvas_HW3, placed
 
 
 def normalise(images_BHW3: Tensor) -> Tensor:

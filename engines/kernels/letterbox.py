@@ -1,0 +1,117 @@
+"""Source image to network input on the GPU, in one kernel: what `engines.preprocess.letterbox` and `normalise` do.
+
+RGB or NV12 (what hardware decoders give), float32 or float16 out. The launch is asynchronous on the current stream; the
+source must stay alive until it ran. Nothing happens at import.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engines.errors import InputError
+from engines.kernels import nvrtc
+from engines.preprocess import BAR_RGB, PIXEL_MEAN, PIXEL_STD, Placement, place
+
+SOURCE = "letterbox.cu"
+KERNEL = "xpose_letterbox"
+BLOCK_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How NV12 becomes RGB: luma weights of red and blue (ITU-R BT.601 or BT.709), and whether it uses all of 0..255."""
+
+    red: float = 0.2126
+    blue: float = 0.0722
+    full_range: bool = False
+
+    def macros(self) -> dict[str, object]:
+        """Return the matrix as `letterbox_thread.h` asks for it."""
+        chroma_gain = 1.0 if self.full_range else 255 / 224
+        green = 1 - self.red - self.blue
+        red_v, blue_u = 2 * (1 - self.red) * chroma_gain, 2 * (1 - self.blue) * chroma_gain
+        return {
+            "XPOSE_LUMA_BLACK": "0.0f" if self.full_range else "16.0f",
+            "XPOSE_LUMA_GAIN": _literal(1.0 if self.full_range else 255 / 219),
+            "XPOSE_RED_V": _literal(red_v),
+            "XPOSE_GREEN_U": _literal(blue_u * self.blue / green),
+            "XPOSE_GREEN_V": _literal(red_v * self.red / green),
+            "XPOSE_BLUE_U": _literal(blue_u),
+        }
+
+
+BT709 = Colours()
+BT601 = Colours(red=0.299, blue=0.114)
+
+
+def _literal(value: float) -> str:
+    return f"{float(value):.9g}f" if "." in f"{float(value):.9g}" else f"{float(value):.1f}f"
+
+
+def macros(half: bool, input_hw: tuple[int, int], nv12: Colours | None) -> dict[str, object]:
+    """Return what `letterbox_thread.h` and `letterbox.cu` ask for; `nv12` None means RGB."""
+
+    def colour(values: Sequence[float]) -> str:
+        return "{" + ",".join(map(_literal, values)) + "}"
+
+    return {
+        "XPOSE_HALF": int(half),
+        "XPOSE_HEIGHT": input_hw[0],
+        "XPOSE_WIDTH": input_hw[1],
+        "XPOSE_MEAN": colour(PIXEL_MEAN),
+        "XPOSE_DEVIATION": colour(PIXEL_STD),
+        "XPOSE_BAR": colour(BAR_RGB),
+        "XPOSE_NV12": int(nv12 is not None),
+        "XPOSE_BLOCK": BLOCK_THREADS,
+        **(nv12.macros() if nv12 else {}),
+    }
+
+
+@functools.cache
+def _kernel(device_index: int, half: bool, input_hw: tuple[int, int], nv12: Colours | None) -> Callable[..., None]:
+    from torch.cuda._utils import _cuda_load_module
+
+    with torch.cuda.device(device_index):
+        capability = torch.cuda.get_device_capability(device_index)
+        code = nvrtc.compile_source(SOURCE, macros(half, input_hw, nv12), capability).code
+        kernel: Callable[..., None] = getattr(_cuda_load_module(code), KERNEL)
+    return kernel
+
+
+def letterbox_into(out_3HW: Tensor, source: Tensor, nv12: Colours | None = None) -> Placement:
+    """Queue the preparation of one image on the current stream and return where it will lie.
+
+    Args:
+        out_3HW: float32 or float16 on the GPU, contiguous; every element is written.
+        source: uint8 on the same GPU, contiguous: RGB [h, w, 3], or, with `nv12` given, [h * 3 / 2, w] with h and w
+            even: h rows of luma, then h / 2 rows of interleaved chroma.
+    Raises:
+        InputError: a shape, dtype or device is none of these. BackendError: NVRTC is missing.
+    """
+    shape_is_right = source.ndim == 2 if nv12 else source.ndim == 3 and source.shape[2] == 3
+    if source.dtype != torch.uint8 or not shape_is_right or not source.is_contiguous() or not source.is_cuda:
+        expected = "[h * 3 / 2, w]" if nv12 else "[h, w, 3]"
+        raise InputError(
+            f"got an image of {source.dtype}, shape {list(source.shape)}, on {source.device}; needed is contiguous "
+            f"uint8 {expected} on the GPU"
+        )
+    if nv12 and (source.shape[0] % 3 or source.shape[1] % 2):
+        raise InputError(f"an NV12 image has h * 3 / 2 rows and an even width, got {list(source.shape)}")
+    if not out_3HW.is_contiguous() or out_3HW.dtype not in (torch.float32, torch.float16) or out_3HW.shape[0] != 3:
+        raise InputError(f"the input must be contiguous float32 or float16 [3, H, W], got {list(out_3HW.shape)}")
+    height, width = (source.shape[0] * 2 // 3 if nv12 else source.shape[0]), source.shape[1]
+    input_hw = (out_3HW.shape[1], out_3HW.shape[2])
+    placed = place(width, height, input_hw)
+    kernel = _kernel(out_3HW.device.index, out_3HW.dtype == torch.float16, input_hw, nv12)
+    chroma = source[height:] if nv12 else source
+    geometry = [width, height, source.stride(0), placed.left, placed.top, placed.width, placed.height]
+    with torch.cuda.device(out_3HW.device):
+        kernel(
+            grid=(-(-input_hw[0] * input_hw[1] // BLOCK_THREADS), 1, 1),
+            block=(BLOCK_THREADS, 1, 1),
+            args=[source, chroma, out_3HW, *geometry],
+        )
+    return placed
