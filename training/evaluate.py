@@ -6,7 +6,6 @@ evaluated.
 """
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +15,12 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
 
+from engines.checkpoint import load_weights, trained_categories
+from engines.clip import Clip
+from engines.errors import XPoseError
+from engines.skeletons import load_skeleton
+from engines.xpose import XPose
 from training import metrics
 from training.data.cache import ImageCache
 from training.data.sample import Sample
@@ -25,32 +28,25 @@ from training.data.stream import Examples, SourceConfig, Stream
 from training.pictures import sheet
 from training.predict import Found, Predictor, in_batches
 from training.prompts import MODALITIES
-from training.recipe import Phase, Recipe
-from training.state import Trainee, load_start
 from training.trainer import EXAMPLE_SIDE_PX
 
 BATCH = 16
 EXAMPLE_SEED = 77
 
 
-def load_trained(weights: Path) -> tuple[Trainee, dict[str, str]]:
-    """A trained network with the configuration and the categories that its file names.
+def load_trained(name: str, weights: Path) -> tuple[XPose, Clip, dict[str, str]]:
+    """A trained network, its prompt towers and the categories that its file names.
 
     Raises:
-        ValueError: the file is not one of ours.
+        ValueError: the file does not say what it was trained on.
     """
-    try:
-        with safe_open(weights, "pt") as file:
-            metadata = dict(file.metadata() or {})
-        categories, model = json.loads(metadata["categories"]), metadata["model"]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{weights} is not a snapshot of this trainer ({error!r}); train one first") from error
-    recipe = Recipe(
-        [SourceConfig("none", 1.0)], [Phase(1, (32, 32), 1, 0.0, 0.0)], model=model, start_from=str(weights)
-    )
-    trainee = Trainee(recipe)
-    load_start(trainee, weights)
-    return trainee.eval(), categories
+    model, clip = load_weights(name, str(weights))
+    categories = trained_categories(name, str(weights))
+    if categories is None:
+        raise ValueError(
+            f"{weights} does not name the categories it was trained on; evaluate a snapshot of this trainer"
+        )
+    return model, clip, categories
 
 
 def find_all(predictor: Predictor, samples: Sequence[Sample]) -> list[Found]:
@@ -67,8 +63,6 @@ def draw_examples(categories: Mapping[str, str], sources: Sequence[str], data: P
 
 
 def _slots(categories: Mapping[str, str]) -> int:
-    from engines.skeletons import load_skeleton
-
     return max(len(load_skeleton(name).keypoints) for name in categories.values())
 
 
@@ -125,7 +119,8 @@ def false_alarms(
 
 
 def evaluate_all(
-    trainee: Trainee,
+    model: XPose,
+    clip: Clip,
     categories: Mapping[str, str],
     data: Path,
     size_hw: tuple[int, int],
@@ -142,7 +137,7 @@ def evaluate_all(
     for modality in MODALITIES:
 
         def make(chosen: Mapping[str, str], modality: str = modality) -> Predictor:
-            return Predictor(trainee, chosen, modality, examples, size_hw)
+            return Predictor(model, clip, chosen, modality, examples, size_hw)
 
         person, found_people = evaluate_people(make({"person": categories["person"]}), people)
         objects, found_scenes = evaluate_objects(make(categories), scenes, categories, threshold)
@@ -189,6 +184,7 @@ def main(
     weights: Annotated[Path, typer.Argument(help="a snapshot, for example engines/weights/nano.safetensors")],
     data: Annotated[Path, typer.Option(help="folder of image caches")],
     out: Annotated[Path, typer.Option(help="folder for results.json and pictures")],
+    model: Annotated[str, typer.Option(help="nano, swin-t or swin-l")] = "nano",
     size: Annotated[int, typer.Option(help="side of the square canvas, pixels; 0: the model's own")] = 0,
     threshold: Annotated[float, typer.Option(help="score above which a detection counts")] = 0.3,
     shots: Annotated[int, typer.Option(help="examples per visual prompt")] = 5,
@@ -196,10 +192,10 @@ def main(
 ) -> None:
     """Evaluate on LSP-extended val and the synthetic test set with text, visual and combined prompts."""
     try:
-        trainee, categories = load_trained(weights)
-        size_hw = (size, size) if size else trainee.model.config.input_hw
-        results = evaluate_all(trainee, categories, data, size_hw, threshold, shots, limit, out / "pictures")
-    except (ValueError, FileNotFoundError, tomllib.TOMLDecodeError) as error:
+        network, clip, categories = load_trained(model, weights)
+        size_hw = (size, size) if size else network.config.input_hw
+        results = evaluate_all(network, clip, categories, data, size_hw, threshold, shots, limit, out / "pictures")
+    except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2))

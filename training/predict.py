@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engines.clip import Clip
 from engines.skeletons import load_skeleton
+from engines.xpose import XPose
 from engines.xpose.model import Prompts
 from training.data.augment import letterbox
 from training.data.sample import Sample
 from training.data.stream import Examples, pixels_from_samples
 from training.prompts import MODALITIES, StepPrompts
-from training.state import Trainee
 from training.targets import Offer
 
 
@@ -42,13 +43,14 @@ class Predictor:
 
     def __init__(
         self,
-        trainee: Trainee,
+        model: XPose,
+        clip: Clip,
         categories: Mapping[str, str],
         modality: str,
         examples: Mapping[str, Examples] | None,
         size_hw: tuple[int, int],
     ) -> None:
-        self.trainee, self.size_hw = trainee, size_hw
+        self.model, self.size_hw = model, size_hw
         names = tuple(categories)
         skeletons = tuple(load_skeleton(skeleton) for skeleton in categories.values())
         self.names = names
@@ -56,7 +58,7 @@ class Predictor:
         offer = Offer(names, skeletons, torch.ones(1, len(names), dtype=torch.bool))
         chosen = None if examples is None else [examples[name] for name in names]
         with torch.inference_mode():
-            self.prompts = StepPrompts(trainee.model, trainee.clip_model, offer, chosen)
+            self.prompts = StepPrompts(model, clip, offer, chosen)
 
     @torch.inference_mode()
     def find(self, samples: Sequence[Sample]) -> list[Found]:
@@ -64,7 +66,7 @@ class Predictor:
         canvases = [letterbox(sample, *self.size_hw) for sample in samples]
         prompts = self.prompts.of_images(torch.full((len(samples),), self.row))
         valid_BC = self.prompts.offer.object_valid_BC.expand(len(samples), -1)
-        output = self.trainee.model.detect(pixels_from_samples(canvases), _with_valid(prompts, valid_BC))
+        output = self.model.detect(pixels_from_samples(canvases), _with_valid(prompts, valid_BC))
         score_BG = output.logits_BGC.gather(2, output.class_BG[..., None])[..., 0].sigmoid()
         results = []
         for b, sample in enumerate(samples):

@@ -3,15 +3,15 @@
 The shipped file holds the network and the prompt towers (`clip_model.*`); a checkpoint holds everything.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from engines.checkpoint import load_weights, save_weights
 from engines.clip import Clip
+from engines.errors import XPoseError
 from engines.xpose import XPose
 from training.alignment import DenseAlignment
 from training.recipe import Recipe, model_configs
@@ -33,12 +33,6 @@ class Trainee(nn.Module):
         self.dense = DenseAlignment(model_config.hidden_dim)
         if not recipe.start_from:
             _start_from_scratch(self.model)
-
-    def shipped(self) -> dict[str, Tensor]:
-        """Tensors of the shipped file under their official names."""
-        tensors = dict(self.model.state_dict())
-        tensors |= {f"clip_model.{key}": value for key, value in self.clip_model.state_dict().items()}
-        return tensors
 
 
 def _start_from_scratch(model: XPose) -> None:
@@ -102,26 +96,20 @@ def load_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: t
     return int(content["step"])
 
 
-def save_snapshot(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
-    """Write shippable weights in half precision; integer buffers keep their type."""
-    half = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    partial = path.with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in half.items()}, partial, texts)
-    partial.replace(path)
+def save_snapshot(path: Path, trainee: Trainee, categories: Mapping[str, str]) -> None:
+    """Write the weights as they ship: half precision, with the trained categories and their keypoint lists."""
+    save_weights(path, trainee.model, trainee.clip_model, categories)
 
 
-def load_start(trainee: Trainee, path: Path) -> None:
-    """Start from a snapshot of ours.
+def load_start(trainee: Trainee, recipe: Recipe) -> None:
+    """Start from a snapshot of ours or from the official checkpoint.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another size.
+        ValueError: the file cannot be read, or does not fit the recipe's model.
     """
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
-    own = trainee.shipped()
-    wrong = sorted({*own} ^ {*tensors}) or [key for key in own if own[key].shape != tensors[key].shape]
-    if wrong:
-        raise ValueError(f"{path} does not fit the recipe's model: {len(wrong)} tensors differ, first {wrong[:3]}")
-    clip = {key.removeprefix("clip_model."): value for key, value in tensors.items() if key.startswith("clip_model.")}
-    trainee.clip_model.load_state_dict(clip)
-    trainee.model.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("clip_model.")})
+    try:
+        model, clip = load_weights(recipe.model, recipe.start_from)
+        trainee.model.load_state_dict(model.state_dict())
+        trainee.clip_model.load_state_dict(clip.state_dict())
+    except (XPoseError, RuntimeError) as error:
+        raise ValueError(f"cannot start from {recipe.start_from}: {error}") from error

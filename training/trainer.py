@@ -49,7 +49,7 @@ class Trainer:
         self.book = {name: row for row, name in enumerate(self.stream.vocabulary)}
         self.trainee = Trainee(recipe)
         if recipe.start_from:
-            load_start(self.trainee, Path(recipe.start_from))
+            load_start(self.trainee, recipe)
         self.optimiser = torch.optim.AdamW(self._groups(), lr=1.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
         self.average = Average(self.trainee, recipe.ema_decay)
         self.step = 0
@@ -169,10 +169,4 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint and the averaged weights."""
         save_checkpoint(self.folder / "checkpoint.pt", self.trainee, self.average, self.optimiser, self.step)
-        metadata = {
-            "model": self.recipe.model,
-            "categories": self.stream.vocabulary,
-            "model_overrides": self.recipe.model_overrides,
-            "step": self.step,
-        }
-        save_snapshot(self.folder / "snapshot.safetensors", self.averaged().shipped(), metadata)
+        save_snapshot(self.folder / "snapshot.safetensors", self.averaged(), self.stream.vocabulary)

@@ -1,0 +1,134 @@
+"""The trainer end to end on a tiny network: it learns, resumes exactly, and agrees across processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from pipeline.synthetic import SceneConfig
+from tests.support import REPOSITORY
+from training.data.cache import write_cache
+from training.data.synthetic import read_synthetic
+from training.recipe import load_recipe
+from training.trainer import Trainer
+
+TINY = """
+model = "nano"
+model_overrides = { embed_dim = 8, depths = [1, 1, 1, 1], num_heads = [1, 1, 1, 1], window = 4, hidden_dim = 32, \
+heads = 2, encoder_layers = 1, decoder_layers = 3, box_layers = 1, queries = 12, groups = 3, feedforward = 32, \
+text_feedforward = 32, text_heads = 2, fusion_dim = 32, fusion_heads = 1 }
+seed = 4
+warmup_steps = 2
+snapshot_steps = 0
+precision = "fp32"
+[denoising]
+queries = 8
+[weights]
+dense = 1.0
+[[sources]]
+cache = "scenes"
+weight = 1.0
+[[phases]]
+steps = 2
+size_hw = [32, 32]
+batch = 2
+lr = 1e-3
+lr_end = 1e-3
+decoder = false
+[[phases]]
+steps = 4
+size_hw = [64, 48]
+batch = 2
+lr = 1e-3
+lr_end = 1e-4
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four scenes and a tiny recipe beside them."""
+    folder = tmp_path_factory.mktemp("data")
+    scenes = SceneConfig(size_hw=(48, 48), categories=("chair", "table"), instances=(1, 2))
+    write_cache(folder / "scenes", read_synthetic(scenes, 0, 6), 6, 48)
+    (folder / "tiny.toml").write_text(TINY)
+    return folder
+
+
+def losses(folder: Path, rank: int = 0) -> list[float]:
+    """The total loss of every logged step."""
+    lines = (folder / f"log{rank}.jsonl").read_text().splitlines()
+    return [json.loads(line)["total"] for line in lines]
+
+
+def test_an_interrupted_run_goes_on_to_the_very_same_numbers(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    whole = Trainer(recipe, data, tmp_path / "whole")
+    whole.run()
+    Trainer(recipe, data, tmp_path / "cut").run(stop_at=3)
+    resumed = Trainer(recipe, data, tmp_path / "cut")
+    assert resumed.step == 3
+    resumed.run()
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    for key, value in whole.trainee.state_dict().items():
+        assert torch.equal(value, resumed.trainee.state_dict()[key]), key
+    for key, value in whole.average.tensors.items():
+        assert torch.equal(value, resumed.average.tensors[key]), key
+
+
+def test_every_trainable_tensor_learns_from_a_step_with_all_modalities(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[1:]), data, tmp_path / "run")
+    for _ in range(4):
+        trainer.train_step()
+        trainer.step += 1
+    silent = {name for name, parameter in trainer.trainee.named_parameters() if parameter.grad is None}
+    assert silent == {"clip_model.logit_scale"}
+
+
+def test_two_processes_share_their_gradients(data: Path, tmp_path: Path) -> None:
+    """Both end with the same weights, though they drew different images."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "training.train", str(data / "tiny.toml"), "--data", str(data)]
+    workers = [
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / f"out{rank}"), "--stop-at", "4"],
+            cwd=REPOSITORY,
+            env=os.environ
+            | {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [worker.communicate(timeout=120)[0].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert losses(tmp_path / "out0", 0) != losses(tmp_path / "out1", 1)
+    weights = [json.loads((tmp_path / f"out{r}" / f"log{r}.jsonl").read_text().splitlines()[-1]) for r in (0, 1)]
+    assert weights[0]["gradient"] == pytest.approx(weights[1]["gradient"], rel=1e-4)
+
+
+def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(TINY.replace("warmup_steps", "warmup_stepz"))
+    with pytest.raises(ValueError, match="warmup_stepz"):
+        load_recipe(path)
+    path.write_text(TINY.replace('precision = "fp32"', 'precision = "fp8"'))
+    with pytest.raises(ValueError, match="fp8"):
+        load_recipe(path)
+
+
+def test_the_learning_rate_warms_up_and_goes_to_its_end(data: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    rates = [recipe.learning_rate(step) for step in range(recipe.steps)]
+    np.testing.assert_allclose(rates[:3], [5e-4, 1e-3, 1e-3])
+    assert rates[-1] < rates[-2] < rates[2]

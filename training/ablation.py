@@ -1,0 +1,80 @@
+"""What each part of the alignment brings: python -m training.ablation --data FOLDER --out FOLDER.
+
+Trains one small network per variant on the synthetic scenes, same seed and steps, and evaluates each on the synthetic
+test set with prompts by words and by examples.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training import metrics
+from training.data.cache import ImageCache
+from training.evaluate import draw_examples, find_all
+from training.objective import LossWeights
+from training.predict import Predictor
+from training.recipe import Recipe, load_recipe
+from training.state import Trainee
+from training.trainer import Trainer
+
+VARIANTS = {
+    "both": (1.0, 1.0),
+    "without the contrast of prompts": (0.0, 1.0),
+    "without the dense alignment": (1.0, 0.0),
+    "neither": (0.0, 0.0),
+}
+"""Factors on the recipe's weights of `alignment` and of `dense`."""
+
+RECIPE = Path(__file__).parent / "recipes" / "ablation.toml"
+
+
+def variant(recipe: Recipe, contrast: float, dense: float) -> Recipe:
+    """The recipe with its two alignment weights scaled."""
+    weights: LossWeights = msgspec.structs.replace(
+        recipe.weights, alignment=recipe.weights.alignment * contrast, dense=recipe.weights.dense * dense
+    )
+    return msgspec.structs.replace(recipe, weights=weights)
+
+
+def score(
+    trainee: Trainee, data: Path, categories: dict[str, str], size_hw: tuple[int, int], limit: int
+) -> dict[str, float]:
+    """AP, and PCK of the detection nearest each object, by words and by one example per category."""
+    cache = ImageCache(data / "synthetic_test")
+    samples = [cache[i] for i in range(min(limit, len(cache)))]
+    examples = draw_examples(categories, ("synthetic_train",), data, 1)
+    results = {}
+    for modality in ("text", "visual"):
+        found = find_all(Predictor(trainee.model, trainee.clip_model, categories, modality, examples, size_hw), samples)
+        results[f"AP {modality}"] = metrics.average_precision(samples, found, categories)["all"]
+        results[f"PCK {modality}"] = metrics.correct_keypoints(samples, found, given_boxes=True)["pck"]
+    return results
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder with the caches synthetic_train and synthetic_test")],
+    out: Annotated[Path, typer.Option(help="folder for the runs and ablation.json")],
+    recipe: Annotated[Path, typer.Option(help="what every variant starts from")] = RECIPE,
+    limit: Annotated[int, typer.Option(help="test images")] = 200,
+) -> None:
+    """Train the variants one after another and print their scores; finished runs are not trained again."""
+    base = load_recipe(recipe)
+    results: dict[str, dict[str, float]] = {}
+    for name, (contrast, dense) in VARIANTS.items():
+        trainer = Trainer(variant(base, contrast, dense), data, out / name.replace(" ", "_"))
+        trainer.run()
+        results[name] = score(trainer.averaged(), data, trainer.stream.vocabulary, base.phases[-1].size_hw, limit)
+        (out / "ablation.json").write_text(json.dumps({"steps": base.steps, **results}, indent=2))
+    table = Table("variant", *next(iter(results.values())))
+    for name, row in results.items():
+        table.add_row(name, *(f"{value:.3f}" for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
