@@ -19,10 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from engines.backends import Backend
+from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
+from engines.build import BuildRequest
 from engines.checkpoint import RANDOM, load_weights, trained_categories
 from engines.detections import Detections
+from engines.engine_cache import EngineCache
 from engines.errors import BackendError, InputError, PromptError
+from engines.export import EngineShape
 from engines.postprocess import detections_of
 from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
 from engines.skeletons import MAX_KEYPOINTS
@@ -39,7 +43,7 @@ class EngineConfig:
     Attributes:
         model: "nano", "swin-t" or "swin-l".
         weights: a file; "" takes the model's own; "random" runs without any, and its poses mean nothing.
-        backend: "auto" or "eager".
+        backend: "auto" takes the first of "tensorrt", "inductor" (both need `build-engine`) and "eager" that can run.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16": of the parts that stand it (`engines.precision`).
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
@@ -53,7 +57,7 @@ class EngineConfig:
 
     model: str = "nano"
     weights: str = ""
-    backend: Literal["auto", "eager"] = "auto"
+    backend: Literal["auto", "tensorrt", "inductor", "eager"] = "auto"
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resize: Literal["letterbox", "official"] = "letterbox"
@@ -101,7 +105,7 @@ class Engine:
         padding = model.padding.weight.detach().clone()
         self._visual_weights = visual_weights_trained(model)
         self._encoder = PromptEncoder(clip, copy.deepcopy(model.pos_proj), padding)
-        self._backend = _open_backend(config, model)
+        self.backend_name, self._backend = _open_backend(config, model)
         self._encoding = threading.Lock()
         self._swapping = threading.Lock()
         self._waiting: tuple[int, tuple[PromptClass, ...], PromptTensors] | None = None
@@ -161,10 +165,35 @@ class Engine:
         self._backend.close()
 
 
-def _open_backend(config: EngineConfig, model: XPose) -> Backend:
+def request_of(config: EngineConfig, model: XPose) -> BuildRequest | None:
+    """Return the compiled engine that `config` would use; None where the input size follows each image.
+
+    Raises:
+        BackendError: the device is not there.
+    """
+    if config.resize == "official":
+        return None
+    shape = EngineShape(config.size or model.config.input_hw, config.batch, config.max_classes, config.max_keypoints)
+    return BuildRequest(config.backend, config.model, shape, config.precision, device_of(config))
+
+
+def device_of(config: EngineConfig) -> torch.device:
+    """Return the device that `config` means.
+
+    Raises:
+        BackendError: it is not there.
+    """
     name = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BackendError(f"device is {name}, but PyTorch sees no GPU here; take cpu")
-    device = torch.device("cpu" if name == "auto" else name)
-    input_hw = None if config.resize == "official" else config.size or model.config.input_hw
-    return EagerBackend(model, input_hw, config.batch, config.precision, device)
+    return torch.device("cpu" if name == "auto" else name)
+
+
+def _open_backend(config: EngineConfig, model: XPose) -> tuple[str, Backend]:
+    request = request_of(config, model)
+    input_hw = None if request is None else request.shape.input_hw
+
+    def eager() -> Backend:
+        return EagerBackend(model, input_hw, config.batch, config.precision, device_of(config))
+
+    return open_backend(config.backend, model, request, EngineCache(), eager)

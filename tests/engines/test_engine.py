@@ -133,7 +133,7 @@ class Echo:
 @pytest.mark.timeout(60)
 def test_prompts_set_by_other_threads_never_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Id, classes and tensors of a result belong together, whoever swaps them meanwhile."""
-    monkeypatch.setattr("engines.engine._open_backend", lambda config, model: Echo())
+    monkeypatch.setattr("engines.engine._open_backend", lambda config, model: ("echo", Echo()))
     engine = random_engine()
     choices = [prompts_of(name) for name in ("person", "table", "chair", "sofa")]
     given: dict[int, tuple[PromptClass, ...]] = {engine.set_prompts(choices[0]): choices[0]}

@@ -1,0 +1,56 @@
+"""Open the backend that was asked for, or the first of tensorrt, inductor and eager that this machine has."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from engines.backends import Backend
+from engines.build import COMPILED, BuildRequest, open_engine
+from engines.engine_cache import EngineCache
+from engines.errors import BackendError, EngineCacheError
+from engines.xpose import XPose
+
+_log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", *COMPILED, "eager")
+
+
+def open_backend(
+    name: str, model: XPose, request: BuildRequest | None, cache: EngineCache, eager: Callable[[], Backend]
+) -> tuple[str, Backend]:
+    """Return the backend `name` and what it is called; "auto" says in the log which one it takes and why.
+
+    Args:
+        name: one of `BACKENDS`.
+        model: the network in float32, as loaded.
+        request: the engine of this configuration, whatever its backend; None where the input size follows each image,
+            which a compiled engine cannot.
+        eager: makes the backend that needs nothing built.
+    Raises:
+        BackendError: the one that was asked for cannot run here.
+        EngineCacheError: its engine is not built, or is refused.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"backend is {name!r}; allowed are {', '.join(BACKENDS)}")
+    if name == "eager":
+        return name, eager()
+    if name in COMPILED:
+        return name, _open_compiled(name, model, request, cache)
+    reasons = []
+    for compiled in COMPILED:
+        try:
+            backend = _open_compiled(compiled, model, request, cache)
+        except (BackendError, EngineCacheError) as error:
+            reasons.append(f"{compiled}: {error}")
+            continue
+        _log.info("backend %s%s", compiled, f" ({'; '.join(reasons)})" if reasons else "")
+        return compiled, backend
+    _log.info("backend eager (%s)", "; ".join(reasons))
+    return "eager", eager()
+
+
+def _open_compiled(name: str, model: XPose, request: BuildRequest | None, cache: EngineCache) -> Backend:
+    if request is None:
+        raise BackendError("a compiled engine has a fixed input size; take --resize letterbox")
+    wanted = dataclasses.replace(request, backend=name)
+    return open_engine(wanted, cache.load(wanted.key(model)), model)

@@ -1,0 +1,57 @@
+"""What every compiled backend does around its engine: placing images, encoding prompts, naming results.
+
+Shape suffixes as in `engines.export`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engines.backends import RawPoses
+from engines.errors import BackendError
+from engines.export import DetectorInputs, detector_inputs
+from engines.preprocess import Placement
+from engines.prompts import PromptTensors
+from engines.xpose import XPose
+
+
+class EncodedPrompts:
+    """Encodes prompts with the float32 network, which a compiled engine leaves outside."""
+
+    def __init__(self, model: XPose, max_classes: int, max_keypoints: int) -> None:
+        self._model = model
+        self._capacity = (max_classes, max_keypoints)
+        self._inputs: DetectorInputs | None = None
+
+    def set(self, prompts: PromptTensors) -> DetectorInputs:
+        """Encode prompts, which must have the engine's capacity.
+
+        Raises:
+            BackendError: the prompts are padded to another capacity than the engine's.
+        """
+        got = tuple(prompts.keypoints_CK512.shape[:2])
+        if got != self._capacity:
+            raise BackendError(f"prompts for {got} (classes, keypoints), but the engine was built for {self._capacity}")
+        self._inputs = detector_inputs(self._model, torch.empty(0), prompts)
+        return self._inputs
+
+    def get(self) -> DetectorInputs:
+        """Return the encoded prompts; the pixels among them are empty."""
+        if self._inputs is None:
+            raise BackendError("no prompts are set: call set_prompts before infer")
+        return self._inputs
+
+
+def raw_poses(results: Sequence[Tensor], placements: Sequence[Placement]) -> list[RawPoses]:
+    """Turn an engine's four results, on the host, into poses as fractions of each source image."""
+    boxes_BG4, logits_BGC, class_BG, keypoints_BGK2 = results
+    return [
+        RawPoses(
+            logits_GC=logits_BGC[row].float().numpy(),
+            class_G=class_BG[row].long().numpy(),
+            boxes_G4=placement.boxes_to_image(boxes_BG4[row].float().numpy()),
+            keypoints_GK2=placement.points_to_image(keypoints_BGK2[row].float().numpy()),
+        )
+        for row, placement in enumerate(placements)
+    ]

@@ -1,0 +1,155 @@
+"""Compile an engine, measure it against PyTorch in pixels, and keep it only if it agrees."""
+
+import copy
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines import parity
+from engines.backends import Backend, inductor
+from engines.backends.eager import EagerBackend
+from engines.engine_cache import CachedEngine, EngineCache, EngineKey
+from engines.errors import BackendError
+from engines.export import EngineShape, export
+from engines.prompts import PromptTensors
+from engines.xpose import XPose
+
+KERNELS = Path(__file__).parent / "kernels"
+COMPILED = ("tensorrt", "inductor")
+"""Backends that need a built engine, the fastest first."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        backend: "tensorrt" or "inductor".
+        name: of the network: "nano", "swin-t" or "swin-l".
+        shape: fixed sizes.
+        precision: "fp32", "fp16" or "bf16".
+        device: where it will run.
+    """
+
+    backend: str
+    name: str
+    shape: EngineShape
+    precision: str
+    device: torch.device
+
+    def key(self, model: XPose) -> EngineKey:
+        """Return the cache key of the engine of `model`, as loaded, on this machine."""
+        return EngineKey(
+            backend=self.backend,
+            model=self.name,
+            weights_sha256=network_sha256(model),
+            network=dataclasses.asdict(model.config),
+            **dataclasses.asdict(self.shape),
+            precision=self.precision,
+            kernel_sha256=kernel_sha256(),
+            toolchain=toolchain(self.backend, self.device),
+        )
+
+
+def network_sha256(model: XPose) -> str:
+    """Hash names, dtypes, shapes and bytes of the network's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def kernel_sha256() -> str:
+    """Hash the sources of deformable attention, compiled ones and their Python sides alike."""
+    digest = hashlib.sha256()
+    for path in sorted(KERNELS.iterdir()):
+        if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def toolchain(backend: str, device: torch.device) -> dict[str, str]:
+    """Return the versions and the machine's traits that an engine depends on.
+
+    Raises:
+        BackendError: this machine lacks what the backend needs; the message says what to install.
+    """
+    if backend == "inductor":
+        return inductor.toolchain(device)
+    if backend == "tensorrt":
+        from engines.backends import tensorrt
+
+        return tensorrt.toolchain(device)
+    raise BackendError(f"engines are built for {' or '.join(COMPILED)}, not for {backend!r}")
+
+
+def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Backend:
+    """Load a built engine.
+
+    Args:
+        model: the float32 network, which encodes the prompts.
+    """
+    if request.backend == "inductor":
+        return inductor.InductorBackend(cached.path, model, request.shape, request.device)
+    from engines.backends import tensorrt
+
+    return tensorrt.TensorRTBackend(cached.path, model, request.shape, request.device)
+
+
+def build_engine(
+    model: XPose,
+    prompts: PromptTensors,
+    request: BuildRequest,
+    cache: EngineCache,
+    progress: Callable[[str], None] = lambda step: None,
+) -> CachedEngine:
+    """Export, compile, compare and store; an engine that is there already is returned as it is.
+
+    Args:
+        model: the network with its weights, in float32.
+        prompts: padded to the capacity; what the parity gate looks for in the bundled images.
+        progress: told each step as it begins.
+    Raises:
+        BackendError: this machine cannot build it; the message says what to install.
+        EngineCacheError: it fails the parity gate, or the cache cannot be written; nothing is left behind.
+    """
+    key = request.key(model)
+
+    def compile_to(path: Path) -> dict[str, Any]:
+        started = time.monotonic()
+        progress("tracing the network")
+        program = export(copy.deepcopy(model), request.shape, request.precision)
+        progress(f"compiling with {request.backend}")
+        _compile(request, program, path)
+        seconds = time.monotonic() - started
+        progress("comparing with PyTorch")
+        figures = _pass_parity(model, prompts, request, CachedEngine(path, {}))
+        return {"build_s": round(seconds, 1), **figures}
+
+    return cache.build(key, f"engine.{'plan' if request.backend == 'tensorrt' else 'pt2'}", compile_to)
+
+
+def _compile(request: BuildRequest, program: torch.export.ExportedProgram, path: Path) -> None:
+    if request.backend == "inductor":
+        inductor.compile_program(program, path)
+        return
+    from engines import tensorrt_build
+
+    tensorrt_build.compile_program(program, path)
+
+
+def _pass_parity(model: XPose, prompts: PromptTensors, request: BuildRequest, built: CachedEngine) -> dict[str, float]:
+    reference = EagerBackend(copy.deepcopy(model), request.shape.input_hw, 1, "fp32", request.device)
+    compiled = open_engine(request, built, copy.deepcopy(model))
+    try:
+        figures = parity.measure(reference, compiled, prompts, parity.bundled_images())
+        return parity.check(figures, request.precision)
+    finally:
+        compiled.close()
