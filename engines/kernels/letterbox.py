@@ -22,7 +22,7 @@ BLOCK_THREADS = 256
 
 @dataclass(frozen=True)
 class Colours:
-    """How NV12 becomes RGB: luma weights of red and blue (ITU-R BT.601 or BT.709), and whether it uses all of 0..255."""
+    """How NV12 becomes RGB: luma weights of red and blue (ITU-R BT.601, BT.709), and whether it uses all of 0..255."""
 
     red: float = 0.2126
     blue: float = 0.0722

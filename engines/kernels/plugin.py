@@ -1,0 +1,85 @@
+"""Deformable attention as a TensorRT plugin whose kernel is embedded in the plan, and its torch-tensorrt converter.
+
+A quickly deployable plugin: at build time TensorRT asks for the kernel's PTX and its launch, and writes both into the
+plan, which then runs with no Python and no library beside it. The source and its compilation are those of `cuda.py`.
+
+`tensorrt` and `torch_tensorrt` are imported on use. The plugin's interface is read from annotations, so they must be
+real types: this file must not postpone them.
+"""
+
+import functools
+
+import torch
+
+from engines.kernels import cuda, nvrtc
+from engines.kernels.operator import parse_sizes
+
+PLUGIN = "xpose::ms_deform_attn"
+"""The operator's own name, by which the converter finds the plugin."""
+
+
+@functools.cache
+def register_plugin() -> None:
+    """Register the plugin in TensorRT's registry; a second call does nothing.
+
+    Values and output are FP16 or FP32, both alike; reference, offsets and logits are FP32 in either case, so that
+    locations and softmax never pass through half precision.
+
+    Raises:
+        ImportError: TensorRT is not installed.
+    """
+    import tensorrt as trt
+    import tensorrt.plugin as trtp
+
+    def describe(
+        value: trtp.TensorDesc,
+        reference: trtp.TensorDesc,
+        offsets: trtp.TensorDesc,
+        logits: trtp.TensorDesc,
+        sizes: str,
+    ) -> trtp.TensorDesc:
+        batch, _, heads, depth = value.shape_expr
+        return trtp.from_shape_expr((batch, offsets.shape_expr[1], heads * depth), value.dtype)
+
+    def tune(
+        value: trtp.TensorDesc,
+        reference: trtp.TensorDesc,
+        offsets: trtp.TensorDesc,
+        logits: trtp.TensorDesc,
+        outputs: tuple[trtp.TensorDesc],
+    ) -> list[trtp.AutoTuneCombination]:
+        return [trtp.AutoTuneCombination("FP32|FP16, FP32, FP32, FP32, FP32|FP16", "LINEAR")]
+
+    def implement(
+        value: trtp.TensorDesc,
+        reference: trtp.TensorDesc,
+        offsets: trtp.TensorDesc,
+        logits: trtp.TensorDesc,
+        sizes: str,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
+        half = value.dtype == trt.float16
+        shapes = (tuple(value.shape), tuple(reference.shape), tuple(offsets.shape))
+        launch = cuda.launch_of(half, *shapes, parse_sizes(sizes))
+        capability = torch.cuda.get_device_capability()
+        ptx = nvrtc.compile_source(cuda.SOURCE, launch.macros(), capability, "ptx").code
+        grid = trtp.KernelLaunchParams(grid_x=launch.blocks, block_x=cuda.BLOCK_THREADS)
+        return cuda.KERNEL, ptx, grid, trtp.SymIntExprs(0)
+
+    trtp.register(PLUGIN)(describe)
+    trtp.autotune(PLUGIN)(tune)
+    trtp.aot_impl(PLUGIN)(implement)
+
+
+@functools.cache
+def register_converter() -> None:
+    """Let torch-tensorrt put the plugin in the operator's place; a second call does nothing.
+
+    Raises:
+        ImportError: TensorRT or torch-tensorrt is not installed.
+    """
+    from torch_tensorrt.dynamo.conversion.plugins import generate_plugin_converter
+
+    register_plugin()
+    generate_plugin_converter(PLUGIN, supports_dynamic_shapes=False)
