@@ -44,11 +44,11 @@ app = typer.Typer(
 )
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with its status."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line, by default the process's own, and exit with its status."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
     try:
-        app()
+        app(None if arguments is None else list(arguments), prog_name="run_pipeline.py")
     except (PipelineError, XPoseError, TrackerError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_REFUSED)

@@ -135,9 +135,10 @@ def _fields(config_type: type) -> dict[str, Any]:
 
 
 def _nearest(path: str) -> str:
-    """Name the nearest keys: by their whole path, or by their last word where the section is wrong or missing."""
+    """Name the nearest keys: by their beginning, their whole path, or their last word where the section is wrong."""
     keys = known_keys()
-    near = difflib.get_close_matches(path, keys, n=1, cutoff=0.75)
+    near = [key for key in keys if "." in path and key.startswith(path)]
+    near = near or difflib.get_close_matches(path, keys, n=1, cutoff=0.75)
     last = path.rpartition(".")[2]
     words = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in keys], n=1, cutoff=0.6)
     near += [key for key in keys if words and key.rpartition(".")[2] == words[0] and key not in near]

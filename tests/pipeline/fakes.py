@@ -55,6 +55,9 @@ class FakeEngine:
             results.append(seen(prompts, prompt_id, float(image.mean())))
         return results
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float) -> Detections:
     """One object of each class, the mug `x` px from the left and all else 200 px farther, keypoints in a column."""

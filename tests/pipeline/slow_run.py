@@ -1,0 +1,29 @@
+"""The command line with an engine that takes as long as the first argument says, in seconds; run as a script.
+
+Prints "inferring" when the first inference begins.
+"""
+
+import sys
+from collections.abc import Sequence
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.detections import Detections
+from pipeline.cli import main
+from tests.pipeline.fakes import FakeEngine
+
+
+class SlowEngine(FakeEngine):
+    """Says when it begins."""
+
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        if self.images == 0:
+            print("inferring", flush=True)
+        return super().infer(images)
+
+
+if __name__ == "__main__":
+    with mock.patch("engines.engine.Engine", return_value=SlowEngine(delay_s=float(sys.argv[1]))):
+        main(sys.argv[2:])

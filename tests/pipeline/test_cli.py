@@ -1,0 +1,221 @@
+"""The command line: what it accepts, refuses, leaves behind, and how it ends on signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest import mock
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from pipeline.publisher import PublishConfig, Publisher
+from tests.pipeline.fakes import FakeEngine
+from tests.support import REPOSITORY
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[FakeEngine]:
+    engine = FakeEngine()
+    with mock.patch("engines.engine.Engine", return_value=engine):
+        yield engine
+
+
+def call(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def assert_refused(
+    capsys: pytest.CaptureFixture[str], sentence: str, arguments: Sequence[str], status: int = 2
+) -> None:
+    """One line on standard error, that says `sentence`, and the exit status."""
+    assert call(*arguments) == status
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_run_writes_poses_and_video_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    poses, video = tmp_path / "out" / "poses.jsonl", tmp_path / "out" / "annotated.mp4"
+    outputs = ("--poses", str(poses), "--video", str(video))
+    assert call("run", "--source", "testsrc://?frames=12&size=160x120", *outputs) == 0
+    assert [json.loads(line)["frame"] for line in poses.read_text().splitlines()] == list(range(12))
+    with av.open(video) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 12
+    printed = capsys.readouterr().out
+    assert str(poses) in printed.replace("\n", "")
+    assert str(video) in printed.replace("\n", "")
+    for column in (
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "dropped",
+        "capture to publish",
+        "decode",
+        "infer",
+        "track",
+        "publish",
+    ):
+        assert column in printed
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_several_sources_write_one_pose_file_and_a_video_each(tmp_path: Path) -> None:
+    source = "testsrc://?frames=5&size=160x120"
+    assert call("run", "--source", source, "--source", source, "--video", str(tmp_path / "v.mp4")) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.testsrc-2.mp4", "v.testsrc.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--source", "absent.mp4"], "no such file"),
+        (["--source", "testsrc://?frames=2", "--prompt", "gryphon"], "gryphon"),
+        (["--source", "testsrc://?frames=2", "--prompt", "person,,dog"], "empty"),
+        (["--source", "testsrc://?frames=2", "--prompt", "mug@no_such.toml"], "no_such.toml"),
+        (["--source", "testsrc://?frames=2", "--config", "absent.toml"], "absent.toml"),
+        (
+            ["--source", "testsrc://?frames=2", "--set", "line.age=1"],
+            "unknown key line.age; nearest: line.age_budget_s",
+        ),
+        (["--source", "testsrc://?frames=2", "--backend", "abacus"], "engine.backend"),
+        (["--source", "testsrc://?frames=2", "--publish", "5555"], "--publish 5555"),
+        (["--source", "testsrc://?frames=2", "--video", "v.gif"], "v.gif"),
+        (["--source", "testsrc://?frames=2", "--poses", "/proc/version/p.jsonl"], "cannot be written"),
+        (["--source", "testsrc://?frames=2", "--prompt-image", "a.png"], "--prompt-annotation"),
+        (["--source", "testsrc://?frames=2", "--prompt-from", "guess"], "example, text or mean"),
+    ],
+)
+@pytest.mark.usefixtures("fake_engine")
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs = [] if {"--poses", "--video"} & set(arguments) else ["--poses", "p.jsonl", "--video", "v.mp4"]
+    assert_refused(capsys, sentence, ["run", *arguments, *outputs])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_sources_that_are_no_video_or_folder_of_images_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.mp4").write_text("these are words, and no video")
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "folder").mkdir()
+    for name, sentence in (("text.mp4", "text.mp4"), ("zero.mp4", "0 bytes"), ("folder", "holds no image")):
+        poses = tmp_path / "p.jsonl"
+        assert_refused(capsys, sentence, ["run", "--source", str(tmp_path / name), "--poses", str(poses)])
+        assert not poses.exists()
+
+
+def test_absent_weights_say_how_to_get_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = ["--source", "testsrc://?frames=2"]
+    assert_refused(capsys, "absent.pth", ["run", *source, "--weights", str(tmp_path / "absent.pth")])
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_port_in_use_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Publisher(PublishConfig("tcp://127.0.0.1:*")) as taken:
+        arguments = ["run", "--source", "testsrc://?frames=5", "--publish", taken.endpoint]
+        assert_refused(capsys, "another program", [*arguments, "--poses", str(tmp_path / "p.jsonl")])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_corrupt_image_is_reported_has_an_empty_line_and_the_exit_is_not_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "stills"
+    folder.mkdir()
+    for name in ("b.png", "c.png"):
+        cv2.imwrite(str(folder / name), np.full((40, 50, 3), 30, np.uint8))
+    (folder / "a.png").write_bytes(b"\x89PNG broken")
+    poses = tmp_path / "p.jsonl"
+    assert_refused(capsys, "a.png", ["run", "--source", str(folder), "--poses", str(poses)], status=1)
+    written = [json.loads(line) for line in poses.read_text().splitlines()]
+    assert [(line["file"], len(line["tracks"])) for line in written] == [("a.png", 0), ("b.png", 1), ("c.png", 1)]
+
+
+def test_doctor_reports_what_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("doctor") == 0
+    printed = capsys.readouterr().out
+    for what in ("processor", "vector units", "NVIDIA GPU", "TensorRT", "codecs", "C++ compiler", "weights"):
+        assert what in printed
+
+
+def test_listen_prints_messages_and_ends_after_the_count(tmp_path: Path) -> None:
+    with Publisher(PublishConfig("tcp://127.0.0.1:*")) as probe:
+        endpoint = probe.endpoint
+    publishing = start_slow_run(0.05, "--source", "testsrc://?frames=2000&size=64x48", "--publish", endpoint)
+    try:
+        command = [sys.executable, "run_pipeline.py", "listen", endpoint, "--json", "--count", "3"]
+        listened = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=50, check=True)
+    finally:
+        publishing.kill()
+        publishing.communicate()
+    frames = [json.loads(line)["frame"] for line in listened.stdout.splitlines()]
+    assert len(frames) == 3
+    assert frames == sorted(set(frames))
+
+
+def start_slow_run(delay_s: float, *arguments: str) -> subprocess.Popen[bytes]:
+    """Run the command line in a process of its own, with an inference that takes `delay_s`; wait for the first one."""
+    command = [sys.executable, "-m", "tests.pipeline.slow_run", str(delay_s), "run", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"inferring\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_drains_the_line_keeps_what_was_done_and_ends_within_two_seconds(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    poses = tmp_path / "p.jsonl"
+    process = start_slow_run(0.05, "--source", "testsrc://?frames=100000&size=64x48", "--poses", str(poses))
+    time.sleep(0.5)
+    start_s = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert time.monotonic() - start_s < 2.0
+    frames = [json.loads(line)["frame"] for line in poses.read_text().splitlines()]
+    assert frames == list(range(len(frames)))
+    assert len(frames) > 0
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_second_signal_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    process = start_slow_run(60.0, "--source", "testsrc://?frames=100&size=64x48", "--video", str(tmp_path / "v.mp4"))
+    assert list(tmp_path.iterdir())
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.5)  # one inference is under way and may end
+    start_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 128 + signal.SIGINT
+    assert time.monotonic() - start_s < 1.0
+    assert list(tmp_path.iterdir()) == []
