@@ -42,6 +42,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         model: "nano", "swin-t" or "swin-l"; `model_overrides` replaces fields of its configuration.
         start_from: weights to start from: "" (random), a .safetensors snapshot or an official .pth.
+        spread_steps: from random weights, so many steps first teach the text tower to tell the vocabulary apart.
         most_classes: offered per step, present ones and negatives together.
         examples: marked examples per class and step for visual prompts; 0 trains text only.
         modality_weights: how often an image is prompted by text, by examples, by the mean of both.
@@ -59,6 +60,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_overrides: dict[str, Any] = {}
     start_from: str = ""
     seed: int = 0
+    spread_steps: int = 400
     most_classes: int = 12
     examples: int = 1
     modality_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)

@@ -20,7 +20,7 @@ from training.denoising import make_denoising
 from training.distributed import Processes
 from training.forward import forward_train
 from training.objective import objective, weighted_sum
-from training.prompts import StepPrompts, draw_modality
+from training.prompts import StepPrompts, draw_modality, spread_words
 from training.recipe import Phase, Recipe
 from training.state import Average, Trainee, load_checkpoint, load_start, save_checkpoint, save_snapshot
 from training.targets import draw_offer, targets_from_samples
@@ -50,6 +50,10 @@ class Trainer:
         self.trainee = Trainee(recipe)
         if recipe.start_from:
             load_start(self.trainee, recipe)
+        elif not (folder / "checkpoint.pt").exists():
+            words = self.stream.vocabulary
+            error = spread_words(self.trainee.model, self.trainee.clip_model, words, recipe.spread_steps, recipe.seed)
+            logger.info("the words are told apart: mean squared error %.4f of 1", error)
         self.optimiser = torch.optim.AdamW(self._groups(), lr=1.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
         self.average = Average(self.trainee, recipe.ema_decay)
         self.step = 0

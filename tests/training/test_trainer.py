@@ -26,6 +26,7 @@ heads = 2, encoder_layers = 1, decoder_layers = 3, box_layers = 1, queries = 12,
 text_feedforward = 32, text_heads = 2, fusion_dim = 32, fusion_heads = 1 }
 seed = 4
 warmup_steps = 2
+spread_steps = 3
 snapshot_steps = 0
 precision = "fp32"
 [denoising]
