@@ -84,9 +84,9 @@ def toolchain(backend: str, device: torch.device) -> dict[str, str]:
     if backend == "inductor":
         return inductor.toolchain(device)
     if backend == "tensorrt":
-        from engines.backends import tensorrt
+        from engines.backends.tensorrt import toolchain as tensorrt_toolchain
 
-        return tensorrt.toolchain(device)
+        return tensorrt_toolchain(device)
     raise BackendError(f"engines are built for {' or '.join(COMPILED)}, not for {backend!r}")
 
 
@@ -98,9 +98,9 @@ def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Ba
     """
     if request.backend == "inductor":
         return inductor.InductorBackend(cached.path, model, request.shape, request.device)
-    from engines.backends import tensorrt
+    from engines.backends.tensorrt import TensorRTBackend
 
-    return tensorrt.TensorRTBackend(cached.path, model, request.shape, request.device)
+    return TensorRTBackend(cached.path, model, request.shape, request.device)
 
 
 def build_engine(
@@ -140,9 +140,9 @@ def _compile(request: BuildRequest, program: torch.export.ExportedProgram, path:
     if request.backend == "inductor":
         inductor.compile_program(program, path)
         return
-    from engines import tensorrt_build
+    from engines.tensorrt_build import compile_program
 
-    tensorrt_build.compile_program(program, path)
+    compile_program(program, path)
 
 
 def _pass_parity(model: XPose, prompts: PromptTensors, request: BuildRequest, built: CachedEngine) -> dict[str, float]:

@@ -8,9 +8,10 @@ Prompts may be replaced by any thread while another one infers; the change takes
 """
 
 import copy
+import dataclasses
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,15 +22,15 @@ from numpy.typing import NDArray
 from engines.backends import Backend
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
-from engines.build import BuildRequest
+from engines.build import BuildRequest, build_engine
 from engines.checkpoint import RANDOM, load_weights, trained_categories
 from engines.detections import Detections
-from engines.engine_cache import EngineCache
+from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, InputError, PromptError
 from engines.export import EngineShape
 from engines.postprocess import detections_of
 from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
-from engines.skeletons import MAX_KEYPOINTS
+from engines.skeletons import MAX_KEYPOINTS, Skeleton, load_skeleton
 from engines.visual_prompts import visual_weights_trained
 from engines.xpose import XPose
 
@@ -163,6 +164,36 @@ class Engine:
     def close(self) -> None:
         """Give back what the backend holds."""
         self._backend.close()
+
+
+def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: None) -> CachedEngine:
+    """Build the compiled engine that an `Engine` of this configuration opens; "auto" takes TensorRT where a GPU is.
+
+    Args:
+        progress: told each step as it begins.
+    Raises:
+        CheckpointError: weights are absent or of another model.
+        BackendError: this machine cannot build it; the message says what to install.
+        EngineCacheError: the engine differs from PyTorch, or cannot be stored; nothing is left behind.
+    """
+    backend = config.backend
+    if backend == "auto":
+        backend = "tensorrt" if torch.cuda.is_available() else "inductor"
+    model, clip = load_weights(config.model, config.weights)
+    request = request_of(dataclasses.replace(config, backend=backend), model)
+    if request is None or backend == "eager":
+        raise BackendError("nothing to build: only tensorrt and inductor with a fixed input size are compiled")
+    padding = model.padding.weight.detach().clone()
+    encoder = PromptEncoder(clip, copy.deepcopy(model.pos_proj), padding)
+    prompts = encoder.encode([_parity_prompt(config.max_keypoints)], config.max_classes, config.max_keypoints)
+    return build_engine(model, prompts, request, EngineCache(), progress)
+
+
+def _parity_prompt(max_keypoints: int) -> PromptClass:
+    """A person, who is in the bundled images, with as many keypoints as the capacity allows."""
+    person = load_skeleton("person")
+    keypoints = person.keypoints[:max_keypoints]
+    return PromptClass("person", Skeleton(person.name, keypoints))
 
 
 def request_of(config: EngineConfig, model: XPose) -> BuildRequest | None:
