@@ -31,9 +31,8 @@ class TrainOutput(NamedTuple):
     encoded: Encoded
 
 
-def forward_train(model: XPose, pixels_B3HW: Tensor, prompts: Prompts, denoising: Denoising | None) -> TrainOutput:
-    """Run all layers and predict after each."""
-    encoded = model.encode(pixels_B3HW, prompts)
+def forward_train(model: XPose, encoded: Encoded, prompts: Prompts, denoising: Denoising | None) -> TrainOutput:
+    """Run all layers after the encoder and predict after each."""
     selected = model.select_queries(encoded)
     content_BQD, reference_BQ4 = model.first_queries(selected)
     encoder = Prediction(
@@ -45,6 +44,22 @@ def forward_train(model: XPose, pixels_B3HW: Tensor, prompts: Prompts, denoising
     content_BQD, reference_BQ4 = boxes.run(content_BQD, reference_BQ4.detach())
     groups, noisy = _keypoint_layers(model, encoded, values, prompts, boxes, content_BQD, reference_BQ4)
     return TrainOutput(encoder, (*boxes.predictions, *groups), (*boxes.noisy_predictions, *noisy), encoded)
+
+
+def first_images(encoded: Encoded, prompts: Prompts, count: int) -> tuple[Encoded, Prompts]:
+    """What belongs to the first `count` images of a batch without padding."""
+    valid_BC = None if encoded.object_valid_BC is None else encoded.object_valid_BC[:count]
+    fewer = encoded._replace(
+        memory_BND=encoded.memory_BND[:count], text_BCD=encoded.text_BCD[:count], object_valid_BC=valid_BC
+    )
+    keypoint_valid_BCK = None if prompts.keypoint_valid_BCK is None else prompts.keypoint_valid_BCK[:count]
+    return fewer, prompts._replace(
+        text_BCD=prompts.text_BCD[:count],
+        object_valid_BC=valid_BC,
+        keypoints_BCKD=prompts.keypoints_BCKD[:count],
+        keypoint_offsets_BCK2=prompts.keypoint_offsets_BCK2[:count],
+        keypoint_valid_BCK=keypoint_valid_BCK,
+    )
 
 
 class _BoxLayers:

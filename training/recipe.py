@@ -22,8 +22,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch: canvases per process and micro-batch.
         accumulate: micro-batches per step.
         backbone_lr: factor on the learning rate of parameters with "backbone" in their name.
-        decoder: false trains backbone, encoder and prompts alone, on the dense and the alignment loss: from scratch
-            the decoder has nothing to read before they have learned something, and such a step costs half.
+        decoder_share: of each batch, how many canvases (0..1) go on through the decoder; the rest, and all at 0, train
+            backbone, encoder and prompts by the dense losses. From scratch the decoder has nothing to read before
+            these have learned something, and it costs as much as they do.
     """
 
     steps: int
@@ -33,7 +34,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lr_end: float
     accumulate: int = 1
     backbone_lr: float = 1.0
-    decoder: bool = True
+    decoder_share: float = 1.0
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +52,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ema_decay: per step, reached gradually.
         precision: "bf16" (autocast) or "fp32".
         snapshot_steps, evaluate_steps: every so many steps; 0 never.
+        evaluate_cache, evaluate_images: what it is evaluated on, averaged weights, prompts by words.
         limit: use only the first so many images of each cache; 0 uses all.
     """
 
@@ -71,6 +73,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: str = "bf16"
     snapshot_steps: int = 200
     evaluate_steps: int = 0
+    evaluate_cache: str = ""
+    evaluate_images: int = 64
     limit: int = 0
     denoising: DenoisingConfig = DenoisingConfig()
     weights: LossWeights = LossWeights()
@@ -106,6 +110,8 @@ def load_recipe(path: Path) -> Recipe:
         raise ValueError(f"recipe {path}: {error}") from error
     if recipe.precision not in ("bf16", "fp32"):
         raise ValueError(f"recipe {path}: precision is {recipe.precision!r}, allowed are 'bf16' and 'fp32'")
+    if recipe.evaluate_steps and not recipe.evaluate_cache:
+        raise ValueError(f"recipe {path}: evaluate_steps is set, so evaluate_cache must name a cache")
     if not recipe.phases or min(phase.steps for phase in recipe.phases) < 1:
         raise ValueError(f"recipe {path}: needs at least one [[phases]] with steps >= 1")
     return recipe

@@ -39,6 +39,11 @@ class Targets(NamedTuple):
         """How many real targets the batch holds."""
         return int(self.valid_BN.sum())
 
+    def first_images(self, count: int) -> "Targets":
+        """The targets of the first `count` images."""
+        names = ("valid_BN", "label_BN", "boxes_BN4", "points_BNK2", "labelled_BNK", "area_BN")
+        return self._replace(**{name: getattr(self, name)[:count] for name in names})
+
 
 class Offer(NamedTuple):
     """The classes of a step, with their keypoint lists; each image may use only some of them."""

@@ -14,38 +14,43 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
+from engines.xpose.encoder import Encoded
+from engines.xpose.model import Prompts
+from training import metrics
 from training.alignment import contrast
+from training.data.cache import ImageCache
+from training.data.sample import Sample
 from training.data.stream import Stream, pixels_from_samples
 from training.denoising import make_denoising
 from training.distributed import Processes
-from training.forward import forward_train
+from training.forward import first_images, forward_train
 from training.objective import objective, weighted_sum
+from training.pictures import sheet
+from training.predict import Predictor, in_batches
 from training.prompts import StepPrompts, draw_modality, spread_words
 from training.recipe import Phase, Recipe
 from training.state import Average, Trainee, load_checkpoint, load_start, save_checkpoint, save_snapshot
-from training.targets import draw_offer, targets_from_samples
+from training.targets import Targets, draw_offer, targets_from_samples
 
 logger = logging.getLogger(__name__)
 EXAMPLE_SIDE_PX = 224
+EVALUATION_BATCH = 16
+PICTURE_THRESHOLD = 0.3
 
 
 class Trainer:
-    """A run in a folder: checkpoint.pt, snapshot.safetensors, log.jsonl and TensorBoard files.
-
-    Args:
-        evaluate: called with (trainee holding the averaged weights, step) every `evaluate_steps`; returns scalars.
-    """
+    """A run in a folder: checkpoint.pt, snapshot.safetensors, log.jsonl and TensorBoard files."""
 
     def __init__(
         self,
         recipe: Recipe,
         data: Path,
         folder: Path,
-        evaluate: Callable[[Trainee, int, SummaryWriter], dict[str, float]] | None = None,
     ) -> None:
-        self.recipe, self.folder, self.evaluate = recipe, folder, evaluate
+        self.recipe, self.folder = recipe, folder
         self.processes = Processes()
         self.stream = Stream(recipe.sources, data, recipe.seed, recipe.limit)
+        self.evaluation = self._evaluation_samples(data)
         self.book = {name: row for row, name in enumerate(self.stream.vocabulary)}
         self.trainee = Trainee(recipe)
         if recipe.start_from:
@@ -68,6 +73,12 @@ class Trainer:
         for name, parameter in self.trainee.named_parameters():
             (backbone if name.startswith("model.backbone") else rest).append(parameter)
         return [{"params": rest}, {"params": backbone}]
+
+    def _evaluation_samples(self, data: Path) -> list[Sample]:
+        if not self.recipe.evaluate_cache:
+            return []
+        cache = ImageCache(data / self.recipe.evaluate_cache)
+        return [cache[i] for i in range(min(len(cache), self.recipe.evaluate_images))]
 
     def run(self, on_step: Callable[[int, dict[str, float]], None] | None = None, stop_at: int | None = None) -> None:
         """Train to the end of the recipe, or until `stop_at` steps are done; then save."""
@@ -124,27 +135,36 @@ class Trainer:
             drawer = stream.generator(rank, draw, 2)
             examples = [stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
             modality_B = draw_modality(len(samples), recipe.modality_weights, rng)
-        count = max(1.0, self.processes.mean(float(targets.total)))
+        through = round(phase.batch * phase.decoder_share)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        book_C = torch.tensor([self.book[name] for name in offer.names])
         with self._precision():
             trainee = self.trainee
             prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
-            chosen, pixels = prompts.of_images(modality_B), pixels_from_samples(samples)
+            chosen = prompts.of_images(modality_B)
+            encoded = trainee.model.encode(pixels_from_samples(samples), chosen)
             extra = {}
+            if recipe.weights.dense:
+                extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
             if recipe.weights.alignment and recipe.examples:
                 extra["alignment"] = contrast(prompts)
-            if not phase.decoder:
-                encoded = trainee.model.encode(pixels, chosen)
-                extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
-                return weighted_sum(extra, recipe.weights)
-            denoising = make_denoising(trainee.model.label_enc, targets, book_C, recipe.denoising, generator)
-            output = forward_train(trainee.model, pixels, chosen, denoising)
-            if recipe.weights.dense:
-                extra["dense"] = trainee.dense(output.encoded, prompts, modality_B, targets)
-        total, log = objective(output, targets, denoising, recipe.weights, count)
-        more, more_log = weighted_sum(extra, recipe.weights)
-        return total + more, {**log, **more_log, "total": log["total"] + more_log["total"]}
+            total, log = weighted_sum(extra, recipe.weights)
+            if through:
+                book_C = torch.tensor([self.book[name] for name in offer.names])
+                decoded = self._decode(
+                    *first_images(encoded, chosen, through), targets.first_images(through), book_C, generator
+                )
+                total, log = total + decoded[0], {**log, **decoded[1], "total": log["total"] + decoded[1]["total"]}
+        return total, log
+
+    def _decode(
+        self, encoded: Encoded, prompts: Prompts, targets: Targets, book_C: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The matched losses of the decoder and of the encoder's proposals."""
+        denoising = make_denoising(self.trainee.model.label_enc, targets, book_C, self.recipe.denoising, generator)
+        output = forward_train(self.trainee.model, encoded, prompts, denoising)
+        count = max(1.0, self.processes.mean(float(targets.total)))
+        with torch.autocast("cpu", enabled=False):
+            return objective(output, targets, denoising, self.recipe.weights, count)
 
     def _precision(self) -> AbstractContextManager[object]:
         context = ExitStack()
@@ -160,9 +180,23 @@ class Trainer:
                 writer.add_scalar(name, value, self.step)
         if self.recipe.snapshot_steps and self.step % self.recipe.snapshot_steps == 0:
             self.save()
-        if self.evaluate and self.recipe.evaluate_steps and self.step % self.recipe.evaluate_steps == 0:
-            for name, value in self.evaluate(self.averaged(), self.step, writer).items():
-                writer.add_scalar(name, value, self.step)
+        if self.recipe.evaluate_steps and self.step % self.recipe.evaluate_steps == 0:
+            self._evaluate(writer)
+
+    def _evaluate(self, writer: SummaryWriter) -> None:
+        """AP, PCK and a picture of predictions on the first images of the evaluation cache."""
+        trained, samples = self.averaged(), self.evaluation
+        predictor = Predictor(
+            trained.model, trained.clip_model, self.stream.vocabulary, "text", None, self.recipe.phases[-1].size_hw
+        )
+        found = [result for batch in in_batches(samples, EVALUATION_BATCH) for result in predictor.find(batch)]
+        precision = metrics.average_precision(samples, found, self.stream.vocabulary)["all"]
+        right = metrics.correct_keypoints(samples, found)["pck"]
+        writer.add_scalar("evaluation/ap", precision, self.step)
+        writer.add_scalar("evaluation/pck", right, self.step)
+        picture = sheet(samples[:8], found[:8], 4, PICTURE_THRESHOLD)
+        writer.add_image("evaluation/predictions", picture, self.step, dataformats="HWC")
+        logger.info("step %d: AP %.3f, PCK %.3f of the best-scoring object", self.step, precision, right)
 
     def averaged(self) -> Trainee:
         """A copy of the trainee with the averaged weights, in evaluation mode."""

@@ -151,7 +151,7 @@ size_hw = [96, 96]
 batch = 8
 lr = 2e-3
 lr_end = 2e-3
-decoder = false
+decoder_share = 0.0
 [[phases]]
 steps = 350
 size_hw = [96, 96]

@@ -28,6 +28,9 @@ seed = 4
 warmup_steps = 2
 spread_steps = 3
 snapshot_steps = 0
+evaluate_steps = 3
+evaluate_cache = "scenes"
+evaluate_images = 2
 precision = "fp32"
 [denoising]
 queries = 8
@@ -42,7 +45,7 @@ size_hw = [32, 32]
 batch = 2
 lr = 1e-3
 lr_end = 1e-3
-decoder = false
+decoder_share = 0.0
 [[phases]]
 steps = 4
 size_hw = [64, 48]
@@ -76,6 +79,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_numbers(data: Path, tmp_pat
     resumed = Trainer(recipe, data, tmp_path / "cut")
     assert resumed.step == 3
     resumed.run()
+    assert list((tmp_path / "cut" / "tensorboard").iterdir())
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     for key, value in whole.trainee.state_dict().items():
         assert torch.equal(value, resumed.trainee.state_dict()[key]), key
