@@ -1,4 +1,4 @@
-"""The command line: `python run_pipeline.py run | listen | doctor | fetch-weights`.
+"""The command line: `python run_pipeline.py run | listen | build-engine | fetch-weights | doctor`.
 
 Whatever goes wrong on purpose ends as one sentence on standard error: exit status 2 where nothing could be done, 1
 where a source broke off and the frames before it were kept, 130 or 143 where a signal ended a file early.
@@ -76,7 +76,7 @@ def run(
     ] = "example",
     model: Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights file; random to run without any.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto (default), eager, inductor or tensorrt.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto (default), tensorrt, inductor or eager.")] = None,
     config: Annotated[Path | None, typer.Option(help="Preset, such as configs/live.toml.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
@@ -141,6 +141,48 @@ def fetch_weights(
     with DownloadDisplay(Console(stderr=True)) as display:
         for path in fetch.fetch_weights(what, folder, display.update):
             print(path)
+
+
+@app.command()
+def build_engine(
+    model: Annotated[str, typer.Option(help="nano, swin-t or swin-l.")] = "nano",
+    weights: Annotated[str, typer.Option(help="Weights file; by default the model's own.")] = "",
+    backend: Annotated[str, typer.Option(help="tensorrt, inductor, or auto: TensorRT where a GPU is.")] = "auto",
+    size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    classes: Annotated[int, typer.Option(min=1, help="Capacity for prompted classes.")] = 8,
+    keypoints: Annotated[int, typer.Option(min=1, help="Capacity for keypoints per class.")] = 68,
+    precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp32",
+) -> None:
+    """Compile an engine for this machine, compare it with PyTorch in pixels, and keep it in the cache."""
+    from engines.engine import build
+    from pipeline.config import load_config
+
+    flags = {
+        "engine.model": model,
+        "engine.weights": weights,
+        "engine.backend": backend,
+        "engine.size": None if size is None else _size_hw(size),
+        "engine.batch": batch,
+        "engine.max_classes": classes,
+        "engine.max_keypoints": keypoints,
+        "engine.precision": precision,
+    }
+    console = Console(stderr=True)
+    with console.status("loading the weights") as status:
+        built = build(load_config(flags=flags).engine, lambda step: status.update(step))
+    for name, value in built.manifest.items():
+        if isinstance(value, int | float | str):
+            console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
+    print(built.path)
+
+
+def _size_hw(size: str) -> list[int]:
+    """Turn "800x1344" into [800, 1344]."""
+    height, separator, width = size.partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"--size {size}: give HEIGHTxWIDTH in px, such as 800x1344")
+    return [int(height), int(width)]
 
 
 @app.command()
@@ -210,7 +252,17 @@ def _run(
             display.update()
         result = line.finish()
         print_closing(line, result, time.monotonic() - start_s, Console())
-    return _exit_status(line, result, signalled())
+    status = _exit_status(line, result, signalled())
+    if signalled() is not None:
+        _leave(status)
+    return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once: after a signal nobody waits for PyTorch's tear-down, which takes a second or more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _exit_status(line: Line, result: LineResult, signal_number: int | None) -> int:

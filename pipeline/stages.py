@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.detections import Detections
+from pipeline.age_budget import AgeBudget
 from pipeline.errors import ConfigError, SourceError
 from pipeline.messages import Frame, FramePoses, FrameTracks
 from pipeline.metrics import Metrics
@@ -81,6 +82,11 @@ class Lane:
 
     source: Source
     frames: BoundedQueue[Frame]
+
+
+def live_names(lanes: Sequence[Lane]) -> list[str]:
+    """Names of the sources where the newest frame wins."""
+    return [lane.source.name for lane in lanes if lane.source.live]
 
 
 class Stage(ABC):
@@ -177,10 +183,10 @@ class InferStage(Stage):
         self._engine = engine
         self._output = output
         self._metrics = metrics
-        self._budget = AgeBudget(config.age_budget_s, self.name, lanes, metrics)
+        self._budget = AgeBudget(config.age_budget_s, self.name, live_names(lanes), metrics)
         self._batch = batch
         self._nothing = Detections.empty(prompts, prompt_id)
-        self._live = any(lane.source.live for lane in lanes)
+        self._live = bool(live_names(lanes))
 
     def open(self) -> None:
         """Infer once for nothing before live frames come: the first inference compiles, which takes seconds."""
@@ -229,7 +235,7 @@ class TrackStage(Stage):
         make_tracker: MakeTracker,
     ) -> None:
         self.name = "track"
-        self._live = {lane.source.name for lane in lanes if lane.source.live}
+        self._live = set(live_names(lanes))
         self._input = frames
         self._output = output
         self._metrics = metrics
@@ -279,7 +285,7 @@ class PublishStage(Stage):
         self._input = frames
         self._video = video
         self._metrics = metrics
-        self._budget = AgeBudget(config.age_budget_s, self.name, lanes, metrics)
+        self._budget = AgeBudget(config.age_budget_s, self.name, live_names(lanes), metrics)
         self._config = publish
         self._pose_file = pose_file
         self._publisher: Publisher | None = None
@@ -385,30 +391,3 @@ class VideoStage(Stage):
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-
-
-class AgeBudget:
-    """Drops live frames that are older than the budget; frames of files are never too old."""
-
-    def __init__(self, budget_s: float, stage: str, lanes: Sequence[Lane], metrics: Metrics) -> None:
-        self._budget_s = budget_s
-        self._stage = stage
-        self._live = {lane.source.name for lane in lanes if lane.source.live} if budget_s > 0 else set()
-        self._metrics = metrics
-        self._warned: set[str] = set()
-
-    def allows(self, frame: Frame) -> bool:
-        """Whether the frame is young enough; counts it where it is not, and warns once per source."""
-        if frame.source not in self._live:
-            return True
-        age_s = (time.monotonic_ns() - frame.capture_monotonic_ns) / 1e9
-        if age_s <= self._budget_s:
-            return True
-        self._metrics.count_drop(self._stage, frame.source, "too old")
-        if frame.source not in self._warned:
-            self._warned.add(frame.source)
-            _log.warning(
-                "%s: frame %d was %.2f s old before %s, the budget is %.2f s (line.age_budget_s): it and others "
-                "like it are dropped and counted", frame.source, frame.index, age_s, self._stage, self._budget_s,
-            )  # fmt: skip
-        return False

@@ -123,7 +123,7 @@ class PoseSubscriber:
         self.close()
 
     def _connect(self, endpoint: str, prefix: str, *, conflate: bool) -> zmq.Socket[bytes]:
-        socket = zmq.Context.instance().socket(zmq.SUB)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._sockets.append(socket)
         socket.setsockopt(zmq.CONFLATE, conflate)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms; a publisher that restarts is found again within a second

@@ -155,6 +155,12 @@ def test_corrupt_image_is_reported_has_an_empty_line_and_the_exit_is_not_zero(
     assert [(line["file"], len(line["tracks"])) for line in written] == [("a.png", 0), ("b.png", 1), ("c.png", 1)]
 
 
+def test_engine_sizes_and_precisions_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(capsys, "HEIGHTxWIDTH", ["build-engine", "--size", "800"])
+    assert_refused(capsys, "engine.precision", ["build-engine", "--precision", "fp7"])
+    assert_refused(capsys, "nothing to build", ["build-engine", "--weights", "random", "--backend", "eager"])
+
+
 def test_doctor_reports_what_decides(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("doctor") == 0
     printed = capsys.readouterr().out
