@@ -33,15 +33,17 @@ def ms_deform_attn_reference(
     reference_BQLR: Tensor,
     offsets_BQMLP2: Tensor,
     logits_BQMLP: Tensor,
+    *,
+    compute: torch.dtype | None = None,
 ) -> Tensor:
     """Softmax the logits, sample bilinearly and sum, by `grid_sample`; differentiable in every tensor.
 
-    Float64 computes in float64, everything else in float32; the result has the dtype of `value`. Arguments as in
-    `engines.kernels.ms_deform_attn`.
+    Locations, weights and sums have the dtype `compute`; None means float64 for a float64 value and else float32. The
+    result has the dtype of `value`. The other arguments are as in `engines.kernels.ms_deform_attn`.
     """
     batch, _, heads, depth = value_BSMD.shape
     queries = offsets_BQMLP2.shape[1]
-    compute = torch.float64 if value_BSMD.dtype == torch.float64 else torch.float32
+    compute = compute or (torch.float64 if value_BSMD.dtype == torch.float64 else torch.float32)
     weights_BQMLP = logits_BQMLP.to(compute).flatten(-2).softmax(-1).reshape(logits_BQMLP.shape)
     grid_BQMLP2 = 2 * sampling_locations(sizes_L2, reference_BQLR, offsets_BQMLP2.to(compute)) - 1
     out_NDQ = value_BSMD.new_zeros((batch * heads, depth, queries), dtype=compute)  # N = B * M
