@@ -1,10 +1,10 @@
 """Which detection continues which track.
 
-All pairs whose grown boxes touch are listed once; everything else is computed on that list, since most pairs of a
+All pairs whose grown boxes may touch are listed once; everything else is computed on that list, since most pairs of a
 crowd are nowhere near each other. Three rounds take their pairs from it (ByteTrack, ECCV 2022): confirmed tracks with
 confident detections, tracks seen a moment ago with doubtful ones, tentative tracks with what is left.
 
-Legend: T tracks, N detections, P candidate pairs, M matches, K keypoints.
+Legend: T tracks, N detections, P candidate pairs, M matches, K keypoints; arrays 2T, 2N, 2P hold x and y.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from trackers.config import AssociationConfig
-from trackers.geometry import interval_overlap, oks_pairs, touching_pairs
+from trackers.geometry import candidate_pairs, oks_pairs
 from trackers.types import Booleans, Floats, Integers
 
 _NONE = np.empty(0, np.int64)
@@ -51,46 +51,47 @@ class Found:
     keypoints_NK2: Floats
 
 
+@dataclass(slots=True)
+class _Pairs:
+    rows: Integers
+    columns: Integers
+    similarity: Floats
+    shape: tuple[int, int]
+
+
 def associate(tracks: Candidates, found: Found, config: AssociationConfig) -> tuple[Integers, Integers]:
-    """Return matched track rows_M and detection columns_M."""
-    scale_T = np.sqrt(tracks.sizes_T2[:, 0] * tracks.sizes_T2[:, 1])
-    speed_T = np.hypot(tracks.speeds_T2[:, 0], tracks.speeds_T2[:, 1]) / scale_T
-    growth_T = 1.0 + 2.0 * (config.buffer + config.speed_buffer * speed_T)
-    rows, columns = touching_pairs(tracks.centres_T2, tracks.sizes_T2, growth_T, found.centres_N2, found.sizes_N2)
-    same = tracks.classes_T[rows] == found.classes_N[columns]
-    if not same.all():
-        rows, columns = rows[same], columns[same]
-    if not len(rows):
-        return _NONE, _NONE
+    """Return matched track rows_M (ascending where all tracks are matched) and detection columns_M."""
     sure_N = found.scores_N >= config.high_score
-    sure = sure_N[columns]
-    similarity = _similarity(tracks, found, config, rows, columns, scale_T, growth_T, sure)
-    confirmed = tracks.confirmed_T[rows]
-    rounds = [(confirmed & sure, config.first_similarity)]
-    if not sure_N.all():
-        rounds.append((confirmed & ~sure & tracks.recent_T[rows], config.second_similarity))
-    if not confirmed.all():
-        rounds.append((~confirmed & sure, config.first_similarity))
-    shape = (len(scale_T), len(sure_N))
-    matched = [_round(rows, columns, similarity, *rounds[0], shape)]
-    for eligible, threshold in rounds[1:]:
-        free_T, free_N = np.ones(shape[0], np.bool_), np.ones(shape[1], np.bool_)
-        for matched_rows, matched_columns in matched:
-            free_T[matched_rows] = False
-            free_N[matched_columns] = False
-        matched.append(_round(rows, columns, similarity, eligible & free_T[rows] & free_N[columns], threshold, shape))
-    if len(matched) == 1:
-        return matched[0]
+    pairs = _compare(tracks, found, config, sure_N)
+    all_sure, all_confirmed = bool(sure_N.all()), bool(tracks.confirmed_T.all())
+    if all_sure and all_confirmed:
+        return _round(pairs, None, config.first_similarity)
+    sure, confirmed = sure_N[pairs.columns], tracks.confirmed_T[pairs.rows]
+    matched = [_round(pairs, confirmed & sure, config.first_similarity)]
+    if not all_sure:
+        eligible = confirmed & ~sure & tracks.recent_T[pairs.rows] & _free(pairs, matched)
+        matched.append(_round(pairs, eligible, config.second_similarity))
+    if not all_confirmed:
+        matched.append(_round(pairs, ~confirmed & sure & _free(pairs, matched), config.first_similarity))
     return np.concatenate([pair[0] for pair in matched]), np.concatenate([pair[1] for pair in matched])
 
 
-def _round(
-    rows: Integers, columns: Integers, similarity: Floats, eligible: Booleans, threshold: float, shape: tuple[int, int]
-) -> tuple[Integers, Integers]:
-    chosen = (eligible & (similarity >= threshold)).nonzero()[0]
+def _free(pairs: _Pairs, matched: list[tuple[Integers, Integers]]) -> Booleans:
+    free_T, free_N = np.ones(pairs.shape[0], np.bool_), np.ones(pairs.shape[1], np.bool_)
+    for rows, columns in matched:
+        free_T[rows] = False
+        free_N[columns] = False
+    return free_T[pairs.rows] & free_N[pairs.columns]
+
+
+def _round(pairs: _Pairs, eligible: Booleans | None, threshold: float) -> tuple[Integers, Integers]:
+    good = pairs.similarity >= threshold
+    if eligible is not None:
+        good &= eligible
+    chosen = good.nonzero()[0]
     if not len(chosen):
         return _NONE, _NONE
-    return assign(rows[chosen], columns[chosen], similarity[chosen], shape)
+    return assign(pairs.rows[chosen], pairs.columns[chosen], pairs.similarity[chosen], pairs.shape)
 
 
 def assign(
@@ -100,62 +101,100 @@ def assign(
 
     A pair whose row and column occur in no other pair needs no solver; only the rest goes through the Hungarian method.
     """
-    lonely = (np.bincount(rows_P, minlength=shape[0])[rows_P] == 1) & (
-        np.bincount(columns_P, minlength=shape[1])[columns_P] == 1
+    lonely = np.maximum(
+        np.bincount(rows_P, minlength=shape[0])[rows_P], np.bincount(columns_P, minlength=shape[1])[columns_P]
     )
-    if lonely.all():
+    hard = (lonely > 1).nonzero()[0]
+    if not len(hard):
         return rows_P, columns_P
-    rest = ~lonely
-    hard_rows, row_of = _compact(rows_P[rest], shape[0])
-    hard_columns, column_of = _compact(columns_P[rest], shape[1])
+    hard_rows, row_of = _compact(rows_P[hard], shape[0])
+    hard_columns, column_of = _compact(columns_P[hard], shape[1])
     gains = np.zeros((len(hard_rows), len(hard_columns)))
-    gains[row_of, column_of] = similarity_P[rest]
+    gains[row_of, column_of] = similarity_P[hard]
     solved_rows, solved_columns = linear_sum_assignment(gains, maximize=True)
     real = gains[solved_rows, solved_columns] > 0.0
+    easy = (lonely == 1).nonzero()[0]
     return (
-        np.concatenate((rows_P[lonely], hard_rows[solved_rows[real]])),
-        np.concatenate((columns_P[lonely], hard_columns[solved_columns[real]])),
+        np.concatenate((rows_P[easy], hard_rows[solved_rows[real]])),
+        np.concatenate((columns_P[easy], hard_columns[solved_columns[real]])),
     )
 
 
 def _compact(values: Integers, size: int) -> tuple[Integers, Integers]:
     present = np.zeros(size, np.bool_)
     present[values] = True
-    return present.nonzero()[0], (np.cumsum(present) - 1)[values]
+    places = present.nonzero()[0]
+    order = np.empty(size, np.int64)
+    order[places] = np.arange(len(places))
+    return places, order[values]
 
 
-def _similarity(
-    tracks: Candidates, found: Found, config: AssociationConfig, rows: Integers, columns: Integers, scale_T: Floats,
-    growth_T: Floats, sure: Booleans,
-) -> Floats:  # fmt: skip
-    sides_T = np.concatenate(
-        (tracks.centres_T2.T, tracks.sizes_T2.T, tracks.headings_T2.T, tracks.seen_at_T2.T,
-         scale_T[None], growth_T[None], tracks.scores_T[None])
-    )  # fmt: skip
-    cx, cy, width, height, heading_x, heading_y, from_x, from_y, scale, growth, last_score = sides_T[:, rows]
-    sides_N = np.concatenate((found.centres_N2.T, found.sizes_N2.T, found.scores_N[None]))
-    to_x, to_y, found_width, found_height, score = sides_N[:, columns]
-    apart_x, apart_y = np.abs(cx - to_x), np.abs(cy - to_y)
-    overlap = interval_overlap(apart_x, width * growth, found_width * growth) * interval_overlap(
-        apart_y, height * growth, found_height * growth
-    )
-    similarity = overlap / ((width * height + found_width * found_height) * growth * growth - overlap)
-    shared = interval_overlap(apart_y, height, found_height)
-    similarity *= shared / (height + found_height - shared)
-    ratio = np.minimum(height, found_height) / np.maximum(height, found_height)
-    power = np.where(sure, config.score_power, config.low_score_power)
-    similarity *= ratio**config.shape_power * score**power
-    moved_x, moved_y = to_x - from_x, to_y - from_y
-    heading_speed = np.hypot(heading_x, heading_y)
-    norms = heading_speed * np.hypot(moved_x, moved_y) + 1e-9
-    cosine = np.clip((heading_x * moved_x + heading_y * moved_y) / norms, -1.0, 1.0)
-    certainty = np.minimum(heading_speed / (scale * config.heading_speed), 1.0)
-    similarity += config.heading_weight * certainty * (0.5 - np.arccos(cosine) / np.pi)
-    similarity -= config.score_weight * np.abs(last_score - score)
-    similarity -= config.distance_weight * np.hypot(apart_x, apart_y) / scale
+def _compare(tracks: Candidates, found: Found, config: AssociationConfig, sure_N: Booleans) -> _Pairs:
+    """List the candidate pairs with their similarities."""
+    track_10T, found_6N = _track_features(tracks, config), _found_features(found, config, sure_N)
+    rows, columns = candidate_pairs(track_10T[0:2], track_10T[2:4], track_10T[8], found_6N[0:2], found_6N[2:4])
+    track, detection = track_10T[:, rows], found_6N[:, columns]
+    similarity = _box_similarity(track, detection, config)
+    shape = (len(tracks.scores_T), len(found.scores_N))
+    class_index = tracks.classes_T[0]
+    if (tracks.classes_T != class_index).any() or (found.classes_N != class_index).any():
+        similarity[tracks.classes_T[rows] != found.classes_N[columns]] = -np.inf
     if config.pose_weight and found.keypoints_NK2.shape[1]:
+        near = (similarity > -np.inf).nonzero()[0]
+        rows, columns, similarity = rows[near], columns[near], similarity[near]
         oks, common = oks_pairs(
-            tracks.keypoints_TK2[rows], found.keypoints_NK2[columns], width * height, tracks.sigmas_TK[rows]
-        )
-        similarity = np.where(common, similarity + config.pose_weight * (oks - similarity), similarity)
+            tracks.keypoints_TK2[rows], found.keypoints_NK2[columns], track[2, near] * track[3, near],
+            tracks.sigmas_TK[rows],
+        )  # fmt: skip
+        mixed = similarity + config.pose_weight * (oks - similarity)
+        mixed[mixed < config.pose_similarity] = -np.inf
+        similarity = np.where(common, mixed, similarity)
+    return _Pairs(rows, columns, similarity, shape)
+
+
+def _track_features(tracks: Candidates, config: AssociationConfig) -> Floats:
+    """Rows: centre x, y; size x, y; last seen x, y; weighted heading x, y; growth; score."""
+    features = np.empty((10, len(tracks.scores_T)))
+    features[0:2] = tracks.centres_T2.T
+    features[2:4] = tracks.sizes_T2.T
+    features[4:6] = tracks.seen_at_T2.T
+    scale_T = np.sqrt(features[2] * features[3])
+    vx, vy = tracks.speeds_T2.T
+    features[8] = np.hypot(vx, vy) / scale_T * (2.0 * config.speed_buffer) + (1.0 + 2.0 * config.buffer)
+    hx, hy = tracks.headings_T2.T
+    least_T = config.heading_speed * scale_T
+    features[6:8] = tracks.headings_T2.T * (0.5 * config.heading_weight / np.maximum(np.hypot(hx, hy), least_T))
+    features[9] = tracks.scores_T
+    return features
+
+
+def _found_features(found: Found, config: AssociationConfig, sure_N: Booleans) -> Floats:
+    """Rows: centre x, y; size x, y; score; score to its power."""
+    features = np.empty((6, len(found.scores_N)))
+    features[0:2] = found.centres_N2.T
+    features[2:4] = found.sizes_N2.T
+    features[4] = found.scores_N
+    features[5] = found.scores_N ** np.where(sure_N, config.score_power, config.low_score_power)
+    return features
+
+
+def _box_similarity(track: Floats, detection: Floats, config: AssociationConfig) -> Floats:
+    """Similarity of pairs, -inf where the grown boxes do not touch; arguments as the features, of each pair."""
+    size_2P, found_2P, growth = track[2:4], detection[2:4], track[8]
+    apart_2P = np.abs(track[0:2] - detection[0:2])
+    smaller_2P = np.minimum(size_2P, found_2P)
+    middle_2P = 0.5 * (size_2P + found_2P)
+    grown_2P = np.minimum(smaller_2P, middle_2P - apart_2P / growth)
+    np.maximum(grown_2P, 0.0, out=grown_2P)
+    overlap = grown_2P[0] * grown_2P[1]  # in units of growth²
+    apart_P = overlap <= 0.0
+    similarity = overlap / (size_2P[0] * size_2P[1] + found_2P[0] * found_2P[1] - overlap)
+    smaller, both = smaller_2P[1], 2.0 * middle_2P[1]
+    shared = np.maximum(np.minimum(smaller, middle_2P[1] - apart_2P[1]), 0.0)
+    similarity *= shared * detection[5] / (both - shared) * np.sqrt(smaller / (both - smaller))
+    moved_2P = detection[0:2] - track[4:6]
+    ahead = (moved_2P * track[6:8]).sum(axis=0)
+    similarity += ahead / (np.hypot(moved_2P[0], moved_2P[1]) + 1e-9)
+    similarity -= config.score_weight * np.abs(track[9] - detection[4])
+    similarity[apart_P] = -np.inf
     return np.asarray(similarity)

@@ -32,14 +32,14 @@ class MotionConfig:
     The box's centre and its width and height have noises of their own; a measurement of low score is trusted less.
     """
 
-    measurement: float = 0.03  # standard deviation of a detected coordinate, sizes
-    doubt: float = 0.45  # measurement variance grows by 1 + 25 * doubt * (1 - score)^2 (NSA Kalman, arXiv:2107.07638)
-    centre_walk: float = 0.15  # random walk, sizes/sqrt(s)
-    centre_acceleration: float = 0.7  # white acceleration, sizes/s^1.5
-    size_walk: float = 0.2
-    size_acceleration: float = 0.25
-    speed: float = 0.5  # standard deviation of a new object's velocity, sizes/s
-    heading_s: float = 0.18  # time constant of the observed velocity that association compares headings with
+    measurement: float = 0.0264  # standard deviation of a detected coordinate, sizes
+    doubt: float = 0.49  # measurement variance grows by 1 + 25 * doubt * (1 - score)^2 (NSA Kalman, arXiv:2107.07638)
+    centre_walk: float = 0.191  # random walk, sizes/sqrt(s)
+    centre_acceleration: float = 0.684  # white acceleration, sizes/s^1.5
+    size_walk: float = 0.295
+    size_acceleration: float = 0.0675
+    speed: float = 0.351  # standard deviation of a new object's velocity, sizes/s
+    heading_s: float = 0.219  # time constant of the observed velocity that association compares headings with
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
@@ -76,31 +76,30 @@ class NoiseConfig:
 class AssociationConfig:
     """Which detection continues which track. Similarities are about 0..1.
 
-    The similarity of a pair is buffered IoU * height IoU * (ratio of heights)^shape_power * score^score_power,
-    corrected by heading, score and distance.
+    The similarity of a pair of boxes is buffered IoU * height IoU (Hybrid-SORT, AAAI 2024) *
+    sqrt(ratio of heights) * score^score_power, plus what speaks for its direction, less what speaks against its score.
     """
 
     low_score: float = 0.1  # detections below are ignored
-    high_score: float = 0.55  # from here on they take part in the first round
-    new_score: float = 0.74  # founding a track needs this
-    first_similarity: float = 0.04  # least similarity in the round of confident detections
-    second_similarity: float = 0.35  # in the round of doubtful ones, which only continue tracks seen a moment ago
-    buffer: float = 0.12  # boxes grow by this fraction on every side before their overlap is taken (C-BIoU, WACV 2023)
-    speed_buffer: float = 0.1  # and by this much more per size/s of the track's speed
-    shape_power: float = 1.0
-    score_power: float = 0.8
-    low_score_power: float = 0.24  # instead of score_power in the second round
-    heading_weight: float = 0.06  # for moving on in the observed direction (OC-SORT, CVPR 2023, with Kalman tracks)
-    heading_speed: float = 0.24  # sizes/s from which a direction counts fully
-    score_weight: float = 0.08  # against a change of score (Hybrid-SORT, AAAI 2024)
-    distance_weight: float = 0.06  # against each size of distance between centres
-    pose_weight: float = 0.5  # share of OKS in the similarity where both sides have keypoints
+    high_score: float = 0.515  # from here on they take part in the first round
+    new_score: float = 0.7  # founding a track needs this
+    first_similarity: float = 0.0537  # least similarity in the round of confident detections
+    second_similarity: float = 0.428  # in the round of doubtful ones, which only continue tracks seen a moment ago
+    buffer: float = 0.125  # boxes grow by this fraction on every side before their overlap is taken (C-BIoU, WACV 2023)
+    speed_buffer: float = 0.299  # and by this much more per size/s of the track's speed
+    score_power: float = 0.667
+    low_score_power: float = 0.0901  # instead of score_power in the second round
+    heading_weight: float = 0.0647  # for moving on in the observed direction (OC-SORT, CVPR 2023, with Kalman tracks)
+    heading_speed: float = 0.309  # sizes/s from which a direction counts fully
+    score_weight: float = 0.0775  # against a change of score (Hybrid-SORT, AAAI 2024)
+    pose_weight: float = 0.35  # share of OKS in the similarity where both sides have keypoints
+    pose_similarity: float = 0.15  # least similarity of such a pair in any round
     default_sigma: float = 0.07  # OKS sigma where the skeleton publishes none, until learned from the residuals
     max_detections: int = 1000  # the best by score are kept
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
-        for name in ("high_score", "new_score", "low_score", "pose_weight"):
+        for name in ("high_score", "new_score", "low_score", "pose_weight", "pose_similarity"):
             _check_range(self, name, 0.0, 1.0)
         _check_range(self, "default_sigma", 1e-3, 1.0)
         _check_range(self, "heading_speed", 1e-3, 1e3)
@@ -116,7 +115,7 @@ class LifecycleConfig:
     confirm_hits: int = 2  # detections until a track is published; in the first update one is enough
     tentative_s: float = 0.0  # an unconfirmed track survives unseen for this long
     coast_s: float = 0.2  # a confirmed track is published unseen for this long
-    lost_s: float = 1.2  # and can be recognised again for this long
+    lost_s: float = 1.59  # and can be recognised again for this long
     max_tracks: int = 2000  # births beyond it are dropped: memory stays bounded
 
     def __post_init__(self) -> None:

@@ -1,36 +1,48 @@
-"""Overlaps of boxes and poses.
+"""Pairs of boxes that touch, and similarity of poses.
 
-Legend: T tracks, N detections, P candidate pairs, K keypoints.
+Legend: T tracks, N detections, P candidate pairs, K keypoints; arrays 2T, 2N, 2P hold x and y in their first axis.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 
 from trackers.types import Booleans, Floats, Integers
 
 _PAIRS_AT_ONCE = 65_536  # bounds the memory of OKS when thousands of objects lie on one spot
+_WILD_DISTANCE = 5.0  # median distances from the median point; a body's farthest joint lies within 3
+_FEW_PAIRS = 400  # so few are compared all: finding those that touch would cost more
 
 
-def touching_pairs(
-    centres_T2: Floats, sizes_T2: Floats, growth_T: Floats, centres_N2: Floats, sizes_N2: Floats
+def candidate_pairs(
+    centres_2T: Floats, sizes_2T: Floats, growth_T: Floats, centres_2N: Floats, sizes_2N: Floats
 ) -> tuple[Integers, Integers]:
-    """Rows and columns of all pairs of boxes that overlap once both are scaled by `growth_T` about their centres."""
-    reach_T2 = sizes_T2 * (0.5 * growth_T[:, None])
-    near = np.abs(centres_T2[:, :1] - centres_N2[:, 0]) < reach_T2[:, :1] + np.multiply.outer(
-        0.5 * growth_T, sizes_N2[:, 0]
-    )
-    near &= np.abs(centres_T2[:, 1:] - centres_N2[:, 1]) < reach_T2[:, 1:] + np.multiply.outer(
-        0.5 * growth_T, sizes_N2[:, 1]
+    """Rows and columns of all pairs of boxes that overlap once both are scaled by `growth_T` about their centres.
+
+    Pairs that do not overlap may be among them.
+    """
+    tracks, detections = len(growth_T), sizes_2N.shape[1]
+    if tracks * detections <= _FEW_PAIRS:
+        return _all_pairs(tracks, detections)
+    half_T = 0.5 * growth_T
+    reach_2T = sizes_2T * half_T
+    near = np.abs(centres_2T[0][:, None] - centres_2N[0]) < reach_2T[0][:, None] + np.multiply.outer(
+        half_T, sizes_2N[0]
     )
     rows_P, columns_P = near.nonzero()
-    return rows_P, columns_P
+    apart_P = np.abs(centres_2T[1][rows_P] - centres_2N[1][columns_P])
+    close = apart_P < reach_2T[1][rows_P] + half_T[rows_P] * sizes_2N[1][columns_P]
+    return rows_P[close], columns_P[close]
 
 
-def interval_overlap(distance_P: Floats, first_P: Floats, second_P: Floats) -> Floats:
-    """Length two intervals share, of the given lengths, with midpoints this far apart; 0 when apart."""
-    shared = np.minimum(np.minimum(first_P, second_P), 0.5 * (first_P + second_P) - distance_P)
-    return np.maximum(shared, 0.0)
+@lru_cache(maxsize=512)
+def _all_pairs(tracks: int, detections: int) -> tuple[Integers, Integers]:
+    pairs = np.repeat(np.arange(tracks), detections), np.tile(np.arange(detections), tracks)
+    for indices in pairs:
+        indices.flags.writeable = False
+    return pairs
 
 
 def oks_pairs(first_PK2: Floats, second_PK2: Floats, area_P: Floats, sigmas_PK: Floats) -> tuple[Floats, Booleans]:
@@ -62,14 +74,24 @@ def oks_pairs(first_PK2: Floats, second_PK2: Floats, area_P: Floats, sigmas_PK: 
 def keypoint_boxes(keypoints_NK2: Floats) -> Floats:
     """(x1, y1, x2, y2) around the present keypoints; NaN rows without any.
 
-    Degenerate extents (one keypoint, a straight arm) get a tenth of their longer side, at least a pixel.
+    A keypoint much farther from the median point than most (a wild one) does not count. Degenerate extents (one
+    keypoint, a straight arm) get a tenth of their longer side, at least a pixel.
     """
-    present_NK1 = ~np.isnan(keypoints_NK2[:, :, :1])
-    low = np.where(present_NK1, keypoints_NK2, np.inf).min(axis=1, initial=np.inf)
-    high = np.where(present_NK1, keypoints_NK2, -np.inf).max(axis=1, initial=-np.inf)
-    any_N1 = present_NK1.any(axis=1)
+    middle_N12 = _median(keypoints_NK2)[:, None]
+    distance_NK = np.hypot(*np.moveaxis(keypoints_NK2 - middle_N12, 2, 0))
+    counted_NK1 = (distance_NK <= _WILD_DISTANCE * _median(distance_NK)[:, None])[..., None]
+    low = np.where(counted_NK1, keypoints_NK2, np.inf).min(axis=1, initial=np.inf)
+    high = np.where(counted_NK1, keypoints_NK2, -np.inf).max(axis=1, initial=-np.inf)
+    any_N1 = counted_NK1.any(axis=1)
     low, high = np.where(any_N1, low, np.nan), np.where(any_N1, high, np.nan)
     size_N2 = high - low
     least_N1 = np.maximum(0.1 * size_N2.max(axis=1, keepdims=True), 1.0)
     grow_N2 = np.maximum(least_N1 - size_N2, 0.0) * 0.5
     return np.concatenate((low - grow_N2, high + grow_N2), axis=1)
+
+
+def _median(values: Floats) -> Floats:
+    """Upper median over axis 1, of what is not NaN; NaN where nothing is."""
+    ordered = np.sort(values, axis=1)  # NaN last
+    middle = np.sum(~np.isnan(values), axis=1, keepdims=True) // 2
+    return np.asarray(np.take_along_axis(ordered, np.minimum(middle, values.shape[1] - 1), axis=1)[:, 0])

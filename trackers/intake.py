@@ -66,11 +66,12 @@ def take_in(detections: Detections, keypoints: int, low_score: float, limit: int
     sizes_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     classes_N: Integers = np.asarray(detections.classes_N, np.int64)
     rows_N = np.arange(len(boxes_N4))
+    flat = boxes_N4.ravel()
     if len(boxes_N4) and not (
         len(boxes_N4) <= limit
-        and sizes_N2.min() >= SMALLEST_PX  # False for NaN, like the next two
+        and flat @ flat <= LARGEST_PX**2  # False for NaN, like the next two
+        and sizes_N2.min() >= SMALLEST_PX
         and scores_N.min() >= low_score
-        and np.abs(boxes_N4).max() <= LARGEST_PX
     ):
         valid_N = (
             (np.abs(boxes_N4) <= LARGEST_PX).all(axis=1)
@@ -88,6 +89,8 @@ def take_in(detections: Detections, keypoints: int, low_score: float, limit: int
 
 def _keypoints(detections: Detections, keypoints: int) -> Floats:
     count, given = len(detections.boxes_N4), detections.keypoints_NK2
+    if not keypoints:
+        return np.empty((count, 0, 2))
     result = np.full((count, keypoints, 2), np.nan)
     if given is not None and given.shape[1]:
         result[:, : given.shape[1]] = given

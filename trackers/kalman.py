@@ -11,77 +11,91 @@ the state (position, velocity) has a closed form that numpy runs over all tracks
 (white acceleration: Bar-Shalom, Li, Kirubarajan, "Estimation with Applications to Tracking and Navigation", 6.2.2).
 `lagged_TP2` is the fixed-lag estimate of one update ago (Rauch-Tung-Striebel over one step, same book, 8.6).
 
-Legend: T tracks, M measured tracks, P points.
+Legend: T tracks, M measured tracks, P points. Rows are an index array, or slice(None) for all tracks in order: views
+instead of copies, since nearly every update measures every track.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from trackers.types import Booleans, Floats, Integers
+from trackers.types import Booleans, Floats, Rows
+
+PP, PV, VV, WALK, ACCELERATION = range(5)
 
 
 class ConstantVelocityFilters:
-    """T × P filters: positions in px, velocities in px/s, and the covariance's pp, pv, vv."""
+    """T × P filters.
+
+    position_TP2 in px, velocity_TP2 in px/s; variance_5TP holds the covariance's pp, pv, vv (px², px²/s, px²/s²) and
+    the noise densities walk (px²/s) and acceleration (px²/s³) that drive them: prediction is one matrix product.
+    """
 
     def __init__(self, points: int) -> None:
         self.position_TP2: Floats = np.empty((0, points, 2))
         self.velocity_TP2: Floats = np.empty((0, points, 2))
         self.lagged_TP2: Floats = np.empty((0, points, 2))
-        self.covariance_3TP: Floats = np.empty((3, 0, points))  # pp, pv, vv
+        self.variance_5TP: Floats = np.empty((5, 0, points))
         self._cross_TP: Floats = np.empty((0, points))  # covariance of the lagged and the predicted position
 
-    def predict(self, dt_s: float, walk_TP: Floats, acceleration_TP: Floats) -> None:
-        """Move every filter `dt_s` ahead; the noise densities are px²/s and px²/s³."""
-        pp, pv, vv = self.covariance_3TP
-        self.lagged_TP2 = self.position_TP2
+    def predict(self, dt_s: float) -> None:
+        """Move every filter `dt_s` ahead."""
+        if self.position_TP2.shape[1] > 2:  # only keypoints are ever asked for their lagged estimate
+            self._cross_TP = self.variance_5TP[PP] + dt_s * self.variance_5TP[PV]
+            self.lagged_TP2 = self.position_TP2
         self.position_TP2 = self.position_TP2 + dt_s * self.velocity_TP2
-        self._cross_TP = pp + dt_s * pv
-        spread = dt_s * vv
-        gained = acceleration_TP * dt_s
-        pp += dt_s * (2.0 * pv + spread + walk_TP + gained * (dt_s / 3.0))
-        pv += spread + gained * (dt_s / 2.0)
-        vv += gained
+        square = dt_s * dt_s
+        transition = np.array(
+            (
+                (1.0, 2.0 * dt_s, square, dt_s, square * dt_s / 3.0),
+                (0.0, 1.0, dt_s, 0.0, square / 2.0),
+                (0.0, 0.0, 1.0, 0.0, dt_s),
+            )
+        )
+        shape = self.variance_5TP.shape
+        moved = transition @ self.variance_5TP.reshape(5, shape[1] * shape[2])
+        self.variance_5TP[:3] = moved.reshape(3, *shape[1:])
 
-    def update(self, rows_M: Integers, measured_MP2: Floats, noise_MP: Floats, valid_MP: Booleans | None) -> None:
-        """Correct the filters of `rows_M` by measurements of variance `noise_MP` (px²), where `valid_MP` says so."""
-        covariance = self.covariance_3TP[:, rows_M]
-        pp, pv, vv = covariance
+    def update(self, rows: Rows, measured_MP2: Floats, noise_MP: Floats, valid_MP: Booleans | None) -> None:
+        """Correct the filters of `rows` by measurements of variance `noise_MP` (px²), where `valid_MP` says so."""
+        variance = self.variance_5TP[:3, rows]
+        pp, pv, vv = variance
         weight = 1.0 / (pp + noise_MP)
-        position = self.position_TP2[rows_M]
-        residual = measured_MP2 - position
+        residual = measured_MP2 - self.position_TP2[rows]
         if valid_MP is not None:
             weight = np.where(valid_MP, weight, 0.0)
-            residual = np.where(valid_MP[..., None], residual, 0.0)
+            residual[~valid_MP] = 0.0
         gain = pp * weight
         velocity_gain = pv * weight
-        self.lagged_TP2[rows_M] += (self._cross_TP[rows_M] * weight)[..., None] * residual
-        self.position_TP2[rows_M] = position + gain[..., None] * residual
-        self.velocity_TP2[rows_M] += velocity_gain[..., None] * residual
+        if valid_MP is not None:
+            self.lagged_TP2[rows] += (self._cross_TP[rows] * weight)[..., None] * residual
+        self.position_TP2[rows] += gain[..., None] * residual
+        self.velocity_TP2[rows] += velocity_gain[..., None] * residual
         vv -= velocity_gain * pv
-        kept = 1.0 - gain
-        pv *= kept
-        pp *= kept
-        self.covariance_3TP[:, rows_M] = covariance
+        gain = 1.0 - gain
+        pv *= gain
+        pp *= gain
+        if not isinstance(rows, slice):
+            self.variance_5TP[:3, rows] = variance
 
-    def append(self, position_MP2: Floats, velocity_MP2: Floats, covariance_3MP: Floats) -> None:
+    def append(self, position_MP2: Floats, velocity_MP2: Floats, variance_5MP: Floats) -> None:
         """Add tracks, given their whole state."""
         self.position_TP2 = np.concatenate((self.position_TP2, position_MP2))
         self.velocity_TP2 = np.concatenate((self.velocity_TP2, velocity_MP2))
         self.lagged_TP2 = np.concatenate((self.lagged_TP2, position_MP2))
-        self.covariance_3TP = np.concatenate((self.covariance_3TP, covariance_3MP), axis=1)
-        self._cross_TP = np.concatenate((self._cross_TP, covariance_3MP[0]))
+        self.variance_5TP = np.concatenate((self.variance_5TP, variance_5MP), axis=1)
+        self._cross_TP = np.concatenate((self._cross_TP, variance_5MP[PP]))
 
-    def restart(self, rows_M: Integers, point_M: Integers, position_M2: Floats, velocity_M2: Floats,
-                variance_M: Floats, velocity_variance_M: Floats) -> None:  # fmt: skip
+    def restart(self, rows_M: Rows, point_M: Rows, position_M2: Floats, velocity_M2: Floats, variance_M: Floats,
+                velocity_variance_M: Floats) -> None:  # fmt: skip
         """Begin single points anew."""
         at = (rows_M, point_M)
         self.position_TP2[at] = position_M2
         self.lagged_TP2[at] = position_M2
         self.velocity_TP2[at] = velocity_M2
-        self.covariance_3TP[0][at] = variance_M
-        self.covariance_3TP[1][at] = 0.0
-        self.covariance_3TP[2][at] = velocity_variance_M
+        self.variance_5TP[PP][at] = variance_M
+        self.variance_5TP[PV][at] = 0.0
+        self.variance_5TP[VV][at] = velocity_variance_M
         self._cross_TP[at] = variance_M
 
     def keep(self, kept_T: Booleans) -> None:
@@ -89,14 +103,23 @@ class ConstantVelocityFilters:
         self.position_TP2 = self.position_TP2[kept_T]
         self.velocity_TP2 = self.velocity_TP2[kept_T]
         self.lagged_TP2 = self.lagged_TP2[kept_T]
-        self.covariance_3TP = self.covariance_3TP[:, kept_T]
+        self.variance_5TP = self.variance_5TP[:, kept_T]
         self._cross_TP = self._cross_TP[kept_T]
 
-    def widen(self, points: int) -> None:
-        """Make room for `points` points per track; the new ones are unknown (NaN)."""
-        extra = points - self.position_TP2.shape[1]
-        for name in ("position_TP2", "velocity_TP2", "lagged_TP2"):
-            padded = np.pad(getattr(self, name), ((0, 0), (0, extra), (0, 0)), constant_values=np.nan)
-            setattr(self, name, padded)
-        self.covariance_3TP = np.pad(self.covariance_3TP, ((0, 0), (0, 0), (0, extra)), constant_values=np.nan)
-        self._cross_TP = np.pad(self._cross_TP, ((0, 0), (0, extra)), constant_values=np.nan)
+    def resized(self, points: int) -> ConstantVelocityFilters:
+        """The same tracks with more points (unknown: NaN) or fewer."""
+        result = ConstantVelocityFilters(points)
+        extra = max(points - self.position_TP2.shape[1], 0)
+
+        def fitted(values: Floats, axis: int) -> Floats:
+            padding = [(0, 0)] * values.ndim
+            padding[axis] = (0, extra)
+            padded = np.pad(values, padding, constant_values=np.nan)
+            return np.ascontiguousarray(padded[:, :points] if axis == 1 else padded[:, :, :points])
+
+        result.position_TP2 = fitted(self.position_TP2, 1)
+        result.velocity_TP2 = fitted(self.velocity_TP2, 1)
+        result.lagged_TP2 = fitted(self.position_TP2, 1)
+        result.variance_5TP = fitted(self.variance_5TP, 2)
+        result._cross_TP = result.variance_5TP[PP].copy()
+        return result

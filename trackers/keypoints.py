@@ -10,17 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from trackers.config import TrackerConfig
-from trackers.kalman import ConstantVelocityFilters
+from trackers.kalman import ACCELERATION, ConstantVelocityFilters
 from trackers.noise import NoiseLearner
 from trackers.smoothing import Smoothing
-from trackers.types import Booleans, Floats, Integers
+from trackers.types import Booleans, Floats, Integers, Rows
 
 
 @dataclass(slots=True)
 class KeypointCorrection:
-    """One update's measurements of the tracks `rows_M`, sorted out by the gates."""
+    """One update's measurements of keypoints, sorted out by the gates."""
 
-    noise_MK: Floats
+    noise_MK: Floats  # px²
+    squared_MK: Floats  # distance² from the prediction, px²
     accepted_MK: Booleans  # these correct their filters
     restart_MK: Booleans  # these begin anew where they are measured
 
@@ -41,51 +42,57 @@ class Keypoints:
         return int(self.raw_TK2.shape[1])
 
     def sort_out(
-        self, filters: ConstantVelocityFilters, rows_M: Integers, keypoints_MK2: Floats, area_M1: Floats
+        self, residual_MK2: Floats, variance_MK: Floats, rows: Rows, keypoints_MK2: Floats, area_M1: Floats
     ) -> KeypointCorrection:
-        """Gate each keypoint by itself: one wild keypoint moves nothing."""
+        """Gate each keypoint by itself: one wild keypoint moves nothing.
+
+        Args:
+            residual_MK2: measured less predicted, NaN where either is unknown.
+            variance_MK: of the prediction, px².
+        """
         config = self.config
-        noise_MK = self.learner.noise_TK[rows_M]
-        residual = keypoints_MK2 - filters.position_TP2[rows_M, 2:]
-        squared_MK = np.einsum("mka,mka->mk", residual, residual)
-        spread_MK = filters.covariance_3TP[0, rows_M, 2:] + noise_MK
+        noise_MK = self.learner.noise_TK[rows]
+        squared_MK = np.einsum("mka,mka->mk", residual_MK2, residual_MK2)
+        limit_MK = np.maximum((2.0 * config.gate_sigma**2) * (variance_MK + noise_MK), config.gate_size**2 * area_M1)
+        accepted_MK = squared_MK <= limit_MK  # False for NaN
         measured_MK = ~np.isnan(keypoints_MK2[..., 0])
-        known_MK = ~np.isnan(spread_MK)
-        wild_MK = squared_MK > np.maximum(2.0 * config.gate_sigma**2 * spread_MK, config.gate_size**2 * area_M1)
-        if not wild_MK.any() and known_MK.all():
-            self._rejected_TK[rows_M] = 0
-            return KeypointCorrection(noise_MK, measured_MK, np.zeros_like(measured_MK))
-        rejected_MK = np.where(wild_MK, self._rejected_TK[rows_M] + 1, 0)
-        restart_MK = measured_MK & (~known_MK | (rejected_MK > config.gate_patience))
+        odd_MK = measured_MK & ~accepted_MK
+        if not odd_MK.any():
+            self._rejected_TK[rows] = 0
+            return KeypointCorrection(noise_MK, squared_MK, accepted_MK, odd_MK)
+        known_MK = ~np.isnan(squared_MK)
+        rejected_MK = np.where(odd_MK & known_MK, self._rejected_TK[rows] + 1, 0)
+        restart_MK = odd_MK & (~known_MK | (rejected_MK > config.gate_patience))
         rejected_MK[restart_MK] = 0
-        self._rejected_TK[rows_M] = rejected_MK
-        return KeypointCorrection(noise_MK, measured_MK & known_MK & ~wild_MK, restart_MK)
+        self._rejected_TK[rows] = rejected_MK
+        return KeypointCorrection(noise_MK, squared_MK, accepted_MK, restart_MK)
 
     def accept(
         self,
         filters: ConstantVelocityFilters,
-        rows_M: Integers,
+        rows: Rows,
         keypoints_MK2: Floats,
         correction: KeypointCorrection,
         time_s: float,
     ) -> None:
         """Restart what is to restart, learn from the rest. Call after the filters were updated."""
         used_MK = correction.accepted_MK | correction.restart_MK
-        self.learner.learn(rows_M, keypoints_MK2, used_MK, time_s)
+        self.learner.learn(rows, keypoints_MK2, used_MK, time_s)
+        filters.variance_5TP[ACCELERATION, rows, 2:] = self.learner.acceleration_TK[rows]
         for one_euro in self.smoothing.one_euro:
-            one_euro.update(rows_M, keypoints_MK2, used_MK, time_s)
-        self.accepted_TK[rows_M] = used_MK
-        self.raw_TK2[rows_M] = keypoints_MK2
+            one_euro.update(rows, keypoints_MK2, used_MK, time_s)
+        self.accepted_TK[rows] = used_MK
+        self.raw_TK2[rows] = keypoints_MK2
         if correction.restart_MK.any():
             match, keypoint = correction.restart_MK.nonzero()
-            rows = rows_M[match]
+            tracks = match if isinstance(rows, slice) else rows[match]
             filters.restart(
-                rows,
+                tracks,
                 2 + keypoint,
                 keypoints_MK2[match, keypoint],
-                filters.velocity_TP2[rows, 0],  # as fast as its box
-                self.learner.noise_TK[rows, keypoint],
-                self.learner.speed_variance()[rows, keypoint],
+                filters.velocity_TP2[tracks, 0],  # as fast as its box
+                self.learner.noise_TK[tracks, keypoint],
+                self.learner.speed_variance()[tracks, keypoint],
             )
 
     def append(self, keypoints_MK2: Floats, area_M1: Floats, time_s: float, interval_s: float) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from trackers.config import NoiseConfig
-from trackers.types import Booleans, Floats, Integers
+from trackers.types import Booleans, Floats, Rows
 
 # Channels of the memory, one number per track and keypoint each.
 _SQUARE, _NEIGHBOUR, _COUNT, _INTERVAL, _TIME, _STEP = range(6)
@@ -73,12 +73,12 @@ class NoiseLearner:
         """What the velocity of a keypoint may be when nothing is known of it yet, px²/s²."""
         return np.asarray(self._memory_6TK[_SQUARE] / np.maximum(self._memory_6TK[_INTERVAL], 1e-3) ** 2)
 
-    def learn(self, rows_M: Integers, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
+    def learn(self, rows: Rows, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
         """Take this update's accepted measurements."""
         config = self.config
-        memory = self._memory_6TK[:, rows_M]
+        memory = self._memory_6TK[:, rows]
         square, neighbour, count, interval, last_time, last_step = memory
-        measured, first, second = self._last_3TK2[:, rows_M]
+        measured, first, second = self._last_3TK2[:, rows]
         step = np.maximum(time_s - last_time, 1e-6)
         ratio = step / last_step
         difference = keypoints_MK2 - measured
@@ -94,11 +94,11 @@ class NoiseLearner:
         interval += np.where(even, 0.1 * (step - interval), 0.0)
         last_step[...] = np.where(used_MK, step, last_step)
         last_time[...] = np.where(used_MK, time_s, last_time)
-        self._memory_6TK[:, rows_M] = memory
+        self._memory_6TK[:, rows] = memory
         bent[~even] = np.nan
         newest = np.stack((keypoints_MK2, difference, bent))
-        self._last_3TK2[:, rows_M] = np.where(used_MK[..., None], newest, self._last_3TK2[:, rows_M])
-        self.noise_TK[rows_M], self.acceleration_TK[rows_M] = self._solve(memory)
+        self._last_3TK2[:, rows] = np.where(used_MK[..., None], newest, self._last_3TK2[:, rows])
+        self.noise_TK[rows], self.acceleration_TK[rows] = self._solve(memory)
 
     def _solve(self, memory: Floats) -> tuple[Floats, Floats]:
         config = self.config

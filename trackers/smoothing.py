@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trackers.config import SmoothingConfig, SmoothingGroup
-from trackers.types import Booleans, Floats, Integers
+from trackers.types import Booleans, Floats, Integers, Rows
 
 
 class OneEuroFilters:
@@ -22,11 +22,11 @@ class OneEuroFilters:
         self._speed_TK2: Floats = np.empty((0, keypoints, 2))
         self._time_s_TK: Floats = np.empty((0, keypoints))
 
-    def update(self, rows_M: Integers, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
+    def update(self, rows: Rows, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
         """Take the accepted measurements; other keypoints keep their last value."""
         config = self.config
-        before, speed = self.smoothed_TK2[rows_M], self._speed_TK2[rows_M]
-        dt = np.maximum(time_s - self._time_s_TK[rows_M], 1e-6)[..., None]
+        before, speed = self.smoothed_TK2[rows], self._speed_TK2[rows]
+        dt = np.maximum(time_s - self._time_s_TK[rows], 1e-6)[..., None]
         rate = (keypoints_MK2 - before) / dt
         speed_after = speed + _blend(config.derivative_cutoff_hz, dt) * (rate - speed)
         cutoff = config.min_cutoff_hz + config.beta * np.abs(speed_after)
@@ -34,9 +34,9 @@ class OneEuroFilters:
         fresh = np.isnan(before)
         after = np.where(fresh, keypoints_MK2, after)
         speed_after = np.where(fresh, 0.0, speed_after)
-        self.smoothed_TK2[rows_M] = np.where(used_MK[..., None], after, before)
-        self._speed_TK2[rows_M] = np.where(used_MK[..., None], speed_after, speed)
-        self._time_s_TK[rows_M] = np.where(used_MK, time_s, self._time_s_TK[rows_M])
+        self.smoothed_TK2[rows] = np.where(used_MK[..., None], after, before)
+        self._speed_TK2[rows] = np.where(used_MK[..., None], speed_after, speed)
+        self._time_s_TK[rows] = np.where(used_MK, time_s, self._time_s_TK[rows])
 
     def append(self, keypoints_MK2: Floats, time_s: float) -> None:
         self.smoothed_TK2 = np.concatenate((self.smoothed_TK2, keypoints_MK2))
@@ -78,10 +78,10 @@ class Smoothing:
         return [filters for _, filters in self._one_euro]
 
     def smoothed(
-        self, classes_M: Integers, shown_M: Integers, raw_MK2: Floats, filtered_MK2: Floats, lagged_MK2: Floats,
+        self, classes_M: Integers, shown: Rows, raw_MK2: Floats, filtered_MK2: Floats, lagged_MK2: Floats,
         step_s: float,
     ) -> Floats:  # fmt: skip
-        """Return what is published for the tracks `shown_M` (their rows), from each kind of estimate."""
+        """Return what is published for the tracks `shown`, from each kind of estimate."""
 
         def estimate(config: SmoothingConfig) -> Floats:
             if config.mode == "raw":
@@ -90,7 +90,7 @@ class Smoothing:
                 return filtered_MK2
             if config.mode == "fixed_lag":
                 return lagged_MK2 if self.lag_s(config, step_s) else filtered_MK2
-            return next(filters.smoothed_TK2[shown_M] for own, filters in self._one_euro if own == config)
+            return next(filters.smoothed_TK2[shown] for own, filters in self._one_euro if own == config)
 
         result = estimate(self._default)
         if self._groups:

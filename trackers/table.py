@@ -22,6 +22,7 @@ class TrackTable:
     seen_s_T: Floats  # time of the last detection
     detection_T: Integers  # row of this update's detection, or -1
     boxes_T4: Floats  # last detected box, (x1, y1, x2, y2)
+    centres_T2: Floats  # of that box
     headings_T2: Floats  # observed velocity of the box's centre, px/s
 
     @classmethod
@@ -36,6 +37,7 @@ class TrackTable:
             seen_s_T=np.empty(0),
             detection_T=np.empty(0, np.int64),
             boxes_T4=np.empty((0, 4)),
+            centres_T2=np.empty((0, 2)),
             headings_T2=np.empty((0, 2)),
         )
 

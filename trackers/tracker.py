@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from trackers.association import Candidates, Found, associate
 from trackers.config import TrackerConfig
 from trackers.intake import SMALLEST_PX, Clock, take_in
-from trackers.kalman import ConstantVelocityFilters
+from trackers.kalman import ACCELERATION, PP, PV, VV, WALK, ConstantVelocityFilters
 from trackers.keypoints import Keypoints
 from trackers.sigmas import Sigmas
 from trackers.table import TrackTable
-from trackers.types import Booleans, Detections, Floats, Integers, Tracks, TrackState
+from trackers.types import Booleans, Detections, Floats, Integers, Rows, Tracks, TrackState
 
 _LONGEST_HORIZON_S = 1.0  # predictions go no farther ahead than this
 _CENTRE, _SIZE, _FIRST_KEYPOINT = 0, 1, 2
@@ -44,8 +44,8 @@ class Tracker:
         self._sigmas = Sigmas(sigmas or {}, self.config.association.default_sigma)
         self._next_id = 1
         motion = self.config.motion
-        self._walk_2 = np.array([motion.centre_walk, motion.size_walk]) ** 2
-        self._acceleration_2 = np.array([motion.centre_acceleration, motion.size_acceleration]) ** 2
+        drives = ((motion.centre_walk, motion.size_walk), (motion.centre_acceleration, motion.size_acceleration))
+        self._box_drives_212 = np.array(drives)[:, None] ** 2
         self._clock = Clock(frame_interval_s)
         self._start_empty()
 
@@ -70,13 +70,7 @@ class Tracker:
         table = self._table
         self._keep(np.isin(table.classes_T, list(keep)))
         table.classes_T = np.array([keep[int(old)] for old in table.classes_T], np.int64)
-        box_only = ConstantVelocityFilters(_FIRST_KEYPOINT)
-        box_only.append(
-            self._filters.position_TP2[:, :_FIRST_KEYPOINT],
-            self._filters.velocity_TP2[:, :_FIRST_KEYPOINT],
-            self._filters.covariance_3TP[:, :, :_FIRST_KEYPOINT],
-        )
-        self._filters = box_only
+        self._filters = self._filters.resized(_FIRST_KEYPOINT)
         self._keypoints = Keypoints(self.config)
         self._keypoints.append(np.empty((len(table), 0, 2)), self._areas(), 0.0, 0.0)
 
@@ -91,7 +85,8 @@ class Tracker:
         given = 0 if detections.keypoints_NK2 is None else detections.keypoints_NK2.shape[1]
         if given > self._keypoints.count:
             self._keypoints.widen(given, self._areas(), self._clock.now_s, self._clock.interval_s)
-            self._filters.widen(_FIRST_KEYPOINT + given)
+            self._filters = self._filters.resized(_FIRST_KEYPOINT + given)
+            self._drive_keypoints(slice(None))
         found = take_in(
             detections, self._keypoints.count, config.association.low_score, config.association.max_detections
         )
@@ -100,12 +95,15 @@ class Tracker:
             self._keypoints.accepted_TK[:] = False
         founding_N = found.scores_N >= config.association.new_score
         if len(table):
+            matched = 0
             if len(found.rows_N):
                 rows_M, columns_M = associate(self._candidates(), found, config.association)
                 founding_N[columns_M] = False
-                if len(rows_M):
+                matched = len(rows_M)
+                if matched:
                     self._continue(rows_M, columns_M, found)
-            self._forget()
+            if matched < len(table):
+                self._forget()
         if founding_N.any():
             self._found(found, founding_N.nonzero()[0])
         self._first_update = False
@@ -130,25 +128,18 @@ class Tracker:
     def _predict(self) -> None:
         if not len(self._table):
             return
-        filters, area_T1 = self._filters, self._areas()
-        walk_TP, acceleration_TP = self._walk_2 * area_T1, self._acceleration_2 * area_T1
-        if self._keypoints.count:
-            learned_TK = self._keypoints.learner.acceleration_TK
-            walk_TP = np.concatenate((walk_TP, np.zeros_like(learned_TK)), axis=1)
-            acceleration_TP = np.concatenate((acceleration_TP, learned_TK), axis=1)
-        filters.predict(self._step_s, walk_TP, acceleration_TP)
-        sizes_T2 = filters.position_TP2[:, _SIZE]
+        self._filters.predict(self._step_s)
+        sizes_T2 = self._filters.position_TP2[:, _SIZE]
         np.maximum(sizes_T2, SMALLEST_PX, out=sizes_T2)
 
     def _candidates(self) -> Candidates:
         table, filters = self._table, self._filters
-        boxes_T4 = table.boxes_T4
         return Candidates(
             filters.position_TP2[:, _CENTRE],
             filters.position_TP2[:, _SIZE],
             filters.velocity_TP2[:, _CENTRE],
             table.headings_T2,
-            (boxes_T4[:, :2] + boxes_T4[:, 2:]) * 0.5,
+            table.centres_T2,
             table.scores_T,
             table.classes_T,
             table.confirmed_T,
@@ -159,46 +150,70 @@ class Tracker:
 
     def _continue(self, rows_M: Integers, columns_M: Integers, found: Found) -> None:
         """Correct matched tracks by their detections."""
-        table, motion = self._table, self.config.motion
-        scores_M, boxes_M4 = found.scores_N[columns_M], found.boxes_N4[columns_M]
-        last_M4 = table.boxes_T4[rows_M]
-        elapsed_M1 = np.maximum(self._clock.now_s - table.seen_s_T[rows_M], 1e-6)[:, None]
-        moved_M2 = (boxes_M4[:, :2] + boxes_M4[:, 2:] - last_M4[:, :2] - last_M4[:, 2:]) * 0.5
-        blend_M1 = 1.0 - np.exp(elapsed_M1 / -max(motion.heading_s, 1e-6))
-        blend_M1[table.hits_T[rows_M] == 1] = 1.0
-        headings_M2 = table.headings_T2[rows_M]
-        table.headings_T2[rows_M] = headings_M2 + blend_M1 * (moved_M2 / elapsed_M1 - headings_M2)
-        doubt_M1 = 1.0 + 25.0 * motion.doubt * np.square(1.0 - scores_M)[:, None]
-        area_M1 = self._areas()[rows_M]
-        noise_M2 = np.repeat(motion.measurement**2 * area_M1 * doubt_M1, 2, axis=1)
-        measured_MP2 = np.stack((found.centres_N2[columns_M], found.sizes_N2[columns_M]), axis=1)
+        table, motion, now_s = self._table, self.config.motion, self._clock.now_s
+        rows: Rows = rows_M
+        if len(rows_M) == len(table):
+            columns_M, rows = columns_M[np.argsort(rows_M)], slice(None)
+        scores_M, centres_M2, sizes_M2 = (
+            found.scores_N[columns_M],
+            found.centres_N2[columns_M],
+            found.sizes_N2[columns_M],
+        )
+        self._turn(rows, centres_M2)
+        area_M1 = self._areas()[rows]
+        variance_M1 = motion.measurement**2 * area_M1
+        if scores_M.min() < 1.0:
+            doubt_M = 1.0 - scores_M
+            variance_M1 = variance_M1 * (1.0 + 25.0 * motion.doubt * doubt_M * doubt_M)[:, None]
+        measured_MP2 = np.concatenate((centres_M2[:, None], sizes_M2[:, None]), axis=1)
         if self._keypoints.count:
-            self._continue_keypoints(rows_M, found.keypoints_NK2[columns_M], measured_MP2, noise_M2, area_M1)
+            self._continue_keypoints(rows, found.keypoints_NK2[columns_M], measured_MP2, variance_M1, area_M1)
         else:
-            self._filters.update(rows_M, measured_MP2, noise_M2, None)
-        table.detection_T[rows_M] = found.rows_N[columns_M]
-        table.scores_T[rows_M] = scores_M
-        table.hits_T[rows_M] += 1
-        table.seen_s_T[rows_M] = self._clock.now_s
-        table.boxes_T4[rows_M] = boxes_M4
+            self._filters.update(rows, measured_MP2, variance_M1, None)
+        self._filters.variance_5TP[WALK:, rows, :_FIRST_KEYPOINT] = self._box_drives_212 * area_M1
+        table.detection_T[rows] = found.rows_N[columns_M]
+        table.scores_T[rows] = scores_M
+        table.hits_T[rows] += 1
+        table.seen_s_T[rows] = now_s
+        table.boxes_T4[rows] = found.boxes_N4[columns_M]
         table.confirmed_T |= table.hits_T >= self.config.lifecycle.confirm_hits
 
+    def _turn(self, rows: Rows, centres_M2: Floats) -> None:
+        """Follow the observed velocity of the boxes' centres."""
+        table = self._table
+        elapsed_M = np.maximum(self._clock.now_s - table.seen_s_T[rows], 1e-6)
+        blend_M = 1.0 - np.exp(elapsed_M / -max(self.config.motion.heading_s, 1e-6))
+        blend_M[table.hits_T[rows] == 1] = 1.0
+        headings_M2 = table.headings_T2[rows]
+        observed_M2 = (centres_M2 - table.centres_T2[rows]) / elapsed_M[:, None]
+        table.headings_T2[rows] = headings_M2 + blend_M[:, None] * (observed_M2 - headings_M2)
+        table.centres_T2[rows] = centres_M2
+
     def _continue_keypoints(
-        self, rows_M: Integers, keypoints_MK2: Floats, box_M22: Floats, box_noise_M2: Floats, area_M1: Floats
+        self, rows: Rows, keypoints_MK2: Floats, box_M22: Floats, box_variance_M1: Floats, area_M1: Floats
     ) -> None:
         filters, keypoints = self._filters, self._keypoints
-        correction = keypoints.sort_out(filters, rows_M, keypoints_MK2, area_M1)
-        box_valid = np.ones((len(rows_M), _FIRST_KEYPOINT), np.bool_)
-        residual = keypoints_MK2 - filters.position_TP2[rows_M, _FIRST_KEYPOINT:]
-        squared_MK = np.einsum("mka,mka->mk", residual, residual)
-        self._sigmas.learn(self._table.classes_T[rows_M], squared_MK, area_M1, correction.accepted_MK)
-        filters.update(
-            rows_M,
-            np.concatenate((box_M22, keypoints_MK2), axis=1),
-            np.concatenate((box_noise_M2, correction.noise_MK), axis=1),
-            np.concatenate((box_valid, correction.accepted_MK), axis=1),
-        )
-        keypoints.accept(filters, rows_M, keypoints_MK2, correction, self._clock.now_s)
+        residual_MK2 = keypoints_MK2 - filters.position_TP2[rows, _FIRST_KEYPOINT:]
+        variance_MK = filters.variance_5TP[PP, rows, _FIRST_KEYPOINT:]
+        correction = keypoints.sort_out(residual_MK2, variance_MK, rows, keypoints_MK2, area_M1)
+        self._sigmas.learn(self._table.classes_T[rows], correction.squared_MK, area_M1, correction.accepted_MK)
+        count = len(keypoints_MK2)
+        noise_MP = np.empty((count, _FIRST_KEYPOINT + keypoints.count))
+        noise_MP[:, :_FIRST_KEYPOINT] = box_variance_M1
+        noise_MP[:, _FIRST_KEYPOINT:] = correction.noise_MK
+        valid_MP = np.ones(noise_MP.shape, np.bool_)
+        valid_MP[:, _FIRST_KEYPOINT:] = correction.accepted_MK
+        filters.update(rows, np.concatenate((box_M22, keypoints_MK2), axis=1), noise_MP, valid_MP)
+        keypoints.accept(filters, rows, keypoints_MK2, correction, self._clock.now_s)
+
+    def _drive_keypoints(self, rows: Rows) -> None:
+        """Let keypoints whose noise is not learned yet move as the prior says."""
+        variance_5TP, learner = self._filters.variance_5TP, self._keypoints.learner
+        variance_5TP[PP, rows, _FIRST_KEYPOINT:] = learner.noise_TK[rows]
+        variance_5TP[PV, rows, _FIRST_KEYPOINT:] = 0.0
+        variance_5TP[VV, rows, _FIRST_KEYPOINT:] = learner.speed_variance()[rows]
+        variance_5TP[WALK, rows, _FIRST_KEYPOINT:] = 0.0
+        variance_5TP[ACCELERATION, rows, _FIRST_KEYPOINT:] = learner.acceleration_TK[rows]
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -223,16 +238,14 @@ class Tracker:
         sizes_M2, keypoints_MK2 = found.sizes_N2[columns_M], found.keypoints_NK2[columns_M]
         area_M1 = sizes_M2[:, :1] * sizes_M2[:, 1:]
         self._keypoints.append(keypoints_MK2, area_M1, now_s, self._clock.interval_s)
-        learner = self._keypoints.learner
-        first = len(self._table)
-        covariance = np.zeros((3, count, _FIRST_KEYPOINT + self._keypoints.count))
-        covariance[0, :, :_FIRST_KEYPOINT] = motion.measurement**2 * area_M1
-        covariance[2, :, :_FIRST_KEYPOINT] = motion.speed**2 * area_M1
-        covariance[0, :, _FIRST_KEYPOINT:] = learner.noise_TK[first:]
-        covariance[2, :, _FIRST_KEYPOINT:] = learner.speed_variance()[first:]
         box_M22 = np.stack((found.centres_N2[columns_M], sizes_M2), axis=1)
         position_MP2 = np.concatenate((box_M22, keypoints_MK2), axis=1)
-        self._filters.append(position_MP2, np.zeros_like(position_MP2), covariance)
+        variance = np.zeros((5, *position_MP2.shape[:2]))
+        variance[PP] = motion.measurement**2 * area_M1
+        variance[VV] = motion.speed**2 * area_M1
+        variance[WALK:, :, :_FIRST_KEYPOINT] = self._box_drives_212 * area_M1
+        self._filters.append(position_MP2, np.zeros_like(position_MP2), variance)
+        self._drive_keypoints(slice(len(self._table), None))
         self._table.append(
             TrackTable(
                 ids_T=np.arange(self._next_id, self._next_id + count),
@@ -244,6 +257,7 @@ class Tracker:
                 seen_s_T=np.full(count, now_s),
                 detection_T=found.rows_N[columns_M],
                 boxes_T4=found.boxes_N4[columns_M],
+                centres_T2=found.centres_N2[columns_M],
                 headings_T2=np.zeros((count, 2)),
             )
         )
@@ -253,8 +267,9 @@ class Tracker:
 
     def _publish(self, ahead_s: float) -> Tracks:
         table, filters = self._table, self._filters
-        unseen_s = self._clock.now_s - table.seen_s_T
-        shown = (table.confirmed_T & (unseen_s <= self.config.lifecycle.coast_s + _SAME_TIME_S)).nonzero()[0]
+        unseen_s_T = self._clock.now_s - table.seen_s_T
+        shown_T = table.confirmed_T & (unseen_s_T <= self.config.lifecycle.coast_s + _SAME_TIME_S)
+        shown = shown_T.nonzero()[0]
         detection = table.detection_T[shown]
         measured = detection >= 0
         boxes = table.boxes_T4[shown]
@@ -276,7 +291,7 @@ class Tracker:
             measured,
             detection,
             self._clock.now_s - table.born_s_T[shown],
-            unseen_s[shown],
+            unseen_s_T[shown],
             boxes,
             *self._published_keypoints(shown, measured, ahead_s),
         )
@@ -288,15 +303,23 @@ class Tracker:
         keypoints, filters = self._keypoints, self._filters
         if not keypoints.count:
             points = np.empty((len(shown), 0, 2))
-            none = np.empty((len(shown), 0), np.bool_)
-            return points, points, points, points, np.empty((len(shown), 0, 3)), none, 0.0
+            return (
+                points,
+                points,
+                points,
+                points,
+                np.empty((len(shown), 0, 3)),
+                np.empty((len(shown), 0), np.bool_),
+                0.0,
+            )
         filtered = filters.position_TP2[shown, _FIRST_KEYPOINT:]
         velocity = filters.velocity_TP2[shown, _FIRST_KEYPOINT:]
-        pp, pv, vv = filters.covariance_3TP[:, shown, _FIRST_KEYPOINT:]
-        covariance = np.zeros((*filtered.shape[:2], 3))
+        pp, pv, vv = filters.variance_5TP[:3, shown, _FIRST_KEYPOINT:]
+        covariance = np.zeros((*pp.shape, 3))
         covariance[:, :, 0::2] = (pp + ahead_s * (2.0 * pv + ahead_s * vv))[..., None]
         raw = keypoints.raw_TK2[shown]
         raw[~measured] = np.nan
+        covariance[np.isnan(filtered[..., 0])] = np.nan
         lagged = filters.lagged_TP2[shown, _FIRST_KEYPOINT:]
         smoothed = keypoints.smoothing.smoothed(
             self._table.classes_T[shown], shown, raw, filtered, lagged, self._step_s

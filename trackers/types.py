@@ -18,6 +18,7 @@ from trackers.errors import TrackerInputError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
+Rows = Integers | slice  # of tracks: an index array, or slice(None) for all in order
 
 
 class TrackState(IntEnum):
