@@ -12,19 +12,26 @@ from torch import distributed as dist
 
 
 class Processes:
-    """This process among its peers; a single process needs no torchrun and communicates nothing."""
+    """This process among its peers, and its device: its own GPU where there is one.
+
+    A single process needs no torchrun and communicates nothing.
+    """
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
         if self.size > 1:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     def mean(self, value: float) -> float:
         """Average of a number over the processes."""
         if self.size == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64)
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total) / self.size
 

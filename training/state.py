@@ -91,7 +91,8 @@ def load_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: t
     """Restore a run; returns the step to go on with."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     trainee.load_state_dict(content["trainee"])
-    average.tensors, average.updates = content["average"], content["average_updates"]
+    average.tensors = {key: value.to(average.tensors[key].device) for key, value in content["average"].items()}
+    average.updates = content["average_updates"]
     optimiser.load_state_dict(content["optimiser"])
     return int(content["step"])
 

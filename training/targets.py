@@ -39,6 +39,10 @@ class Targets(NamedTuple):
         """How many real targets the batch holds."""
         return int(self.valid_BN.sum())
 
+    def to(self, device: torch.device) -> "Targets":
+        """The same targets on another device."""
+        return self._replace(**{name: part.to(device) for name, part in self._asdict().items() if name != "size_hw"})
+
     def first_images(self, count: int) -> "Targets":
         """The targets of the first `count` images."""
         names = ("valid_BN", "label_BN", "boxes_BN4", "points_BNK2", "labelled_BNK", "area_BN")

@@ -59,6 +59,7 @@ class Trainer:
             words = self.stream.vocabulary
             error = spread_words(self.trainee.model, self.trainee.clip_model, words, recipe.spread_steps, recipe.seed)
             logger.info("the words are told apart: mean squared error %.4f of 1", error)
+        self.trainee.to(self.processes.device)
         self.optimiser = torch.optim.AdamW(self._groups(), lr=1.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
         self.average = Average(self.trainee, recipe.ema_decay)
         self.step = 0
@@ -133,15 +134,21 @@ class Trainer:
         if recipe.examples:
             slots = targets.keypoint_valid_CK.shape[1]
             drawer = stream.generator(rank, draw, 2)
-            examples = [stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
+            examples = [
+                stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer).to(self.processes.device)
+                for name in offer.names
+            ]
             modality_B = draw_modality(len(samples), recipe.modality_weights, rng)
+        device = self.processes.device
+        offer, targets = offer._replace(object_valid_BC=offer.object_valid_BC.to(device)), targets.to(device)
+        modality_B = modality_B.to(device)
         through = round(phase.batch * phase.decoder_share)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        with self._precision():
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        with torch.device(device), self._precision():
             trainee = self.trainee
             prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
             chosen = prompts.of_images(modality_B)
-            encoded = trainee.model.encode(pixels_from_samples(samples), chosen)
+            encoded = trainee.model.encode(pixels_from_samples(samples).to(device), chosen)
             extra = {}
             if recipe.weights.dense:
                 extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
@@ -163,15 +170,16 @@ class Trainer:
         denoising = make_denoising(self.trainee.model.label_enc, targets, book_C, self.recipe.denoising, generator)
         output = forward_train(self.trainee.model, encoded, prompts, denoising)
         count = max(1.0, self.processes.mean(float(targets.total)))
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.processes.device.type, enabled=False):
             return objective(output, targets, denoising, self.recipe.weights, count)
 
     def _precision(self) -> AbstractContextManager[object]:
         context = ExitStack()
-        # On small windows and groups PyTorch's fused CPU attention is slower backwards than plain products.
-        context.enter_context(sdpa_kernel(SDPBackend.MATH))
+        kind = self.processes.device.type
+        if kind == "cpu":  # on small windows and groups its fused attention is slower backwards than plain products
+            context.enter_context(sdpa_kernel(SDPBackend.MATH))
         if self.recipe.precision == "bf16":
-            context.enter_context(torch.autocast("cpu", torch.bfloat16))
+            context.enter_context(torch.autocast(kind, torch.bfloat16))
         return context
 
     def _report(self, writer: SummaryWriter, log: dict[str, float]) -> None:

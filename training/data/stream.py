@@ -46,6 +46,10 @@ class Examples:
     points_NK2: Tensor
     visible_NK: Tensor
 
+    def to(self, device: torch.device) -> "Examples":
+        """The same examples on another device."""
+        return Examples(self.pixels_N3SS.to(device), self.points_NK2.to(device), self.visible_NK.to(device))
+
 
 class Stream:
     """Draws canvases and examples from several caches.
