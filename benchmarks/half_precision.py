@@ -97,7 +97,9 @@ def main() -> None:
             key: row[f"ours_{key}"] / row[f"weights_{key}"]  # type: ignore[operator]
             for key in ("box_median", "box_p95", "keypoint_median", "keypoint_p95")
         }
-        print(f"case {number}: ours over the floor: " + ", ".join(f"{key} {value:.2f}" for key, value in ratios.items()))
+        print(
+            f"case {number}: ours over the floor: " + ", ".join(f"{key} {value:.2f}" for key, value in ratios.items())
+        )
     print(record("half_precision", rows))
 
 

@@ -152,14 +152,13 @@ class Engine:
             self._backend.set_prompts(tensors)
         if not self._prompts:
             raise PromptError("nothing to look for: call set_prompts before infer")
-        found: list[Detections] = []
-        for start in range(0, len(images), self._backend.batch):
-            part = images[start : start + self._backend.batch]
-            for image, raw in zip(part, self._backend.infer(part), strict=True):
-                height, width = image.shape[:2]
-                threshold, nms_iou = self.config.score_threshold, self.config.nms_iou
-                found.append(detections_of(raw, (height, width), self._prompts, self._prompt_id, threshold, nms_iou))
-        return found
+        batch = self._backend.batch
+        under_way = [self._backend.submit(images[start : start + batch]) for start in range(0, len(images), batch)]
+        threshold, nms_iou = self.config.score_threshold, self.config.nms_iou
+        return [
+            detections_of(raw, image.shape[:2], self._prompts, self._prompt_id, threshold, nms_iou)
+            for image, raw in zip(images, (raw for poses in under_way for raw in poses()), strict=True)
+        ]
 
     def close(self) -> None:
         """Give back what the backend holds."""

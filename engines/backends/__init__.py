@@ -3,7 +3,7 @@
 Shapes: G groups (boxes with their keypoints), C classes and K keypoints of the prompts' capacity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,13 +36,16 @@ class Backend(Protocol):
 
     @property
     def batch(self) -> int:
-        """Most images per call of `infer`."""
+        """Most images per call of `submit`."""
 
     def set_prompts(self, prompts: PromptTensors) -> None:
-        """Use these prompts from the next call of `infer` on."""
+        """Use these prompts from the next call of `submit` on."""
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
-        """Run 1 to `batch` RGB images [H, W, 3] of any sizes."""
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+        """Start on 1 to `batch` RGB images [H, W, 3] of any sizes; the function returned waits for their poses.
+
+        Several calls may be under way at once on a GPU; on a CPU the work is done when this returns.
+        """
 
     def close(self) -> None:
         """Give back what the backend holds; it is not used afterwards."""

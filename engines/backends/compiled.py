@@ -39,7 +39,7 @@ class EncodedPrompts:
     def get(self) -> DetectorInputs:
         """Return the encoded prompts; the pixels among them are empty."""
         if self._inputs is None:
-            raise BackendError("no prompts are set: call set_prompts before infer")
+            raise BackendError("no prompts are set: call set_prompts first")
         return self._inputs
 
 

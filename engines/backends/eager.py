@@ -1,6 +1,6 @@
 """The network as plain PyTorch: every size, every device, nothing to build. The reference for the compiled backends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,11 +39,15 @@ class EagerBackend:
             prompts.keypoint_valid_CK[None, :classes, :keypoints].to(self._device),
         )
 
-    @torch.inference_mode()
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
         """Run images of any sizes in one batch."""
+        poses = self._run(images)
+        return lambda: poses
+
+    @torch.inference_mode()
+    def _run(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
         if self._prompts is None:
-            raise BackendError("no prompts are set: call set_prompts before infer")
+            raise BackendError("no prompts are set: call set_prompts first")
         batch = official_batch(images) if self.input_hw is None else letterbox_batch(images, self.input_hw)
         padding_BHW = None if batch.padding_BHW is None else batch.padding_BHW.to(self._device)
         output = self._model.detect(batch.pixels_B3HW(self._device), _repeat(self._prompts, len(images)), padding_BHW)

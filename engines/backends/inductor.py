@@ -1,7 +1,7 @@
 """The network compiled by PyTorch's AOTInductor: the compiled engine for CPUs, and for GPUs without TensorRT."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +48,16 @@ class InductorBackend:
         self._prompts = EncodedPrompts(model.to(device), shape.max_classes, shape.max_keypoints)
 
     def set_prompts(self, prompts: PromptTensors) -> None:
-        """Use these prompts from the next call of `infer` on."""
+        """Use these prompts from the next call of `submit` on."""
         self._prompts.set(prompts)
 
-    @torch.inference_mode()
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
         """Run 1 to `batch` RGB images [H, W, 3] of any sizes."""
+        poses = self._infer(images)
+        return lambda: poses
+
+    @torch.inference_mode()
+    def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
         inputs = self._prompts.get()
         batch = letterbox_batch(images, self.input_hw)
         pixels_B3HW = batch.pixels_B3HW(self._device)

@@ -92,10 +92,6 @@ class TensorRTBackend:
         self._next = (self._next + 1) % len(self._slots)
         return slot.submit(images)
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
-        """Run 1 to `batch` RGB images [H, W, 3] and wait for the result."""
-        return self.submit(images)()
-
     def close(self) -> None:
         """Wait for the frames in flight and let go of the engine."""
         for slot in self._slots:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +66,17 @@ class ShiftedBackend:
     def set_prompts(self, prompts: PromptTensors) -> None:
         self._backend.set_prompts(prompts)
 
-    def infer(self, images: list[NDArray[np.uint8]]) -> list[RawPoses]:
+    def submit(self, images: list[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
         shift = np.array([self._shift, 0], np.float32)
-        return [
+        poses = [
             dataclasses.replace(
                 raw,
                 boxes_G4=raw.boxes_G4 + np.concatenate((shift, [0, 0])).astype(np.float32),
                 keypoints_GK2=raw.keypoints_GK2 + shift,
             )
-            for raw in self._backend.infer(images)
+            for raw in self._backend.submit(images)()
         ]
+        return lambda: poses
 
     def close(self) -> None:
         self._backend.close()

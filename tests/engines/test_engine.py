@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ def test_the_official_resize_follows_each_image_and_pads_with_a_mask() -> None:
     )
     backend.set_prompts(tensors)
     images = images_of((4, 100), (3, 120))  # 53 and 33 px high at the official size: little to compute
-    for found in backend.infer(images):
+    for found in backend.submit(images)():
         assert np.isfinite(found.boxes_G4).all()
         assert np.isfinite(found.keypoints_GK2).all()
     assert backend.input_hw is None
@@ -120,11 +120,12 @@ class Echo:
     def set_prompts(self, prompts: PromptTensors) -> None:
         self.keypoints = int(prompts.keypoint_valid_CK.sum())
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
         box = np.array([[0.5, 0.5, 1.0, 1.0]], dtype=np.float32)
         keypoints = np.zeros((1, self.keypoints, 2), dtype=np.float32)
         logits = np.full((1, 8), 5.0, dtype=np.float32)
-        return [RawPoses(logits, np.zeros(1, dtype=np.int64), box, keypoints) for _ in images]
+        poses = [RawPoses(logits, np.zeros(1, dtype=np.int64), box, keypoints) for _ in images]
+        return lambda: poses
 
     def close(self) -> None:
         self.keypoints = 0
