@@ -13,6 +13,7 @@ Imports neither torch nor zmq: a robot needs this file, msgspec and numpy to und
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -190,7 +191,7 @@ def pose_message(tracked: FrameTracks, *, session: int, seq: int, publish_unix_n
         width=frame.width,
         height=frame.height,
         prompt_id=tracked.detections.prompt_id,
-        tracks=[_track_message(track, prompts[track.class_index]) for track in tracked.tracks],
+        tracks=_track_messages(tracked.tracks, prompts),
     )
 
 
@@ -204,33 +205,54 @@ def skeleton_message(
     return SkeletonMessage(SCHEMA, session, source, prompt_id, publish_unix_ns, classes)
 
 
-def _track_message(track: Track, prompt: PromptClass) -> TrackMessage:
-    """Keypoints beyond the class's own list, which pad the tracker's arrays, are left out."""
-    count = len(prompt.skeleton.keypoints)
-    left, top, right, bottom = np.round(np.asarray(track.box_xyxy, np.float64), 3).tolist()
-    predicted_K2 = track.keypoints_predicted_K2[:count]
-    unknown_K1 = np.isnan(predicted_K2[:, :1])  # never measured: the filter's velocity and covariance say nothing
-    return TrackMessage(
-        id=track.id,
-        class_name=prompt.name,
-        score=round(track.score, 5),
-        box_xyxy=(left, top, right, bottom),
-        keypoints_raw=_rows(track.keypoints_raw_K2[:count]),
-        keypoints=_rows(track.keypoints_K2[:count]),
-        keypoints_predicted=_rows(predicted_K2),
-        keypoints_velocity=_rows(np.where(unknown_K1, np.nan, track.velocity_K2[:count])),
-        keypoints_covariance=_rows(np.where(unknown_K1, np.nan, track.covariance_K3[:count])),
-        keypoints_measured=track.measured_K[:count].tolist(),
-        measured=track.measured,
+def _track_messages(tracks: Sequence[Track], prompts: Sequence[PromptClass]) -> list[TrackMessage]:
+    """All tracks of a frame; field by field, since one numpy call per field and frame is what the time goes into.
+
+    Keypoints beyond a class's own list, which pad the tracker's arrays, are left out.
+    """
+    if not tracks:
+        return []
+    predicted_TK2 = np.stack([track.keypoints_predicted_K2 for track in tracks])
+    unknown_TK1 = np.isnan(predicted_TK2[:, :, :1])  # never measured: velocity and covariance say nothing
+    columns = zip(
+        tracks,
+        [prompts[track.class_index] for track in tracks],
+        np.stack([track.box_xyxy for track in tracks]).astype(np.float64).round(3).tolist(),
+        _rows([track.keypoints_raw_K2 for track in tracks]),
+        _rows([track.keypoints_K2 for track in tracks]),
+        _rows(predicted_TK2),
+        _rows(np.where(unknown_TK1, np.nan, np.stack([track.velocity_K2 for track in tracks]))),
+        _rows(np.where(unknown_TK1, np.nan, np.stack([track.covariance_K3 for track in tracks]))),
+        np.stack([track.measured_K for track in tracks]).tolist(),
+        strict=True,
     )
+    messages = []
+    for track, prompt, box_xyxy, raw, smoothed, predicted, velocity, covariance, measured in columns:
+        count = len(prompt.skeleton.keypoints)
+        messages.append(
+            TrackMessage(
+                id=track.id,
+                class_name=prompt.name,
+                score=round(track.score, 5),
+                box_xyxy=tuple(box_xyxy),
+                keypoints_raw=list(map(tuple, raw[:count])),
+                keypoints=list(map(tuple, smoothed[:count])),
+                keypoints_predicted=list(map(tuple, predicted[:count])),
+                keypoints_velocity=list(map(tuple, velocity[:count])),
+                keypoints_covariance=list(map(tuple, covariance[:count])),
+                keypoints_measured=measured[:count],
+                measured=track.measured,
+            )
+        )
+    return messages
 
 
-def _rows(numbers_KD: NDArray[np.floating]) -> list[Any]:
+def _rows(numbers_TKD: Sequence[NDArray[np.floating]] | NDArray[np.floating]) -> list[Any]:
     """Round to 0.001 and turn what is not finite into None: msgpack could carry NaN, JSON cannot."""
-    rounded_KD = numbers_KD.astype(np.float64).round(3)
-    finite_KD = np.isfinite(rounded_KD)
-    if finite_KD.all():
-        return list(map(tuple, rounded_KD.tolist()))
-    values_KD = rounded_KD.astype(object)
-    values_KD[~finite_KD] = None
-    return list(map(tuple, values_KD.tolist()))
+    rounded_TKD = np.asarray(numbers_TKD, np.float64).round(3)
+    finite_TKD = np.isfinite(rounded_TKD)
+    if finite_TKD.all():
+        return list(rounded_TKD.tolist())
+    values_TKD = rounded_TKD.astype(object)
+    values_TKD[~finite_TKD] = None
+    return list(values_TKD.tolist())

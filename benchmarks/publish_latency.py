@@ -1,0 +1,106 @@
+"""Publish to a subscriber on loopback: from the tracks of a frame to the decoded message, 10 people.
+
+    python -m benchmarks.publish_latency [--messages 2000]
+
+The subscriber is a process of its own. Measured is what a robot waits for: making the message, encoding, ZeroMQ over
+tcp://127.0.0.1, decoding. Both processes read the same monotonic clock. The goal is a 99th percentile under 1 ms.
+"""
+
+import argparse
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from benchmarks._record import record
+from engines.detections import Detections
+from engines.prompts import parse_prompt
+from pipeline.messages import Frame, FramePoses, FrameTracks, now_ns
+from pipeline.publisher import PublishConfig, Publisher
+from pipeline.subscriber import PoseSubscriber
+from pipeline.tracking import PromptedTracker
+from pipeline.wire import pose_message
+from trackers import Tracker
+
+PEOPLE = 10
+INTERVAL_S = 1 / 200
+GOAL_MS = 1.0
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=2000)
+    options = parser.parse_args()
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    with Publisher(PublishConfig("tcp://127.0.0.1:*")) as publisher:
+        process = multiprocessing.get_context("spawn").Process(
+            target=subscribe, args=(publisher.endpoint, options.messages, sending), daemon=True
+        )
+        process.start()
+        while publisher.serve_late_joiners() == 0:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        size_bytes = publish(publisher, options.messages)
+        delays_ms = np.array(receiving.recv())
+        process.join(10)
+    p50, p95, p99 = (round(float(np.percentile(delays_ms, percent)), 3) for percent in (50, 95, 99))
+    row: dict[str, object] = {
+        "what": f"publish to subscriber on loopback, {PEOPLE} people, {round(1 / INTERVAL_S)} messages/s",
+        "messages": len(delays_ms),
+        "json_line_bytes": size_bytes,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "max_ms": round(float(delays_ms.max()), 3),
+        "goal_p99_ms": GOAL_MS,
+    }
+    print(row)
+    print(record("publish_latency", [row]))
+
+
+def publish(publisher: Publisher, messages: int) -> int:
+    """Publish `messages` frames of ten moving people at a steady rate; return the bytes of one as a JSON line."""
+    from pipeline.wire import to_json_line
+
+    prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
+    rng = np.random.default_rng(0)
+    pose_K2 = rng.uniform(0, 60, (17, 2)).astype(np.float32)
+    tracker = PromptedTracker(lambda sigmas: Tracker(None, sigmas))
+    pixels = np.zeros((480, 640, 3), np.uint8)
+    size_bytes = 0
+    for seq in range(messages):
+        start_s = time.perf_counter()
+        shift_N12 = np.array(
+            [[[60 * person + 5, 100 + 20 * np.sin(seq / 100)]] for person in range(PEOPLE)], np.float32
+        )
+        keypoints_NK2 = pose_K2 + shift_N12 + rng.normal(0, 0.5, (PEOPLE, 17, 2)).astype(np.float32)
+        boxes_N4 = np.concatenate([keypoints_NK2.min(axis=1), keypoints_NK2.max(axis=1)], axis=1)
+        scores_N = np.full(PEOPLE, 0.9, np.float32)
+        found = Detections(boxes_N4, scores_N, np.zeros(PEOPLE, np.int64), keypoints_NK2, 1, prompts)
+        frame = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receive")
+        tracks = tracker.update(FramePoses(frame, found), predict_to_now=True)
+        stamped = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receive")  # the clock starts here
+        message = pose_message(FrameTracks(stamped, found, tracks), session=1, seq=seq, publish_unix_ns=time.time_ns())
+        publisher.publish(message)
+        size_bytes = len(to_json_line(message))
+        time.sleep(max(0.0, INTERVAL_S - (time.perf_counter() - start_s)))
+    return size_bytes
+
+
+def subscribe(endpoint: str, messages: int, report: Connection) -> None:
+    """Receive, and report the age of each message in milliseconds; the first tenth warms up and is left out."""
+    ages_ms = []
+    with PoseSubscriber(endpoint) as subscriber:
+        for _ in range(messages):
+            message = subscriber.receive(10)
+            if message is None or len(message.tracks) != PEOPLE:
+                got = "nothing" if message is None else f"{len(message.tracks)} people"
+                raise RuntimeError(f"expected {PEOPLE} people in each message, got {got}")
+            ages_ms.append(subscriber.age_s * 1000)
+    report.send(ages_ms[messages // 10 :])
+
+
+if __name__ == "__main__":
+    main()
