@@ -178,7 +178,7 @@ def backward(
     """Return the gradients by value, reference, offsets and logits, each in the dtype of its tensor."""
     tensors = (value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
     inputs = [_plain(tensor) for tensor in (grad_out_BQC, *tensors)]
-    made = (torch.zeros_like, torch.zeros_like, torch.empty_like, torch.empty_like)
+    made = (torch.empty_like, torch.zeros_like, torch.empty_like, torch.empty_like)
     grads = [make(tensor) for make, tensor in zip(made, inputs[1:], strict=True)]
     shape = _shape(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2)
     _loaded().xpose_backward_float32(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, *grads)))

@@ -6,14 +6,23 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <vector>
+
 #include "deform_attn.h"
 
 namespace {
 
 constexpr int kMaxSamples = 64;   // L * P; cpu.py checks it
 
-// Channels are summed 16 at a time in explicit vectors; left to itself, the compiler gathers across points instead.
+// Channels are summed in explicit vectors as wide as the processor's: left to itself the compiler gathers across points,
+// and vectors wider than the processor's it takes apart through memory.
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
@@ -191,7 +200,7 @@ void backward_query(const Shape& shape, const Levels& levels, const float* grad_
                     const float* reference_LR, const float* offsets_LP2, const float* logits_LP, float* grad_value_SD,
                     float* grad_offsets_LP2, float* grad_logits_LP) {
     const int samples_LP = shape.levels * shape.points;
-    const int64_t stride = (int64_t)shape.heads * kVectors * kLanes;
+    constexpr int64_t stride = kVectors * kLanes;
     float weights[kMaxSamples], grad_weights[kMaxSamples], mean = 0.0f;
     Samples samples;
     softmax(logits_LP, samples_LP, weights);
@@ -222,23 +231,30 @@ void backward_query(const Shape& shape, const Levels& levels, const float* grad_
     for (int i = 0; i < samples_LP; ++i) grad_logits_LP[i] = weights[i] * (grad_weights[i] - mean);
 }
 
-// All queries of one (image, head) go to one thread: they alone touch that head's channels of the value's gradient.
+// All queries of one (image, head) go to one thread, on copies of that head's channels alone: no two threads meet, and
+// neighbouring tokens lie side by side, where in the full tensors they would crowd into a few sets of the cache.
 template <int kVectors>
 void backward(const Shape& shape, const Inputs& in, const Gradients& grads) {
-    const int depth = kVectors * kLanes, samples_LP = shape.levels * shape.points;
+    constexpr int depth = kVectors * kLanes;
+    const int samples_LP = shape.levels * shape.points;
     const int64_t stride = (int64_t)shape.heads * depth;
     const Levels levels = levels_of(shape);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
     for (int64_t job = 0; job < shape.batch * shape.heads; ++job) {
         const int64_t image = job / shape.heads, head = job % shape.heads;
         const int64_t value_at = image * shape.tokens * stride + head * depth;
+        std::vector<float> value_SD(shape.tokens * depth), grad_value_SD(shape.tokens * depth);
+        for (int64_t token = 0; token < shape.tokens; ++token)
+            memcpy(&value_SD[token * depth], in.value + value_at + token * stride, sizeof(float) * depth);
         for (int64_t query = image * shape.queries; query < (image + 1) * shape.queries; ++query) {
             const int64_t first = (query * shape.heads + head) * samples_LP;
-            backward_query<kVectors>(shape, levels, in.grad_out + query * stride + head * depth, in.value + value_at,
+            backward_query<kVectors>(shape, levels, in.grad_out + query * stride + head * depth, value_SD.data(),
                                      in.reference + query * shape.levels * shape.reference_size, in.offsets + 2 * first,
-                                     in.logits + first, grads.value + value_at, grads.offsets + 2 * first,
+                                     in.logits + first, grad_value_SD.data(), grads.offsets + 2 * first,
                                      grads.logits + first);
         }
+        for (int64_t token = 0; token < shape.tokens; ++token)
+            memcpy(grads.value + value_at + token * stride, &grad_value_SD[token * depth], sizeof(float) * depth);
     }
 }
 
@@ -271,7 +287,9 @@ void backward_locations(const Shape& shape, const Inputs& in, const Gradients& g
 template <typename T>
 void forward_any(const Shape& shape, const T* value, const float* reference, const float* offsets, const float* logits,
                  T* out) {
-    const auto run = shape.depth == 16 ? forward<T, 1> : shape.depth == 32 ? forward<T, 2> : forward<T, 4>;
+    const auto run = shape.depth == 16   ? forward<T, 16 / kLanes>
+                     : shape.depth == 32 ? forward<T, 32 / kLanes>
+                                         : forward<T, 64 / kLanes>;
     run(shape, value, reference, offsets, logits, out);
 }
 
@@ -288,14 +306,16 @@ extern "C" void xpose_forward_bfloat16(const Shape* shape, const Bfloat16* value
     forward_any(*shape, value, reference, offsets, logits, out);
 }
 
-// The gradients by value and by reference must come zeroed: they are added to.
+// The gradient by reference must come zeroed: it is added to.
 extern "C" void xpose_backward_float32(const Shape* shape, const float* grad_out, const float* value,
                                        const float* reference, const float* offsets, const float* logits,
                                        float* grad_value, float* grad_reference, float* grad_offsets,
                                        float* grad_logits) {
     const Inputs in = {grad_out, value, reference, offsets, logits};
     const Gradients grads = {grad_value, grad_reference, grad_offsets, grad_logits};
-    const auto run = shape->depth == 16 ? backward<1> : shape->depth == 32 ? backward<2> : backward<4>;
+    const auto run = shape->depth == 16   ? backward<16 / kLanes>
+                     : shape->depth == 32 ? backward<32 / kLanes>
+                                          : backward<64 / kLanes>;
     run(*shape, in, grads);
     backward_locations(*shape, in, grads);
 }
