@@ -24,6 +24,7 @@ Point = tuple[int, int]
 _GOLDEN_RATIO = 0.618034
 _INK: Colour = (18, 20, 24)
 _PAPER: Colour = (250, 250, 248)
+_BRIGHT = 140  # luma (ITU-R BT.601) from which dark letters read better than light ones
 _SUBPIXEL_BITS = 3
 _REFERENCE_SIDE = 480  # px; lines and letters grow with the canvas from here
 
@@ -120,8 +121,10 @@ def _draw_label(canvas_HW3: Canvas, track: TrackMessage, unit: float, zoom: floa
     bottom = round(track.box_xyxy[1] * zoom) - max(1, round(unit))
     if bottom - height - 2 * pad < 0:
         bottom = max(0, bottom) + height + 2 * pad
-    _shade(canvas_HW3, (left, bottom - height - 2 * pad), (left + width + 2 * pad, bottom), colour_of(track.id), 0.88)
-    _text(canvas_HW3, text, (left + pad, bottom - pad), size, _INK)
+    colour = colour_of(track.id)
+    _shade(canvas_HW3, (left, bottom - height - 2 * pad), (left + width + 2 * pad, bottom), colour, 0.88)
+    bright = 0.30 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > _BRIGHT
+    _text(canvas_HW3, text, (left + pad, bottom - pad), size, _INK if bright else _PAPER)
 
 
 def _draw_caption(canvas_HW3: Canvas, message: PoseMessage, unit: float) -> None:
