@@ -168,3 +168,25 @@ def test_key_changes_with_a_single_weight(model: XPose) -> None:
         other.transformer.tgt_embed.weight[0, 0] += 1e-3
     assert request_for().key(model).digest() != request_for().key(other).digest()
     assert request_for().key(model).digest() == request_for().key(copy.deepcopy(model)).digest()
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_plan_passes_its_gate_and_keeps_frames_in_flight_apart(
+    model: XPose, tmp_path: Path, precision: str
+) -> None:
+    request = dataclasses.replace(request_for("tensorrt", precision), device=torch.device("cuda"))
+    cache = EngineCache(tmp_path)
+    build_engine(model, prompts(), request, cache)
+    name, compiled = open_backend("tensorrt", copy.deepcopy(model), request, cache, eager=pytest.fail)
+    assert name == "tensorrt"
+    images = parity.bundled_images()
+    compiled.set_prompts(prompts(1))
+    alone = [compiled.submit([image])()[0] for image in images]
+    under_way = [compiled.submit([image]) for image in images * 2]  # more than there are slots
+    for raw, expected in zip((poses()[0] for poses in under_way), alone * 2, strict=True):
+        np.testing.assert_array_equal(raw.boxes_G4, expected.boxes_G4)
+    compiled.set_prompts(prompts(2))
+    assert not np.array_equal(compiled.submit([images[0]])()[0].boxes_G4, alone[0].boxes_G4)
+    compiled.close()
