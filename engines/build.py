@@ -125,7 +125,7 @@ def build_engine(
     def compile_to(path: Path) -> dict[str, Any]:
         started = time.monotonic()
         progress("tracing the network")
-        program = export(copy.deepcopy(model), request.shape, request.precision)
+        program = export(copy.deepcopy(model).to(request.device), request.shape, request.precision)
         progress(f"compiling with {request.backend}")
         _compile(request, program, path)
         seconds = time.monotonic() - started

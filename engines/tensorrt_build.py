@@ -21,7 +21,7 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
     trt = import_tensorrt()
     torch_tensorrt = import_torch_tensorrt()
     plugin.register_converter()
-    inputs = [value.cuda() for value in program.example_inputs[0]]
+    inputs = list(program.example_inputs[0])
     timing_cache = default_root() / "timing.cache"
     timing_cache.parent.mkdir(parents=True, exist_ok=True)
     plan = torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
