@@ -32,14 +32,14 @@ class MotionConfig:
     The box's centre and its width and height have noises of their own; a measurement of low score is trusted less.
     """
 
-    measurement: float = 0.0264  # standard deviation of a detected coordinate, sizes
-    doubt: float = 0.49  # measurement variance grows by 1 + 25 * doubt * (1 - score)^2 (NSA Kalman, arXiv:2107.07638)
-    centre_walk: float = 0.191  # random walk, sizes/sqrt(s)
-    centre_acceleration: float = 0.684  # white acceleration, sizes/s^1.5
-    size_walk: float = 0.295
-    size_acceleration: float = 0.0675
-    speed: float = 0.351  # standard deviation of a new object's velocity, sizes/s
-    heading_s: float = 0.219  # time constant of the observed velocity that association compares headings with
+    measurement: float = 0.027  # standard deviation of a detected coordinate, sizes
+    doubt: float = 0.31  # measurement variance grows by 1 + 25 * doubt * (1 - score)^2 (NSA Kalman, arXiv:2107.07638)
+    centre_walk: float = 0.18  # random walk, sizes/sqrt(s)
+    centre_acceleration: float = 0.64  # white acceleration, sizes/s^1.5
+    size_walk: float = 0.29
+    size_acceleration: float = 0.049
+    speed: float = 0.31  # standard deviation of a new object's velocity, sizes/s
+    heading_s: float = 0.26  # time constant of the observed velocity that association compares headings with
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
@@ -63,7 +63,7 @@ class NoiseConfig:
     most_ratio: float = 1000.0
     clip_sigma: float = 4.0  # second differences beyond it count as this large
     gate_sigma: float = 8.0  # a keypoint farther than this from its prediction, and farther than
-    gate_size: float = 1.0  # this many sizes, moves nothing,
+    gate_size: float = 1.0  # this many times the longer side of its box, moves nothing,
     gate_patience: int = 1  # unless it comes more often than this in a row: then it starts anew where it is measured
 
     def __post_init__(self) -> None:
@@ -81,19 +81,19 @@ class AssociationConfig:
     """
 
     low_score: float = 0.1  # detections below are ignored
-    high_score: float = 0.515  # from here on they take part in the first round
+    high_score: float = 0.51  # from here on they take part in the first round
     new_score: float = 0.7  # founding a track needs this
-    first_similarity: float = 0.0537  # least similarity in the round of confident detections
-    second_similarity: float = 0.428  # in the round of doubtful ones, which only continue tracks seen a moment ago
-    buffer: float = 0.125  # boxes grow by this fraction on every side before their overlap is taken (C-BIoU, WACV 2023)
-    speed_buffer: float = 0.299  # and by this much more per size/s of the track's speed
-    score_power: float = 0.667
-    low_score_power: float = 0.0901  # instead of score_power in the second round
-    heading_weight: float = 0.0647  # for moving on in the observed direction (OC-SORT, CVPR 2023, with Kalman tracks)
-    heading_speed: float = 0.309  # sizes/s from which a direction counts fully
-    score_weight: float = 0.0775  # against a change of score (Hybrid-SORT, AAAI 2024)
-    pose_weight: float = 0.35  # share of OKS in the similarity where both sides have keypoints
-    pose_similarity: float = 0.15  # least similarity of such a pair in any round
+    first_similarity: float = 0.077  # least similarity in the round of confident detections
+    second_similarity: float = 0.43  # in the round of doubtful ones, which only continue tracks seen a moment ago
+    buffer: float = 0.14  # boxes grow by this fraction on every side before their overlap is taken (C-BIoU, WACV 2023)
+    speed_buffer: float = 0.31  # and by this much more per size/s of the track's speed
+    score_power: float = 0.77
+    low_score_power: float = 0.07  # instead of score_power in the second round
+    heading_weight: float = 0.056  # for moving on in the observed direction (OC-SORT, CVPR 2023, with Kalman tracks)
+    heading_speed: float = 0.35  # sizes/s from which a direction counts fully
+    score_weight: float = 0.1  # against a change of score (Hybrid-SORT, AAAI 2024)
+    pose_weight: float = 0.4  # share of OKS in the similarity where both sides have keypoints
+    pose_similarity: float = 0.2  # least similarity of such a pair in any round
     default_sigma: float = 0.07  # OKS sigma where the skeleton publishes none, until learned from the residuals
     max_detections: int = 1000  # the best by score are kept
 
@@ -114,8 +114,8 @@ class LifecycleConfig:
 
     confirm_hits: int = 2  # detections until a track is published; in the first update one is enough
     tentative_s: float = 0.0  # an unconfirmed track survives unseen for this long
-    coast_s: float = 0.2  # a confirmed track is published unseen for this long
-    lost_s: float = 1.59  # and can be recognised again for this long
+    coast_s: float = 0.15  # a confirmed track is published unseen for this long
+    lost_s: float = 1.6  # and can be recognised again for this long
     max_tracks: int = 2000  # births beyond it are dropped: memory stays bounded
 
     def __post_init__(self) -> None:

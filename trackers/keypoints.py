@@ -42,18 +42,21 @@ class Keypoints:
         return int(self.raw_TK2.shape[1])
 
     def sort_out(
-        self, residual_MK2: Floats, variance_MK: Floats, rows: Rows, keypoints_MK2: Floats, area_M1: Floats
+        self, residual_MK2: Floats, variance_MK: Floats, rows: Rows, keypoints_MK2: Floats, length_M1: Floats
     ) -> KeypointCorrection:
         """Gate each keypoint by itself: one wild keypoint moves nothing.
 
         Args:
             residual_MK2: measured less predicted, NaN where either is unknown.
             variance_MK: of the prediction, px².
+            length_M1: longer side of the object's box, px.
         """
         config = self.config
         noise_MK = self.learner.noise_TK[rows]
         squared_MK = np.einsum("mka,mka->mk", residual_MK2, residual_MK2)
-        limit_MK = np.maximum((2.0 * config.gate_sigma**2) * (variance_MK + noise_MK), config.gate_size**2 * area_M1)
+        limit_MK = np.maximum(
+            (2.0 * config.gate_sigma**2) * (variance_MK + noise_MK), np.square(config.gate_size * length_M1)
+        )
         accepted_MK = squared_MK <= limit_MK  # False for NaN
         measured_MK = ~np.isnan(keypoints_MK2[..., 0])
         odd_MK = measured_MK & ~accepted_MK

@@ -195,7 +195,8 @@ class Tracker:
         filters, keypoints = self._filters, self._keypoints
         residual_MK2 = keypoints_MK2 - filters.position_TP2[rows, _FIRST_KEYPOINT:]
         variance_MK = filters.variance_5TP[PP, rows, _FIRST_KEYPOINT:]
-        correction = keypoints.sort_out(residual_MK2, variance_MK, rows, keypoints_MK2, area_M1)
+        length_M1 = filters.position_TP2[rows, _SIZE].max(axis=1, keepdims=True)
+        correction = keypoints.sort_out(residual_MK2, variance_MK, rows, keypoints_MK2, length_M1)
         self._sigmas.learn(self._table.classes_T[rows], correction.squared_MK, area_M1, correction.accepted_MK)
         count = len(keypoints_MK2)
         noise_MP = np.empty((count, _FIRST_KEYPOINT + keypoints.count))

@@ -59,14 +59,13 @@ def box_sequences(archive: str) -> list[BoxSequence]:
             )
             length = int(info["seqLength"])
             start = length // 2 + 1 if name.startswith("MOT17") else 1
-            detections = _rows(files, f"{name}/det/det.txt")
             sequences.append(
                 BoxSequence(
                     name,
                     float(info["frameRate"]),
                     tuple(range(start, length + 1)),
                     _rows(files, f"{name}/gt/gt.txt"),
-                    detections[np.argsort(detections[:, 0], kind="stable")],
+                    _rows(files, f"{name}/det/det.txt"),
                 )
             )
     return sequences
@@ -85,7 +84,8 @@ def thinned(sequence: BoxSequence, column: str) -> BoxSequence:
 
 
 def _rows(files: zipfile.ZipFile, name: str) -> Floats:
-    return np.loadtxt(io.StringIO(files.read(name).decode()), delimiter=",", ndmin=2)
+    rows = np.loadtxt(io.StringIO(files.read(name).decode()), delimiter=",", ndmin=2)
+    return np.asarray(rows[np.argsort(rows[:, 0], kind="stable")])
 
 
 @dataclass(frozen=True, slots=True)

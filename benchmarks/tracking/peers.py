@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,13 @@ import numpy as np
 
 def makers() -> dict[str, Any]:
     """Fresh trackers with the defaults of their constructors (BoT-SORT without images, hence without its CMC)."""
-    from trackers import BoTSORTTracker, ByteTrackTracker, CBIoUTracker, OCSORTTracker, SORTTracker
-
+    package = import_module("trackers")
     return {
-        "SORT": SORTTracker,
-        "ByteTrack": ByteTrackTracker,
-        "OC-SORT": OCSORTTracker,
-        "BoT*": lambda: BoTSORTTracker(enable_cmc=False),
-        "C-BIoU": CBIoUTracker,
+        "SORT": package.SORTTracker,
+        "ByteTrack": package.ByteTrackTracker,
+        "OC-SORT": package.OCSORTTracker,
+        "BoT*": lambda: package.BoTSORTTracker(enable_cmc=False),
+        "C-BIoU": package.CBIoUTracker,
     }
 
 
@@ -44,8 +44,7 @@ def frames_of(job: Any) -> dict[int, list[tuple[int, np.ndarray]]]:
 
 
 def to_detections(rows: np.ndarray) -> Any:
-    import supervision as sv
-
+    sv = import_module("supervision")
     if not len(rows):
         empty = sv.Detections.empty()
         empty.confidence = np.empty(0)
@@ -87,4 +86,5 @@ def clock(job: Any) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     action, job_path, out_path = sys.argv[1:]
-    np.savez_compressed(out_path, **{"track": track, "time": clock}[action](np.load(job_path)))
+    tables: dict[str, Any] = {"track": track, "time": clock}[action](np.load(job_path))
+    np.savez_compressed(out_path, **tables)
