@@ -47,18 +47,15 @@ def test_imports_go_in_the_allowed_direction_only(package: str) -> None:
 
 
 def test_trackers_need_no_library_beyond_numpy_scipy_lapx_and_filterpy() -> None:
-    roots = {
-        name.split(".")[0]
-        for path in (REPOSITORY / "trackers").rglob("*.py")
-        for name in imported_names(path)
-    }
+    paths = (REPOSITORY / "trackers").rglob("*.py")
+    roots = {name.split(".")[0] for path in paths for name in imported_names(path)}
     assert roots - TRACKERS_LIBRARIES - {"trackers"} <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("module", ["pipeline.subscriber", "pipeline.wire", "trackers"])
 def test_module_imports_without_torch(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=60)
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60, check=False).returncode == 0
 
 
 def test_importing_everything_asks_for_no_optional_library() -> None:
@@ -73,4 +70,4 @@ def test_importing_everything_asks_for_no_optional_library() -> None:
         f"import sys, importlib\nfor name in {optional!r}: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=120)
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=120, check=False).returncode == 0
