@@ -1,0 +1,80 @@
+"""The whole pipeline with a real engine: a 640 x 480 file, decode to publish, frames per second.
+
+    python -m benchmarks.pipeline_rate [--frames 300] [--threads 2] [--backends eager,inductor] [--weights FILE]
+
+The file is encoded here from the synthetic scenes; prompts are one class with 17 keypoints. The rate counts from the
+first frame's decoding to the last one's publishing, after one warm-up frame; the goal for nano on two cores is 15.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks._record import record
+from benchmarks.line import encode_clip
+from engines.engine import Engine, EngineConfig
+from engines.prompts import parse_prompt
+from pipeline.config import PipelineConfig
+from pipeline.publisher import PublishConfig
+from pipeline.runner import Line
+from pipeline.sources import open_source
+
+GOAL = 15.0
+
+
+def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[str, object]:
+    """Run the line over `clip`, several times; returns a row."""
+    prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
+    settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))
+    rates = []
+    with closing(Engine(config)) as engine:
+        engine.set_prompts(prompts)
+        engine.infer([np.zeros((480, 640, 3), np.uint8)])
+        for _ in range(repeats):
+            line = Line([open_source(str(clip))], engine, prompts, settings)
+            started = time.perf_counter()
+            line.run()
+            rates.append(frames / (time.perf_counter() - started))
+            published = line.metrics.frames_out("publish")
+            if published != frames:
+                raise RuntimeError(f"{published} of {frames} frames were published")
+        return {
+            "model": config.model,
+            "backend": engine.backend_name,
+            "precision": config.precision,
+            "input_hw": engine.input_hw,
+            "threads": config.threads,
+            "frames_per_s_median": round(statistics.median(rates), 1),
+            "frames_per_s_min": round(min(rates), 1),
+            "frames_per_s_max": round(max(rates), 1),
+            "goal": GOAL,
+        }
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--backends", default="eager")
+    parser.add_argument("--weights", default="")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        encode_clip(clip, options.frames)
+        for backend in options.backends.split(","):
+            config = EngineConfig(backend=backend, weights=options.weights, threads=options.threads)
+            rows.append(rate(config, clip, options.frames, options.repeats))
+            print(rows[-1])
+    print(record("pipeline_rate", rows))
+
+
+if __name__ == "__main__":
+    main()
