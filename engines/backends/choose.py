@@ -41,7 +41,7 @@ def open_backend(
         try:
             backend = _open_compiled(compiled, model, request, cache)
         except (BackendError, EngineCacheError) as error:
-            reasons.append(f"{compiled}: {error}")
+            reasons.append(f"{compiled}: {str(error).partition(';')[0]}")
             continue
         _log.info("backend %s%s", compiled, f" ({'; '.join(reasons)})" if reasons else "")
         return compiled, backend

@@ -66,7 +66,7 @@ def _padded(tensors: list[Tensor], axes: tuple[int, ...]) -> tuple[Tensor, Tenso
     filled_up = torch.zeros((len(tensors), *shape))
     missing = torch.ones((len(tensors), *shape), dtype=torch.bool)
     for index, tensor in enumerate(tensors):
-        place = (index, *(slice(0, side) for side in tensor.shape))
+        place: tuple[int | slice, ...] = (index, *(slice(0, side) for side in tensor.shape))
         filled_up[place] = tensor
         missing[place] = False
     assert all(
