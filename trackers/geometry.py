@@ -37,7 +37,7 @@ def candidate_pairs(
     return rows_P[close], columns_P[close]
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _all_pairs(tracks: int, detections: int) -> tuple[Integers, Integers]:
     pairs = np.repeat(np.arange(tracks), detections), np.tile(np.arange(detections), tracks)
     for indices in pairs:

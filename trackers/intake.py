@@ -56,10 +56,14 @@ def take_in(detections: Detections, keypoints: int, low_score: float, limit: int
         low_score: lesser scores (and NaN) are dropped.
         limit: at most so many detections are kept, the best by score.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is dropped here
+        return _valid(detections, _keypoints(detections, keypoints), low_score, limit)
+
+
+def _valid(detections: Detections, keypoints_NK2: Floats, low_score: float, limit: int) -> Found:
     boxes_N4: Floats = np.array(detections.boxes_N4, np.float64)
     scores_N: Floats = np.asarray(detections.scores_N, np.float64)
-    keypoints_NK2 = _keypoints(detections, keypoints)
-    if keypoints:
+    if keypoints_NK2.shape[1]:
         lacking_N = ~np.isfinite(boxes_N4).all(axis=1)
         if lacking_N.any():
             boxes_N4[lacking_N] = keypoint_boxes(keypoints_NK2[lacking_N])
