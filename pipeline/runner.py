@@ -33,6 +33,7 @@ from pipeline.stages import (
     TrackStage,
     VideoStage,
 )
+from pipeline.tracking import ScoreScale
 from trackers import Tracker
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ class Line:
         infer = InferStage(
             lanes, engine, poses, metrics, config.line, batch=config.engine.batch, prompts=prompts, prompt_id=prompt_id
         )
-        track = TrackStage(lanes, poses, tracks, metrics, lambda sigmas: Tracker(config.tracker, sigmas))
+        scale = ScoreScale(config.line.sure_score, config.tracker.association.new_score)
+        track = TrackStage(lanes, poses, tracks, metrics, lambda sigmas: Tracker(config.tracker, sigmas), scale)
         publish = PublishStage(lanes, tracks, drawn, metrics, config.line, config.publish, self._pose_file)
         video = [VideoStage(drawn, self._videos, metrics)] if drawn else []
         self._stages: list[Stage] = [*video, publish, track, infer]

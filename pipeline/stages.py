@@ -26,7 +26,7 @@ from pipeline.metrics import Metrics
 from pipeline.publisher import PublishConfig, Publisher
 from pipeline.queues import BoundedQueue, FanIn, QueueClosed
 from pipeline.recording import PoseFile, VideoFile
-from pipeline.tracking import MakeTracker, PromptedTracker, still_track
+from pipeline.tracking import MakeTracker, PromptedTracker, ScoreScale, still_track
 from pipeline.wire import PoseMessage, SkeletonMessage, pose_message, skeleton_message
 from trackers import Track
 
@@ -61,12 +61,14 @@ class LineConfig:
         stage_queue: results that may wait between inference, tracking and publishing; full queues make inference wait.
         age_budget_s: a live frame older than this is not inferred, and a result older than this is not published;
             both are counted. 0 turns it off.
+        sure_score: a detection may found a track from this score on (`ScoreScale`).
     """
 
     file_queue: int = 8
     live_queue: int = 1
     stage_queue: int = 8
     age_budget_s: float = 2.0
+    sure_score: float = 0.3
 
     def __post_init__(self) -> None:
         for key in ("file_queue", "live_queue", "stage_queue"):
@@ -74,6 +76,8 @@ class LineConfig:
                 raise ConfigError(f"line.{key} is {getattr(self, key)}: give 1 frame or more")
         if not self.age_budget_s >= 0:
             raise ConfigError(f"line.age_budget_s is {self.age_budget_s}: give 0 s (off) or more")
+        if not 0 < self.sure_score < 1:
+            raise ConfigError(f"line.sure_score is {self.sure_score}: give a score between 0 and 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +228,7 @@ class TrackStage(Stage):
 
     Args:
         make_tracker: makes a tracker from the OKS sigmas of each class.
+        scale: between the network's scores and the tracker's.
     """
 
     def __init__(
@@ -233,6 +238,7 @@ class TrackStage(Stage):
         output: BoundedQueue[FrameTracks],
         metrics: Metrics,
         make_tracker: MakeTracker,
+        scale: ScoreScale,
     ) -> None:
         self.name = "track"
         self._live = set(live_names(lanes))
@@ -240,6 +246,7 @@ class TrackStage(Stage):
         self._output = output
         self._metrics = metrics
         self._make_tracker = make_tracker
+        self._scale = scale
         self._trackers: dict[str, PromptedTracker] = {}
         self._still_ids: dict[str, int] = {}
 
@@ -258,7 +265,7 @@ class TrackStage(Stage):
         frame = poses.frame
         tracker = self._trackers.get(frame.source)
         if tracker is None:
-            tracker = self._trackers[frame.source] = PromptedTracker(self._make_tracker)
+            tracker = self._trackers[frame.source] = PromptedTracker(self._make_tracker, self._scale)
         return tracker.update(poses, predict_to_now=frame.source in self._live)
 
     def _still(self, poses: FramePoses) -> tuple[Track, ...]:

@@ -106,6 +106,7 @@ def test_program_gives_the_network_s_numbers_and_takes_prompts_as_inputs(model: 
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, inside its compiler
 def test_compiled_engine_passes_its_gate_and_runs(model: XPose, tmp_path: Path) -> None:
     """The whole way through AOTInductor, from the network to detections, with a prompt swap and no rebuild."""
     cache = EngineCache(tmp_path)

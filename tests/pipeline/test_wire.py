@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import wire
 from pipeline.messages import FramePoses, FrameTracks
-from pipeline.tracking import PromptedTracker
+from pipeline.tracking import PromptedTracker, ScoreScale
 from tests.pipeline.fakes import LAMP, MUG, FakeSource, seen
 from trackers import Tracker
 
@@ -27,7 +27,7 @@ def tracked() -> FrameTracks:
     frame = next(iter(FakeSource(1, name="cam/1")))
     found = seen((MUG, LAMP), 5, 30.0)
     found.keypoints_NK2[0, 1] = np.nan
-    tracks = PromptedTracker(lambda sigmas: Tracker(None, sigmas)).update(
+    tracks = PromptedTracker(lambda sigmas: Tracker(None, sigmas), ScoreScale(0.3, 0.7)).update(
         FramePoses(frame, found), predict_to_now=False
     )
     return FrameTracks(frame, found, tracks)
