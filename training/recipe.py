@@ -25,6 +25,8 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         decoder_share: of each batch, how many canvases (0..1) go on through the decoder; the rest, and all at 0, train
             backbone, encoder and prompts by the dense losses. From scratch the decoder has nothing to read before
             these have learned something, and it costs as much as they do.
+        frozen_features: backbone, neck and encoder stay as they are and the dense loss is left out; the decoder then
+            learns from several times as many canvases per minute.
     """
 
     steps: int
@@ -35,6 +37,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accumulate: int = 1
     backbone_lr: float = 1.0
     decoder_share: float = 1.0
+    frozen_features: bool = False
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

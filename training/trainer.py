@@ -107,6 +107,7 @@ class Trainer:
         for group, factor in zip(self.optimiser.param_groups, (1.0, phase.backbone_lr), strict=True):
             group["lr"] = rate * factor
         self.trainee.train()
+        self._freeze(phase.frozen_features)
         self.optimiser.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
         for micro in range(phase.accumulate):
@@ -121,6 +122,13 @@ class Trainer:
         self.optimiser.step()
         self.average.update(self.trainee)
         return {**log, "gradient": float(norm), "lr": rate}
+
+    def _freeze(self, frozen: bool) -> None:
+        model = self.trainee.model
+        for part in (model.backbone, model.input_proj, model.transformer.encoder):
+            part.requires_grad_(not frozen).train(not frozen)
+        model.transformer.level_embed.requires_grad_(not frozen)
+        self.trainee.dense.requires_grad_(not frozen)
 
     def _micro_batch(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
         recipe, stream, rank = self.recipe, self.stream, self.processes.rank
@@ -148,9 +156,10 @@ class Trainer:
             trainee = self.trainee
             prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
             chosen = prompts.of_images(modality_B)
-            encoded = trainee.model.encode(pixels_from_samples(samples).to(device), chosen)
+            with torch.set_grad_enabled(not phase.frozen_features):
+                encoded = trainee.model.encode(pixels_from_samples(samples).to(device), chosen)
             extra = {}
-            if recipe.weights.dense:
+            if recipe.weights.dense and not phase.frozen_features:
                 extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
             if recipe.weights.alignment and recipe.examples:
                 extra["alignment"] = contrast(prompts)

@@ -47,7 +47,14 @@ lr = 1e-3
 lr_end = 1e-3
 decoder_share = 0.0
 [[phases]]
-steps = 4
+steps = 1
+size_hw = [64, 48]
+batch = 2
+lr = 1e-3
+lr_end = 1e-3
+frozen_features = true
+[[phases]]
+steps = 3
 size_hw = [64, 48]
 batch = 2
 lr = 1e-3
@@ -89,12 +96,22 @@ def test_an_interrupted_run_goes_on_to_the_very_same_numbers(data: Path, tmp_pat
 
 def test_every_trainable_tensor_learns_from_a_step_with_all_modalities(data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(data / "tiny.toml")
-    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[1:]), data, tmp_path / "run")
+    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[2:]), data, tmp_path / "run")
     for _ in range(4):
         trainer.train_step()
         trainer.step += 1
     silent = {name for name, parameter in trainer.trainee.named_parameters() if parameter.grad is None}
     assert silent == {"clip_model.logit_scale"}
+
+
+def test_frozen_features_stay_to_the_bit_while_the_decoder_learns(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[1:2]), data, tmp_path / "run")
+    before = {key: value.clone() for key, value in trainer.trainee.model.state_dict().items()}
+    trainer.train_step()
+    changed = {key for key, value in trainer.trainee.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert any(key.startswith("transformer.decoder.layers") for key in changed)
+    assert not any(key.startswith(("backbone", "input_proj", "transformer.encoder")) for key in changed)
 
 
 def test_two_processes_share_their_gradients(data: Path, tmp_path: Path) -> None:
