@@ -19,7 +19,7 @@ from engines.prompts import parse_prompt
 from pipeline.messages import Frame, FramePoses, FrameTracks, now_ns
 from pipeline.publisher import PublishConfig, Publisher
 from pipeline.subscriber import PoseSubscriber
-from pipeline.tracking import PromptedTracker
+from pipeline.tracking import PromptedTracker, ScoreScale
 from pipeline.wire import pose_message
 from trackers import Tracker
 
@@ -67,7 +67,7 @@ def publish(publisher: Publisher, messages: int) -> int:
     prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
     rng = np.random.default_rng(0)
     pose_K2 = rng.uniform(0, 60, (17, 2)).astype(np.float32)
-    tracker = PromptedTracker(lambda sigmas: Tracker(None, sigmas))
+    tracker = PromptedTracker(lambda sigmas: Tracker(None, sigmas), ScoreScale(0.3, 0.7))
     pixels = np.zeros((480, 640, 3), np.uint8)
     size_bytes = 0
     for seq in range(messages):
