@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from trackers.config import AssociationConfig
 from trackers.geometry import candidate_pairs, oks_pairs
-from trackers.types import Booleans, Floats, Integers
+from trackers.types import Booleans, Floats, Integers, holds_for_all
 
 _NONE = np.empty(0, np.int64)
 
@@ -63,7 +63,7 @@ def associate(tracks: Candidates, found: Found, config: AssociationConfig) -> tu
     """Return matched track rows_M (ascending where all tracks are matched) and detection columns_M."""
     sure_N = found.scores_N >= config.high_score
     pairs = _compare(tracks, found, config, sure_N)
-    all_sure, all_confirmed = bool(sure_N.all()), bool(tracks.confirmed_T.all())
+    all_sure, all_confirmed = holds_for_all(sure_N), holds_for_all(tracks.confirmed_T)
     if all_sure and all_confirmed:
         return _round(pairs, None, config.first_similarity)
     sure, confirmed = sure_N[pairs.columns], tracks.confirmed_T[pairs.rows]
@@ -137,7 +137,7 @@ def _compare(tracks: Candidates, found: Found, config: AssociationConfig, sure_N
     similarity = _box_similarity(track, detection, config)
     shape = (len(tracks.scores_T), len(found.scores_N))
     class_index = tracks.classes_T[0]
-    if (tracks.classes_T != class_index).any() or (found.classes_N != class_index).any():
+    if not (holds_for_all(tracks.classes_T == class_index) and holds_for_all(found.classes_N == class_index)):
         similarity[tracks.classes_T[rows] != found.classes_N[columns]] = -np.inf
     if config.pose_weight and found.keypoints_NK2.shape[1]:
         near = (similarity > -np.inf).nonzero()[0]
@@ -193,8 +193,8 @@ def _box_similarity(track: Floats, detection: Floats, config: AssociationConfig)
     shared = np.maximum(np.minimum(smaller, middle_2P[1] - apart_2P[1]), 0.0)
     similarity *= shared * detection[5] / (both - shared) * np.sqrt(smaller / (both - smaller))
     moved_2P = detection[0:2] - track[4:6]
-    ahead = (moved_2P * track[6:8]).sum(axis=0)
-    similarity += ahead / (np.hypot(moved_2P[0], moved_2P[1]) + 1e-9)
+    turned_2P = moved_2P * track[6:8]
+    similarity += (turned_2P[0] + turned_2P[1]) / (np.hypot(moved_2P[0], moved_2P[1]) + 1e-9)
     similarity -= config.score_weight * np.abs(track[9] - detection[4])
     similarity[apart_P] = -np.inf
     return np.asarray(similarity)

@@ -11,7 +11,7 @@ import numpy as np
 
 from trackers.association import Found
 from trackers.geometry import keypoint_boxes
-from trackers.types import Detections, Floats, Integers
+from trackers.types import Detections, Floats, Integers, holds_for_all
 
 LARGEST_PX = 1e7  # farther coordinates count as invalid: their squares must stay harmless
 SMALLEST_PX = 1e-3  # thinner boxes count as empty
@@ -56,39 +56,39 @@ def take_in(detections: Detections, keypoints: int, low_score: float, limit: int
         low_score: lesser scores (and NaN) are dropped.
         limit: at most so many detections are kept, the best by score.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows here is dropped here
-        return _valid(detections, _keypoints(detections, keypoints), low_score, limit)
-
-
-def _valid(detections: Detections, keypoints_NK2: Floats, low_score: float, limit: int) -> Found:
     boxes_N4: Floats = np.array(detections.boxes_N4, np.float64)
     scores_N: Floats = np.asarray(detections.scores_N, np.float64)
-    if keypoints_NK2.shape[1]:
+    classes_N: Integers = np.asarray(detections.classes_N, np.int64)
+    keypoints_NK2 = _keypoints(detections, keypoints)
+    rows_N = np.arange(len(boxes_N4))
+    if keypoints:
         lacking_N = ~np.isfinite(boxes_N4).all(axis=1)
         if lacking_N.any():
             boxes_N4[lacking_N] = keypoint_boxes(keypoints_NK2[lacking_N])
-    sizes_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-    classes_N: Integers = np.asarray(detections.classes_N, np.int64)
-    rows_N = np.arange(len(boxes_N4))
-    flat = boxes_N4.ravel()
-    if len(boxes_N4) and not (
-        len(boxes_N4) <= limit
-        and flat @ flat <= LARGEST_PX**2  # False for NaN, like the next two
-        and sizes_N2.min() >= SMALLEST_PX
-        and scores_N.min() >= low_score
+    bounded = holds_for_all(np.abs(boxes_N4) <= LARGEST_PX)  # False for NaN, like the comparisons below
+    sizes_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2] if bounded else np.zeros_like(boxes_N4[:, 2:])
+    if not (
+        bounded
+        and len(boxes_N4) <= limit
+        and holds_for_all(sizes_N2 >= SMALLEST_PX)
+        and holds_for_all(scores_N >= low_score)
     ):
-        valid_N = (
-            (np.abs(boxes_N4) <= LARGEST_PX).all(axis=1)
-            & (sizes_N2 >= SMALLEST_PX).all(axis=1)
-            & (scores_N >= low_score)
-        )
-        rows_N = valid_N.nonzero()[0]
-        if len(rows_N) > limit:
-            rows_N = np.sort(rows_N[np.argsort(-scores_N[rows_N], kind="stable")[:limit]])
-        boxes_N4, sizes_N2, scores_N = boxes_N4[rows_N], sizes_N2[rows_N], scores_N[rows_N]
-        classes_N, keypoints_NK2 = classes_N[rows_N], keypoints_NK2[rows_N]
+        rows_N = _valid_rows(boxes_N4, scores_N, low_score, limit)
+        boxes_N4, scores_N, classes_N = boxes_N4[rows_N], scores_N[rows_N], classes_N[rows_N]
+        keypoints_NK2 = keypoints_NK2[rows_N]
+        sizes_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     centres_N2 = boxes_N4[:, :2] + 0.5 * sizes_N2
     return Found(rows_N, centres_N2, sizes_N2, boxes_N4, np.minimum(scores_N, 1.0), classes_N, keypoints_NK2)
+
+
+def _valid_rows(boxes_N4: Floats, scores_N: Floats, low_score: float, limit: int) -> Integers:
+    near_N1 = (np.abs(boxes_N4) <= LARGEST_PX).all(axis=1, keepdims=True)
+    kept_N4 = np.where(near_N1, boxes_N4, 0.0)
+    sizes_N2 = kept_N4[:, 2:] - kept_N4[:, :2]
+    rows_N = ((sizes_N2 >= SMALLEST_PX).all(axis=1) & (scores_N >= low_score)).nonzero()[0]
+    if len(rows_N) > limit:
+        rows_N = np.sort(rows_N[np.argsort(-scores_N[rows_N], kind="stable")[:limit]])
+    return rows_N
 
 
 def _keypoints(detections: Detections, keypoints: int) -> Floats:

@@ -36,6 +36,7 @@ class ConstantVelocityFilters:
         self.velocity_TP2: Floats = np.empty((0, points, 2))
         self.lagged_TP2: Floats = np.empty((0, points, 2))
         self.variance_5TP: Floats = np.empty((5, 0, points))
+        self._transition_35: Floats = np.eye(3, 5)
         self._cross_TP: Floats = np.empty((0, points))  # covariance of the lagged and the predicted position
 
     def predict(self, dt_s: float) -> None:
@@ -45,15 +46,12 @@ class ConstantVelocityFilters:
             self.lagged_TP2 = self.position_TP2
         self.position_TP2 = self.position_TP2 + dt_s * self.velocity_TP2
         square = dt_s * dt_s
-        transition = np.array(
-            (
-                (1.0, 2.0 * dt_s, square, dt_s, square * dt_s / 3.0),
-                (0.0, 1.0, dt_s, 0.0, square / 2.0),
-                (0.0, 0.0, 1.0, 0.0, dt_s),
-            )
-        )
+        moving = self._transition_35
+        moving[0, 1], moving[0, 2], moving[0, 3], moving[0, 4] = 2.0 * dt_s, square, dt_s, square * dt_s / 3.0
+        moving[1, 2], moving[1, 4] = dt_s, square / 2.0
+        moving[2, 4] = dt_s
         shape = self.variance_5TP.shape
-        moved = transition @ self.variance_5TP.reshape(5, shape[1] * shape[2])
+        moved = moving @ self.variance_5TP.reshape(5, shape[1] * shape[2])
         self.variance_5TP[:3] = moved.reshape(3, *shape[1:])
 
     def update(self, rows: Rows, measured_MP2: Floats, noise_MP: Floats, valid_MP: Booleans | None) -> None:

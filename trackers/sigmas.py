@@ -27,6 +27,8 @@ class Sigmas:
     def of(self, classes_T: Integers, keypoints: int) -> Floats:
         """sigmas_TK for tracks of these classes."""
         result = np.full((len(classes_T), keypoints), self._default)
+        if not keypoints:
+            return result
         known = {**self._learned, **self._published}
         for index in set(classes_T.tolist()) & known.keys():
             sigmas = known[index][:keypoints]

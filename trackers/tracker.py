@@ -18,7 +18,7 @@ from trackers.kalman import ACCELERATION, PP, PV, VV, WALK, ConstantVelocityFilt
 from trackers.keypoints import Keypoints
 from trackers.sigmas import Sigmas
 from trackers.table import TrackTable
-from trackers.types import Booleans, Detections, Floats, Integers, Rows, Tracks, TrackState
+from trackers.types import Booleans, Detections, Floats, Integers, Rows, Tracks, TrackState, holds_for_all
 
 _LONGEST_HORIZON_S = 1.0  # predictions go no farther ahead than this
 _CENTRE, _SIZE, _FIRST_KEYPOINT = 0, 1, 2
@@ -104,7 +104,7 @@ class Tracker:
                     self._continue(rows_M, columns_M, found)
             if matched < len(table):
                 self._forget()
-        if founding_N.any():
+        if np.count_nonzero(founding_N):
             self._found(found, founding_N.nonzero()[0])
         self._first_update = False
         return self._publish(0.0)
@@ -162,9 +162,8 @@ class Tracker:
         self._turn(rows, centres_M2)
         area_M1 = self._areas()[rows]
         variance_M1 = motion.measurement**2 * area_M1
-        if scores_M.min() < 1.0:
-            doubt_M = 1.0 - scores_M
-            variance_M1 = variance_M1 * (1.0 + 25.0 * motion.doubt * doubt_M * doubt_M)[:, None]
+        doubt_M = 1.0 - scores_M
+        variance_M1 = variance_M1 * (1.0 + 25.0 * motion.doubt * doubt_M * doubt_M)[:, None]
         measured_MP2 = np.concatenate((centres_M2[:, None], sizes_M2[:, None]), axis=1)
         if self._keypoints.count:
             self._continue_keypoints(rows, found.keypoints_NK2[columns_M], measured_MP2, variance_M1, area_M1)
@@ -222,7 +221,7 @@ class Tracker:
         table, lifecycle = self._table, self.config.lifecycle
         unseen_s = self._clock.now_s - table.seen_s_T
         kept_T = unseen_s <= np.where(table.confirmed_T, lifecycle.lost_s, lifecycle.tentative_s) + _SAME_TIME_S
-        if not kept_T.all():
+        if not holds_for_all(kept_T):
             self._keep(kept_T)
 
     def _keep(self, kept_T: Booleans) -> None:
@@ -275,7 +274,7 @@ class Tracker:
         measured = detection >= 0
         boxes = table.boxes_T4[shown]
         states = np.full(len(shown), int(TrackState.CONFIRMED))
-        if not measured.all():
+        if not holds_for_all(measured):
             coasting = ~measured
             states[coasting] = int(TrackState.COASTING)
             box_C22 = filters.position_TP2[shown[coasting], :_FIRST_KEYPOINT]

