@@ -78,12 +78,13 @@ class NoiseLearner:
         config = self.config
         memory = self._memory_6TK[:, rows]
         square, neighbour, count, interval, last_time, last_step = memory
-        measured, first, second = self._last_3TK2[:, rows]
+        last = self._last_3TK2[:, rows]
+        measured, first, second = last
         step = np.maximum(time_s - last_time, 1e-6)
         ratio = step / last_step
         difference = keypoints_MK2 - measured
         limit = config.clip_sigma * np.sqrt(square)[..., None]
-        bent = np.clip(difference - first * ratio[..., None], -limit, limit)
+        bent = np.minimum(np.maximum(difference - first * ratio[..., None], -limit), limit)
         even = used_MK & (ratio > 0.5) & (ratio < 2.0) & ~np.isnan(bent[..., 0])
         paired = even & ~np.isnan(second[..., 0])
         rate = 1.0 / np.minimum(count + 1.0, config.memory_updates)
@@ -92,12 +93,15 @@ class NoiseLearner:
         neighbour += np.where(paired, rate * (product - neighbour), 0.0)
         count += even
         interval += np.where(even, 0.1 * (step - interval), 0.0)
-        last_step[...] = np.where(used_MK, step, last_step)
-        last_time[...] = np.where(used_MK, time_s, last_time)
-        self._memory_6TK[:, rows] = memory
+        np.copyto(last_step, step, where=used_MK)
+        np.copyto(last_time, time_s, where=used_MK)
         bent[~even] = np.nan
-        newest = np.stack((keypoints_MK2, difference, bent))
-        self._last_3TK2[:, rows] = np.where(used_MK[..., None], newest, self._last_3TK2[:, rows])
+        used_MK1 = used_MK[..., None]
+        for stored, newest in ((measured, keypoints_MK2), (first, difference), (second, bent)):
+            np.copyto(stored, newest, where=used_MK1)
+        if not isinstance(rows, slice):
+            self._memory_6TK[:, rows] = memory
+            self._last_3TK2[:, rows] = last
         self.noise_TK[rows], self.acceleration_TK[rows] = self._solve(memory)
 
     def _solve(self, memory: Floats) -> tuple[Floats, Floats]:
@@ -105,7 +109,7 @@ class NoiseLearner:
         square, neighbour, interval = memory[_SQUARE], memory[_NEIGHBOUR], memory[_INTERVAL]
         drive = np.maximum((4.0 * square + 6.0 * neighbour) * (3.0 / 11.0), 0.0)
         noise = np.maximum(square / 6.0 - drive / 9.0, 0.0) + config.floor_px**2
-        ratio = np.clip(drive / (config.calm * noise), config.least_ratio, config.most_ratio)
+        ratio = np.minimum(np.maximum(drive / (config.calm * noise), config.least_ratio), config.most_ratio)
         return noise, ratio * noise / np.maximum(interval, 1e-6) ** 3
 
     def keep(self, kept_T: Booleans) -> None:

@@ -227,7 +227,8 @@ def trade_off(config: TrackerConfig) -> dict[str, dict[str, list[Result]]]:
                 delay_s = Keypoints(own).smoothing.lag_s(own.smoothing, interval_s)
                 families[f"ours ({mode})"].append(judge(stream, smooth(stream, own), delay_s))
         for beta in (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02):
-            own = replace(config, smoothing=replace(ONE_EURO_TUNED, beta=beta))
+            plain = replace(config.noise, gate_sigma=1e6)
+            own = replace(config, noise=plain, smoothing=replace(ONE_EURO_TUNED, beta=beta))
             families["One-Euro"].append(judge(stream, smooth(stream, own), 0.0))
         result[stream.name] = families
     return result
