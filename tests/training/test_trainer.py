@@ -16,7 +16,7 @@ from pipeline.synthetic import SceneConfig
 from tests.support import REPOSITORY
 from training.data.cache import write_cache
 from training.data.synthetic import read_synthetic
-from training.recipe import load_recipe
+from training.recipe import load_recipe, model_configs
 from training.trainer import Trainer
 
 TINY = """
@@ -147,6 +147,12 @@ def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path
     path.write_text(TINY.replace('precision = "fp32"', 'precision = "fp8"'))
     with pytest.raises(ValueError, match="fp8"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["nano", "ablation"])
+def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
+    recipe = load_recipe(REPOSITORY / "training" / "recipes" / f"{name}.toml")
+    model_configs(recipe)
 
 
 def test_the_learning_rate_warms_up_and_goes_to_its_end(data: Path) -> None:
