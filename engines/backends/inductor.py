@@ -60,7 +60,7 @@ class InductorBackend:
     def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
         inputs = self._prompts.get()
         batch = letterbox_batch(images, self.input_hw)
-        pixels_B3HW = batch.pixels_B3HW(self._device)
+        pixels_B3HW = batch.pixels_B3HW(self._device).contiguous()  # the package reads memory as it was traced
         spare = self.batch - len(images)
         if spare:
             pixels_B3HW = torch.cat((pixels_B3HW, pixels_B3HW.new_zeros((spare, *pixels_B3HW.shape[1:]))))
