@@ -24,6 +24,7 @@ from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
 from engines.build import BuildRequest, build_engine
 from engines.checkpoint import RANDOM, load_weights, trained_categories
+from engines.clip import Clip
 from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, InputError, PromptError
@@ -102,10 +103,8 @@ class Engine:
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
         self._trained = trained_categories(config.model, config.weights)
-        # Copies, since the backend moves and casts the network, and prompts are encoded by other threads meanwhile.
-        padding = model.padding.weight.detach().clone()
         self._visual_weights = visual_weights_trained(model)
-        self._encoder = PromptEncoder(clip, copy.deepcopy(model.pos_proj), padding)
+        self._encoder = _prompt_encoder(model, clip)
         self.backend_name, self._backend = _open_backend(config, model)
         self._encoding = threading.Lock()
         self._swapping = threading.Lock()
@@ -182,10 +181,14 @@ def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: N
     request = request_of(dataclasses.replace(config, backend=backend), model)
     if request is None or backend == "eager":
         raise BackendError("nothing to build: only tensorrt and inductor with a fixed input size are compiled")
-    padding = model.padding.weight.detach().clone()
-    encoder = PromptEncoder(clip, copy.deepcopy(model.pos_proj), padding)
+    encoder = _prompt_encoder(model, clip)
     prompts = encoder.encode([_parity_prompt(config.max_keypoints)], config.max_classes, config.max_keypoints)
     return build_engine(model, prompts, request, EngineCache(), progress)
+
+
+def _prompt_encoder(model: XPose, clip: Clip) -> PromptEncoder:
+    """Copy what the encoder takes of the network: a backend moves and casts it while other threads encode prompts."""
+    return PromptEncoder(clip, copy.deepcopy(model.pos_proj), model.padding.weight.detach().clone())
 
 
 def _parity_prompt(max_keypoints: int) -> PromptClass:
