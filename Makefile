@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 # Where pip finds the CPU build of PyTorch, for example PyTorch's public CPU index; empty: pip's own configuration.
 TORCH_INDEX_URL ?=
-SOURCE ?= testsrc://?frames=150
+SOURCE ?= testsrc://?frames=150&categories=person
 PROMPT ?= person
 OUT ?= out
 
