@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +34,24 @@ MODELS: dict[str, tuple[Callable[[], XPoseConfig], Callable[[], ClipConfig]]] = 
     "swin-t": (XPoseConfig.swin_t, ClipConfig.vit_b_32),
     "swin-l": (XPoseConfig.swin_l, ClipConfig.vit_b_32),
 }
+
+
+class Kept(NamedTuple):
+    """Which of a model's detections are kept where the configuration does not say it."""
+
+    score_threshold: float
+    nms_iou: float
+
+
+PUBLISHED_KEPT = Kept(score_threshold=0.1, nms_iou=0.9)
+"""Source: X-Pose's demo (XPOSE.md 2.4)."""
+NANO_KEPT = Kept(score_threshold=0.3, nms_iou=0.5)
+"""nano scores real people between 0.3 and 0.35, and finds each several times (engines/weights/NANO.md)."""
+
+
+def kept_by_default(model_name: str) -> Kept:
+    """Threshold and overlap of a named model."""
+    return NANO_KEPT if model_name == "nano" else PUBLISHED_KEPT
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,19 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of both towers; both end in vectors of `embed_dim`."""
+    """Sizes of both towers; both end in vectors of `embed_dim`.
+
+    `points_see_points`: marked points of an example see each other, in place of the image and themselves alone. That
+    tells from few examples which point is which, but is not what the released weights were trained with, as far as one
+    can read it (XPOSE.md 9.2, step 5).
+    """
 
     text: TowerConfig
     vision: TowerConfig
     embed_dim: int = 512
     image_px: int = 224
     patch_px: int = 32
+    points_see_points: bool = False
 
     @classmethod
     def vit_b_32(cls) -> Self:
@@ -67,7 +73,11 @@ class ClipConfig:
     @classmethod
     def nano(cls) -> Self:
         """Towers of the shipped model: 3.3 M (nearly all of it the token table) and 1.3 M parameters."""
-        return cls(text=TowerConfig(width=64, layers=2, heads=2), vision=TowerConfig(width=128, layers=4, heads=4))
+        return cls(
+            text=TowerConfig(width=64, layers=2, heads=2),
+            vision=TowerConfig(width=128, layers=4, heads=4),
+            points_see_points=True,
+        )
 
 
 def clean(text: str) -> str:
@@ -174,6 +184,7 @@ class _Visual(nn.Module):
         super().__init__()
         width = config.vision.width
         patches = (config.image_px // config.patch_px) ** 2
+        self.points_see_points = config.points_see_points
         self.conv1 = nn.Conv2d(3, width, config.patch_px, stride=config.patch_px, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
@@ -182,7 +193,7 @@ class _Visual(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, config.embed_dim))
 
-    def forward(self, pixels_N3HW: Tensor, points_NKW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels_N3HW: Tensor, points_NKW: Tensor, marked_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image's vector [N, 512] and the keypoints' [N, K, 512]."""
         patches_NPW = self.conv1(pixels_N3HW).flatten(2).transpose(1, 2)
         class_N1W = self.class_embedding.expand(len(pixels_N3HW), 1, -1)
@@ -192,6 +203,9 @@ class _Visual(nn.Module):
         # Image rows see no keypoints, so the image's own vector is plain CLIP's; a keypoint sees the image and itself.
         visible_TT = torch.eye(tokens, dtype=torch.bool, device=pixels_N3HW.device)
         visible_TT[:, :image_tokens] = True
+        if self.points_see_points:  # nobody sees a point that is not marked, so spare slots change nothing
+            others_N1KK = marked_NK[:, None, None].expand(-1, 1, points_NKW.shape[1], -1)
+            visible_TT = visible_TT | functional.pad(others_N1KK, (image_tokens, 0, image_tokens, 0))
         tokens_NTW = self.transformer(self.ln_pre(tokens_NTW), visible_TT)
         read_NTW = torch.cat([tokens_NTW[:, :1], tokens_NTW[:, image_tokens:]], dim=1)
         vectors = self.ln_post(read_NTW) @ self.proj
@@ -265,7 +279,7 @@ class Clip(nn.Module):
         marked_NK1 = visible_NK.unsqueeze(-1)
         codes_NKD = sine_code(torch.where(marked_NK1, points_NK2, 0.0), pos_proj.in_features).to(padding.dtype)
         tokens_NKW = torch.where(marked_NK1, pos_proj(codes_NKD), padding.reshape(1, 1, -1))
-        encoded: tuple[Tensor, Tensor] = self.visual(pixels_N3HW, tokens_NKW)
+        encoded: tuple[Tensor, Tensor] = self.visual(pixels_N3HW, tokens_NKW, visible_NK)
         return encoded
 
 

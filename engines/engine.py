@@ -23,7 +23,7 @@ from engines.backends import Backend
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
 from engines.build import BuildRequest, build_engine
-from engines.checkpoint import RANDOM, load_weights, trained_categories
+from engines.checkpoint import RANDOM, Kept, kept_by_default, load_weights, trained_categories
 from engines.clip import Clip
 from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
@@ -52,8 +52,9 @@ class EngineConfig:
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
         batch: most images that run at once.
-        score_threshold: kept is what scores strictly more.
-        nms_iou: dropped is what overlaps a better detection by strictly more; lower it where doubles appear.
+        score_threshold: kept is what scores strictly more; None is the model's own (`kept_by_default`).
+        nms_iou: dropped is what overlaps a better detection by strictly more, lower it where doubles appear; None is
+            the model's own.
         threads: of PyTorch, in this whole process; 0 leaves them as they are.
     """
 
@@ -67,8 +68,8 @@ class EngineConfig:
     max_classes: int = 8
     max_keypoints: int = MAX_KEYPOINTS
     batch: int = 1
-    score_threshold: float = 0.1
-    nms_iou: float = 0.9
+    score_threshold: float | None = None
+    nms_iou: float | None = None
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -78,8 +79,9 @@ class EngineConfig:
         if self.max_keypoints > MAX_KEYPOINTS:
             raise InputError(f"max_keypoints is {self.max_keypoints}, the network has {MAX_KEYPOINTS} slots")
         for key in ("score_threshold", "nms_iou"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InputError(f"{key} is {getattr(self, key)}, allowed is 0 to 1")
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{key} is {value}, allowed is 0 to 1")
         if self.size is not None and min(self.size) < 32:
             raise InputError(f"size is {self.size} (height, width), allowed is 32 px and more")
         if self.resize == "official" and self.size is not None:
@@ -102,6 +104,10 @@ class Engine:
         model, clip = load_weights(config.model, config.weights)
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
+        own, threshold, nms_iou = kept_by_default(config.model), config.score_threshold, config.nms_iou
+        self._kept = Kept(
+            own.score_threshold if threshold is None else threshold, own.nms_iou if nms_iou is None else nms_iou
+        )
         self._trained = trained_categories(config.model, config.weights)
         self._visual_weights = visual_weights_trained(model)
         self._encoder = _prompt_encoder(model, clip)
@@ -153,9 +159,8 @@ class Engine:
             raise PromptError("nothing to look for: call set_prompts before infer")
         batch = self._backend.batch
         under_way = [self._backend.submit(images[start : start + batch]) for start in range(0, len(images), batch)]
-        threshold, nms_iou = self.config.score_threshold, self.config.nms_iou
         return [
-            detections_of(raw, image.shape[:2], self._prompts, self._prompt_id, threshold, nms_iou)
+            detections_of(raw, image.shape[:2], self._prompts, self._prompt_id, *self._kept)
             for image, raw in zip(images, (raw for poses in under_way for raw in poses()), strict=True)
         ]
 

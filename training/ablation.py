@@ -1,6 +1,6 @@
 """What each part of the alignment brings: python -m training.ablation --data FOLDER --out FOLDER.
 
-Trains one small network per variant on the synthetic scenes, same seed and steps, and evaluates each on the synthetic
+Trains one small network per variant on scenes of four categories, same seed and steps, and evaluates each on their
 test set with prompts by words and by examples.
 """
 
@@ -45,9 +45,9 @@ def score(
     trainee: Trainee, data: Path, categories: dict[str, str], size_hw: tuple[int, int], limit: int
 ) -> dict[str, float]:
     """AP, and PCK of the detection nearest each object, by words and by one example per category."""
-    cache = ImageCache(data / "synthetic_test")
+    cache = ImageCache(data / "ablation_test")
     samples = [cache[i] for i in range(min(limit, len(cache)))]
-    examples = draw_examples(categories, ("synthetic_train",), data, 1)
+    examples = draw_examples(categories, ("ablation_train",), data, 1)
     results = {}
     for modality in ("text", "visual"):
         found = find_all(Predictor(trainee.model, trainee.clip_model, categories, modality, examples, size_hw), samples)
@@ -57,7 +57,7 @@ def score(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with the caches synthetic_train and synthetic_test")],
+    data: Annotated[Path, typer.Option(help="folder with the caches ablation_train and ablation_test")],
     out: Annotated[Path, typer.Option(help="folder for the runs and ablation.json")],
     recipe: Annotated[Path, typer.Option(help="what every variant starts from")] = RECIPE,
     limit: Annotated[int, typer.Option(help="test images")] = 200,

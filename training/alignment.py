@@ -1,21 +1,27 @@
 """Alignment of prompts with each other and with the image's tokens (XPOSE.md 10.7, which leaves the form to us).
 
 * `contrast`: symmetric InfoNCE between the projected text and example vectors of the same class or keypoint name.
+* `name_examples`: marked examples are to be told by name, which is how the image tower starts.
 * `DenseAlignment`: every image token against every keypoint prompt, as heat maps. The sparse losses reach the
   backbone through a few sampled points per query; this one reaches it from every cell, which is what makes training
   from scratch feasible. Cells inside an object also tell where each of its keypoints is from there. Used in training
   only: its few parameters are not part of the shipped network.
 
-Legend: B images, N targets, K keypoint slots, C classes, U distinct keypoint names, D channels, S cells of a level.
+Legend: B images, N targets or examples, K keypoint slots, C classes, U distinct keypoint names, D channels, S cells of
+a level.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engines.clip import Clip
+from engines.xpose import XPose
 from engines.xpose.encoder import Encoded
+from training.data.stream import Examples
 from training.prompts import StepPrompts
 from training.targets import Targets
 
@@ -49,6 +55,34 @@ def _info_nce(a_ND: Tensor, b_ND: Tensor, name_N: Tensor) -> Tensor:
     return (functional.cross_entropy(logits_NN, goal_NN) + functional.cross_entropy(logits_NN.t(), goal_NN)) / 2
 
 
+def name_examples(
+    model: XPose, clip: Clip, words: StepPrompts, categories: Sequence[str], examples: Examples
+) -> Tensor:
+    """How far examples are from the words of their class and keypoints, among all words, and in the vectors themselves.
+
+    Cross entropy over the names at `TEMPERATURE`, and the mean squared distance over the words' variance: the first
+    tells names apart soonest, the second makes what is unsure the mean of what it may be, so that the mean of several
+    examples grows surer.
+    """
+    shared = words.by_modality
+    slots = words.names_CK.shape[1]
+    seen_NK = examples.visible_NK[:, :slots]
+    objects_N512, points_NK512 = clip.encode_visual_prompt(
+        examples.pixels_N3SS, examples.points_NK2[:, :slots], seen_NK, model.pos_proj, model.padding.weight
+    )
+    class_N = torch.tensor([words.offer.names.index(name) for name in categories])
+    text_UD = shared.keypoints_BCKD[0].flatten(0, 1)[one_slot_per_name(words)]
+    points = _tell(model.projection_kpt(points_NK512[seen_NK]), text_UD, words.names_CK[class_N][seen_NK])
+    return _tell(model.projection(objects_N512), shared.text_BCD[0], class_N) + 2 * points
+
+
+def _tell(vector_ND: Tensor, word_UD: Tensor, name_N: Tensor) -> Tensor:
+    vector_ND, word_UD = vector_ND.float(), word_UD.float().detach()
+    logits_NU = functional.normalize(vector_ND, dim=-1) @ functional.normalize(word_UD, dim=-1).t() / TEMPERATURE
+    distance = functional.mse_loss(vector_ND, word_UD[name_N]) / word_UD.var()
+    return functional.cross_entropy(logits_NU, name_N) + distance
+
+
 class DenseAlignment(nn.Module):
     """Heat maps of keypoint names on the finest levels of the encoder's memory."""
 
@@ -61,7 +95,7 @@ class DenseAlignment(nn.Module):
 
     def forward(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
         """Spatial cross entropy of the names that the image holds, and focal entropy of all that are offered."""
-        row_U = _one_slot_per_name(prompts)
+        row_U = one_slot_per_name(prompts)
         contents = prompts.by_modality.keypoints_BCKD.flatten(1, 2)[:, row_U]
         query_BUD = self.query(contents)[modality_B] / math.sqrt(contents.shape[-1])
         offered_BU = _offered_names(prompts)
@@ -99,7 +133,7 @@ class DenseAlignment(nn.Module):
         return distance / weight_MK1.sum().clamp(min=1)
 
 
-def _one_slot_per_name(prompts: StepPrompts) -> Tensor:
+def one_slot_per_name(prompts: StepPrompts) -> Tensor:
     """Row in the flattened [C * K] table of one slot that carries each name."""
     flat = prompts.names_CK.masked_fill(~prompts.keypoint_valid_CK, len(prompts.names)).flatten()
     row_U = torch.empty(len(prompts.names) + 1, dtype=torch.int64)

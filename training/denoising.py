@@ -1,7 +1,12 @@
 """Contrastive denoising: noisy copies of the targets as extra queries (XPOSE.md 10.5; DINO, arXiv:2203.03605).
 
-Legend: B images, N targets of the fullest image, P denoising queries, Q matching queries, D channels.
-The P queries are `groups` runs of 2 N: N slightly noised copies (positives), then N badly noised ones (negatives).
+A pair is one slightly noised copy of a target (the positive) and one badly noised copy (the negative); an image's pairs
+take its targets in turn. After the box layers every positive becomes a group with the keypoints of its target's class,
+as the best matching queries do: the keypoint layers then learn from several boxes per object in place of the one that
+was matched. DINO's groups hold all targets of an image, and X-Pose's released layout expands none of them.
+
+Legend: B images, N targets of the fullest image, P denoising queries (positive, negative, positive, …), Q matching
+queries, R pairs = P / 2, D channels.
 """
 
 from typing import NamedTuple
@@ -15,10 +20,10 @@ from training.targets import Targets, box_to_corners
 
 
 class DenoisingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`queries` of 0 switches denoising off; the others are the released configuration's.
+    """`queries` below 2 switches denoising off; the others are the released configuration's.
 
     Args:
-        queries: noisy positives and negatives aimed at per image.
+        queries: noisy positives and negatives per image, as many of each.
         label_noise: half of this share of labels is replaced by random ones of the label book.
         box_noise: corners move by up to this times half the side (positives), up to twice that (negatives).
     """
@@ -33,17 +38,20 @@ class Denoising(NamedTuple):
 
     content_BPD: Tensor
     reference_BP4: Tensor
-    target_BP: Tensor  # int64: index of the target each query is a copy of
-    positive_BP: Tensor  # bool, False on negatives and padding
-    valid_BP: Tensor  # bool, False on padding
-    groups: int
+    target_BR: Tensor  # int64: index of the target that each pair is a copy of
+    valid_B: Tensor  # bool, False on images without targets
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs an image has."""
+        return self.target_BR.shape[1]
 
     def attention_mask(self, matching: int) -> Tensor:
-        """True where a query may look, [P + Q, P + Q]: own denoising group and every matching query, never back."""
-        size = self.content_BPD.shape[1] // self.groups
-        place_P = torch.arange(self.content_BPD.shape[1], device=self.content_BPD.device) // size
-        group_T = torch.cat([place_P, place_P.new_full((matching,), -1)])
-        return (group_T[:, None] == group_T[None, :]) | (group_T[None, :] == -1)
+        """True where a query may look, [P + Q, P + Q]: its own pair and every matching query, never back."""
+        device = self.content_BPD.device
+        pair_P = torch.arange(self.content_BPD.shape[1], device=device) // 2
+        pair_T = torch.cat([pair_P, pair_P.new_full((matching,), -1)])
+        return (pair_T[:, None] == pair_T[None, :]) | (pair_T[None, :] == -1)
 
 
 def make_denoising(
@@ -59,27 +67,19 @@ def make_denoising(
         label_embedding: the model's label book, its last row is "unknown".
         book_C: int64, label-book row of each offered class.
     """
-    if config.queries == 0 or targets.total == 0:
+    if config.queries < 2 or targets.total == 0:
         return None
-    most = targets.valid_BN.shape[1]
-    groups = max(1, config.queries // (2 * most))
-    copies = 2 * groups
-    target_BP = torch.arange(most).repeat(copies).expand(len(targets.valid_BN), -1)
-    valid_BP = targets.valid_BN.repeat(1, copies)
-    positive_P = torch.tensor([True, False]).repeat_interleave(most).repeat(groups)
-    label_BP = book_C[targets.label_BN].repeat(1, copies)
+    count_B1 = targets.valid_BN.sum(1, keepdim=True)  # valid targets come first
+    target_BR = torch.arange(config.queries // 2) % count_B1.clamp(min=1)
+    target_BP = target_BR.repeat_interleave(2, 1)
+    label_BP = book_C[targets.label_BN.gather(1, target_BP)]
     swapped_BP = torch.rand(label_BP.shape, generator=generator) < config.label_noise * 0.5
     random_BP = torch.randint(0, label_embedding.num_embeddings - 1, label_BP.shape, generator=generator)
     label_BP = torch.where(swapped_BP, random_BP, label_BP)
-    boxes_BP4 = _noise(targets.boxes_BN4.repeat(1, copies, 1), positive_P, config.box_noise, generator)
-    return Denoising(
-        label_embedding(label_BP),
-        inverse_sigmoid(boxes_BP4).sigmoid(),
-        target_BP,
-        valid_BP & positive_P,
-        valid_BP,
-        groups,
-    )
+    boxes_BP4 = targets.boxes_BN4.gather(1, target_BP[..., None].expand(-1, -1, 4))
+    positive_P = torch.arange(target_BP.shape[1]) % 2 == 0
+    boxes_BP4 = _noise(boxes_BP4, positive_P, config.box_noise, generator)
+    return Denoising(label_embedding(label_BP), inverse_sigmoid(boxes_BP4).sigmoid(), target_BR, count_B1[:, 0] > 0)
 
 
 def _noise(boxes_BP4: Tensor, positive_P: Tensor, scale: float, generator: torch.Generator) -> Tensor:

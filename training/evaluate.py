@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.checkpoint import load_weights, trained_categories
+from engines.checkpoint import kept_by_default, load_weights, trained_categories
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.skeletons import load_skeleton
@@ -186,7 +186,9 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for results.json and pictures")],
     model: Annotated[str, typer.Option(help="nano, swin-t or swin-l")] = "nano",
     size: Annotated[int, typer.Option(help="side of the square canvas, pixels; 0: the model's own")] = 0,
-    threshold: Annotated[float, typer.Option(help="score above which a detection counts")] = 0.3,
+    threshold: Annotated[
+        float | None, typer.Option(help="score above which a detection counts; the model's own if none is given")
+    ] = None,
     shots: Annotated[int, typer.Option(help="examples per visual prompt")] = 5,
     limit: Annotated[int, typer.Option(help="images per data set; 0: all")] = 0,
 ) -> None:
@@ -194,6 +196,7 @@ def main(
     try:
         network, clip, categories = load_trained(model, weights)
         size_hw = (size, size) if size else network.config.input_hw
+        threshold = kept_by_default(model).score_threshold if threshold is None else threshold
         results = evaluate_all(network, clip, categories, data, size_hw, threshold, shots, limit, out / "pictures")
     except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error

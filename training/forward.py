@@ -3,10 +3,11 @@
 Gradients (XPOSE.md 8.8): references are detached where they enter a layer; predictions use the un-detached ones, so the
 prediction of layer l also teaches the refinement after layer l - 1.
 
-In the keypoint layers denoising queries see their own group only. The bordered mask of the released layout would let
-them see the matching queries as well, at the price of one dense (P + G T)² attention instead of G small ones.
+After the box layers the positives of the denoising become groups beside the matching ones (`training.denoising`), and
+like all groups see themselves only; the negatives end there.
 
-Legend: B images, Q box queries, P denoising queries, G groups, T tokens of a group, C classes, D channels.
+Legend: B images, Q box queries, P denoising queries, R pairs = P / 2, G groups, T tokens of a group, C classes,
+D channels.
 """
 
 from typing import NamedTuple
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from engines.xpose import XPose
+from engines.xpose.decoder import Groups
 from engines.xpose.encoder import Encoded
 from engines.xpose.model import Prompts
 from engines.xpose.selection import class_logits
 from training.denoising import Denoising
 from training.matcher import Prediction
+from training.targets import Targets
 
 
 class TrainOutput(NamedTuple):
@@ -27,11 +30,13 @@ class TrainOutput(NamedTuple):
 
     encoder: Prediction
     layers: tuple[Prediction, ...]
-    denoising: tuple[Prediction, ...]  # one per layer; empty without denoising
+    denoising: tuple[Prediction, ...]  # one per layer: P queries of the box layers, then R groups; empty without
     encoded: Encoded
 
 
-def forward_train(model: XPose, encoded: Encoded, prompts: Prompts, denoising: Denoising | None) -> TrainOutput:
+def forward_train(
+    model: XPose, encoded: Encoded, prompts: Prompts, targets: Targets, denoising: Denoising | None
+) -> TrainOutput:
     """Run all layers after the encoder and predict after each."""
     selected = model.select_queries(encoded)
     content_BQD, reference_BQ4 = model.first_queries(selected)
@@ -42,8 +47,13 @@ def forward_train(model: XPose, encoded: Encoded, prompts: Prompts, denoising: D
     values = model.transformer.decoder.values(encoded)
     boxes = _BoxLayers(model, encoded, values, denoising)
     content_BQD, reference_BQ4 = boxes.run(content_BQD, reference_BQ4.detach())
-    groups, noisy = _keypoint_layers(model, encoded, values, prompts, boxes, content_BQD, reference_BQ4)
-    return TrainOutput(encoder, (*boxes.predictions, *groups), (*boxes.noisy_predictions, *noisy), encoded)
+    groups = model.expand(content_BQD, reference_BQ4, encoded, prompts)
+    noisy = None
+    if denoising is not None:
+        class_BR = targets.label_BN.gather(1, denoising.target_BR)
+        noisy = model.form_groups(boxes.noisy_x_BPD[:, ::2], boxes.noisy_reference_BP4[:, ::2], class_BR, prompts)
+    matched, noised = _keypoint_layers(model, encoded, values, groups, noisy)
+    return TrainOutput(encoder, (*boxes.predictions, *matched), (*boxes.noisy_predictions, *noised), encoded)
 
 
 def first_images(encoded: Encoded, prompts: Prompts, count: int) -> tuple[Encoded, Prompts]:
@@ -70,8 +80,6 @@ class _BoxLayers:
         self.pad = 0 if denoising is None else denoising.content_BPD.shape[1]
         self.predictions: list[Prediction] = []
         self.noisy_predictions: list[Prediction] = []
-        self.noisy_x_BPD: Tensor | None = None
-        self.noisy_reference_BP4: Tensor | None = None
 
     def run(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Return contents and un-detached references of the matching queries; keep those of the denoising ones."""
@@ -88,44 +96,41 @@ class _BoxLayers:
             if self.pad:
                 self.noisy_predictions.append(Prediction(logits[:, : self.pad], boxes[:, : self.pad]))
             reference = self.model.refine_boxes(x, reference.detach())
-        if self.pad:
-            self.noisy_x_BPD, self.noisy_reference_BP4 = x[:, : self.pad], reference[:, : self.pad]
+        self.noisy_x_BPD, self.noisy_reference_BP4 = x[:, : self.pad], reference[:, : self.pad]
         return x[:, self.pad :], reference[:, self.pad :]
 
 
 def _keypoint_layers(
-    model: XPose,
-    encoded: Encoded,
-    values: list[Tensor],
-    prompts: Prompts,
-    boxes: _BoxLayers,
-    x_BQD: Tensor,
-    reference_BQ4: Tensor,
+    model: XPose, encoded: Encoded, values: list[Tensor], groups: Groups, noisy: Groups | None
 ) -> tuple[list[Prediction], list[Prediction]]:
+    """Run matching and denoising groups side by side; returns the predictions of each."""
     decoder, config = model.transformer.decoder, model.config
-    groups = model.expand(x_BQD, reference_BQ4, encoded, prompts)
+    matching = groups.class_BG.shape[1]
+    if noisy is not None:
+        groups = _beside(groups, noisy)
     mask = groups.attention_mask()
     count, tokens = groups.x_BGTD.shape[1:3]
-    noisy_x, noisy_reference = boxes.noisy_x_BPD, boxes.noisy_reference_BP4
-    predictions, noisy_predictions = [], []
+    matched, noised = [], []
     for index in range(config.box_layers, config.decoder_layers):
         entering = groups.reference_BGT4.detach().flatten(1, 2)
         x = decoder.run_layer(index, groups.x_BGTD.flatten(1, 2), entering, values[index], encoded, mask, count)
         groups = groups._replace(x_BGTD=torch.unflatten(x, 1, (count, tokens)))
-        found, logits, points = model.predict(groups.x_BGTD, groups.reference_BGT4, encoded)
-        predictions.append(Prediction(logits, found, points, groups.class_BG))
+        boxes, logits, points = model.predict(groups.x_BGTD, groups.reference_BGT4, encoded)
+        found = (logits, boxes, points, groups.class_BG)
+        matched.append(Prediction(*(part[:, :matching] for part in found)))
+        if noisy is not None:
+            noised.append(Prediction(*(part[:, matching:] for part in found)))
         groups = groups._replace(reference_BGT4=model.refine_groups(groups.x_BGTD, groups.reference_BGT4.detach()))
-        if noisy_x is not None and noisy_reference is not None and boxes.denoising is not None:
-            noisy_x = decoder.run_layer(
-                index,
-                noisy_x,
-                noisy_reference.detach(),
-                values[index],
-                encoded,
-                None,
-                boxes.denoising.groups,
-            )
-            found, logits = model.predict_boxes(noisy_x, noisy_reference, encoded)
-            noisy_predictions.append(Prediction(logits, found))
-            noisy_reference = model.refine_boxes(noisy_x, noisy_reference.detach())
-    return predictions, noisy_predictions
+    return matched, noised
+
+
+def _beside(a: Groups, b: Groups) -> Groups:
+    valid_BGT = None
+    if a.valid_BGT is not None and b.valid_BGT is not None:
+        valid_BGT = torch.cat([a.valid_BGT, b.valid_BGT], 1)
+    return Groups(
+        torch.cat([a.x_BGTD, b.x_BGTD], 1),
+        torch.cat([a.reference_BGT4, b.reference_BGT4], 1),
+        torch.cat([a.class_BG, b.class_BG], 1),
+        valid_BGT,
+    )

@@ -1,6 +1,6 @@
 """The losses (XPOSE.md 10.3, 10.4, 10.7) and their sum.
 
-Legend: B images, Q predictions, N targets, P denoising queries, C classes, K keypoints, D channels.
+Legend: B images, Q predictions, N targets, P denoising queries, R pairs of them, C classes, K keypoints, D channels.
 """
 
 from collections.abc import Mapping
@@ -101,16 +101,22 @@ def _point_losses(
 def denoising_losses(
     prediction: Prediction, denoising: Denoising, targets: Targets, object_valid_BC: Tensor | None, count: float
 ) -> dict[str, Tensor]:
-    """Positives answer with their own target, negatives with background; padding is left out."""
-    logits_BPC, label_BP = prediction.logits_BQC, targets.label_BN.gather(1, denoising.target_BP)
-    one_hot_BPC = functional.one_hot(label_BP, logits_BPC.shape[2]) * denoising.positive_BP[..., None]
-    valid_BPC = denoising.valid_BP[..., None].expand_as(logits_BPC)
+    """Positives answer with their own target, the negatives of the box layers with background."""
+    logits_BPC = prediction.logits_BQC
+    label_BR = targets.label_BN.gather(1, denoising.target_BR)
+    every = logits_BPC.shape[1] // denoising.pairs  # 2 where positives and negatives alternate
+    one_hot_BPC = torch.zeros_like(logits_BPC, dtype=torch.float32)
+    one_hot_BPC[:, ::every] = functional.one_hot(label_BR, logits_BPC.shape[2]).float()
+    valid_BPC = denoising.valid_B[:, None, None].expand_as(logits_BPC)
     if object_valid_BC is not None:
         valid_BPC = valid_BPC & object_valid_BC[:, None]
-    label = focal_loss(logits_BPC[valid_BPC].float(), one_hot_BPC[valid_BPC].float()).sum() / count
-    image_M, query_M = torch.nonzero(denoising.positive_BP, as_tuple=True)
-    goal_M4 = targets.boxes_BN4[image_M, denoising.target_BP[image_M, query_M]]
-    return {"label": label, **_box_losses(prediction.boxes_BQ4[image_M, query_M], goal_M4, count)}
+    losses = {"label": focal_loss(logits_BPC[valid_BPC].float(), one_hot_BPC[valid_BPC]).sum() / count}
+    image_M, pair_M = torch.nonzero(denoising.valid_B[:, None].expand_as(label_BR), as_tuple=True)
+    target_M = denoising.target_BR[image_M, pair_M]
+    losses |= _box_losses(prediction.boxes_BQ4[image_M, every * pair_M], targets.boxes_BN4[image_M, target_M], count)
+    if prediction.points_BQK2 is not None:
+        losses |= _point_losses(prediction.points_BQK2[image_M, pair_M], targets, image_M, target_M, count)
+    return losses
 
 
 def objective(
@@ -138,8 +144,9 @@ def objective(
     log |= {f"last/{key}": float(value.detach()) for key, value in losses.items()}
     if denoising is not None:
         noisy_total = torch.zeros(())
+        noisy_count = max(1.0, float(denoising.valid_B.sum()) * denoising.pairs)
         for prediction in output.denoising:
-            losses = denoising_losses(prediction, denoising, targets, valid_BC, count * denoising.groups)
+            losses = denoising_losses(prediction, denoising, targets, valid_BC, noisy_count)
             noisy_total = noisy_total + sum(getattr(weights, key) * value for key, value in losses.items())
         total = total + weights.denoising * noisy_total
         log["denoising"] = float(noisy_total.detach())

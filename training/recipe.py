@@ -25,8 +25,10 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         decoder_share: of each batch, how many canvases (0..1) go on through the decoder; the rest, and all at 0, train
             backbone, encoder and prompts by the dense losses. From scratch the decoder has nothing to read before
             these have learned something, and it costs as much as they do.
-        frozen_features: backbone, neck and encoder stay as they are and the dense loss is left out; the decoder then
-            learns from several times as many canvases per minute.
+        modality_weights: how often an image is prompted by text, by examples, by the mean of both.
+        image_tower: only the image tower of the prompts learns, to name `batch` marked examples; no canvas is drawn.
+        detached_decoder: the decoder's losses do not reach the image's features (but for a little, through the
+            classes), which learn by the dense losses; a decoder that has learned little yet leads them astray.
     """
 
     steps: int
@@ -37,7 +39,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accumulate: int = 1
     backbone_lr: float = 1.0
     decoder_share: float = 1.0
-    frozen_features: bool = False
+    modality_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    image_tower: bool = False
+    detached_decoder: bool = False
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,10 +50,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         model: "nano", "swin-t" or "swin-l"; `model_overrides` replaces fields of its configuration.
         start_from: weights to start from: "" (random), a .safetensors snapshot or an official .pth.
+        optimiser: "adamw", as published, or "muon" (`training.optimiser`).
+        muon_rate: factor on the learning rate of Muon's matrices.
         spread_steps: from random weights, so many steps first teach the text tower to tell the vocabulary apart.
         most_classes: offered per step, present ones and negatives together.
         examples: marked examples per class and step for visual prompts; 0 trains text only.
-        modality_weights: how often an image is prompted by text, by examples, by the mean of both.
         warmup_steps: the learning rate grows evenly over so many first steps.
         clip_norm: global gradient norm.
         ema_decay: per step, reached gradually.
@@ -65,10 +70,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_overrides: dict[str, Any] = {}
     start_from: str = ""
     seed: int = 0
+    optimiser: str = "adamw"
+    muon_rate: float = 1.0
     spread_steps: int = 400
     most_classes: int = 12
     examples: int = 1
-    modality_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)
     weight_decay: float = 1e-4
     warmup_steps: int = 100
     clip_norm: float = 0.1
@@ -113,6 +119,8 @@ def load_recipe(path: Path) -> Recipe:
         raise ValueError(f"recipe {path}: {error}") from error
     if recipe.precision not in ("bf16", "fp32"):
         raise ValueError(f"recipe {path}: precision is {recipe.precision!r}, allowed are 'bf16' and 'fp32'")
+    if recipe.optimiser not in ("adamw", "muon"):
+        raise ValueError(f"recipe {path}: optimiser is {recipe.optimiser!r}, allowed are 'adamw' and 'muon'")
     if recipe.evaluate_steps and not recipe.evaluate_cache:
         raise ValueError(f"recipe {path}: evaluate_steps is set, so evaluate_cache must name a cache")
     if not recipe.phases or min(phase.steps for phase in recipe.phases) < 1:

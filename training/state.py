@@ -3,22 +3,26 @@
 The shipped file holds the network and the prompt towers (`clip_model.*`); a checkpoint holds everything.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engines.checkpoint import load_weights, save_weights
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.xpose import XPose
 from training.alignment import DenseAlignment
+from training.optimiser import Optimiser
 from training.recipe import Recipe, model_configs
 
 DECODER_PRIOR = -3.0
 """Logit of a class that the untrained network gives any query: about 5 %, so that negatives do not swamp the start.
 Source: the prior of RetinaNet (arXiv:1708.02002, 4.1), put into the two norms whose dot product is the logit."""
+
+NEIGHBOURS_YX = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 class Trainee(nn.Module):
@@ -47,9 +51,29 @@ def _start_from_scratch(model: XPose) -> None:
         for norm in (transformer.enc_output_norm, transformer.decoder.norm):
             norm.weight.fill_(0.3)
             norm.bias.fill_(shift)
-        for parameter in model.backbone.parameters():
-            if parameter.ndim == 2:
+        for name, parameter in model.backbone.named_parameters():
+            if name.endswith("relative_position_bias_table"):
+                parameter.copy_(_look_beside(parameter))
+            elif parameter.ndim == 2:
                 nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _look_beside(table: Tensor) -> Tensor:
+    """Relative position biases with which every head looks at one neighbour, as a convolution's weights do.
+
+    Heads take the eight neighbours in turn, then those two cells away, and so on; they unlearn it where it is no use.
+    Source: ConViT, arXiv:2103.10697, section 3 (locality strength 1).
+    """
+    places, heads = table.shape
+    window = (math.isqrt(places) + 1) // 2
+    steps = torch.arange(2 * window - 1) - (window - 1)
+    away_y, away_x = torch.meshgrid(-steps, -steps, indexing="ij")  # rows count from the key to the query
+    biases = []
+    for head in range(heads):
+        ring, side = divmod(head, len(NEIGHBOURS_YX))
+        y, x = NEIGHBOURS_YX[side]
+        biases.append(-((away_y - y * (ring + 1)) ** 2 + (away_x - x * (ring + 1)) ** 2).flatten())
+    return torch.stack(biases, 1).to(table.dtype)
 
 
 class Average:
@@ -61,19 +85,20 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move towards the module; early on faster, so that the start is forgotten."""
+        """Move towards the module, early on faster, so that the start is forgotten; what is frozen stands still."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
         for key, value in module.state_dict().items():
+            if key in frozen:
+                continue
             if value.is_floating_point():
                 self.tensors[key].lerp_(value, 1 - decay)
             else:
                 self.tensors[key].copy_(value)
 
 
-def save_checkpoint(
-    path: Path, trainee: Trainee, average: Average, optimiser: torch.optim.Optimizer, step: int
-) -> None:
+def save_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: Optimiser, step: int) -> None:
     """Write everything that resuming needs; a break-off leaves the previous file whole."""
     content = {
         "step": step,
@@ -87,7 +112,7 @@ def save_checkpoint(
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: Optimiser) -> int:
     """Restore a run; returns the step to go on with."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     trainee.load_state_dict(content["trainee"])

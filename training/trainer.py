@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
+from engines.skeletons import load_skeleton
 from engines.xpose.encoder import Encoded
 from engines.xpose.model import Prompts
 from training import metrics
-from training.alignment import contrast
+from training.alignment import contrast, name_examples
 from training.data.cache import ImageCache
 from training.data.sample import Sample
 from training.data.stream import Stream, pixels_from_samples
@@ -25,12 +26,13 @@ from training.denoising import make_denoising
 from training.distributed import Processes
 from training.forward import first_images, forward_train
 from training.objective import objective, weighted_sum
+from training.optimiser import Optimiser
 from training.pictures import sheet
 from training.predict import Predictor, in_batches
 from training.prompts import StepPrompts, draw_modality, spread_words
 from training.recipe import Phase, Recipe
 from training.state import Average, Trainee, load_checkpoint, load_start, save_checkpoint, save_snapshot
-from training.targets import Targets, draw_offer, targets_from_samples
+from training.targets import Offer, Targets, draw_offer, targets_from_samples
 
 logger = logging.getLogger(__name__)
 EXAMPLE_SIDE_PX = 224
@@ -60,20 +62,14 @@ class Trainer:
             error = spread_words(self.trainee.model, self.trainee.clip_model, words, recipe.spread_steps, recipe.seed)
             logger.info("the words are told apart: mean squared error %.4f of 1", error)
         self.trainee.to(self.processes.device)
-        self.optimiser = torch.optim.AdamW(self._groups(), lr=1.0, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+        trainee = self.trainee
+        self.optimiser = Optimiser(trainee.model, trainee.clip_model, [*trainee.dense.parameters()], recipe)
         self.average = Average(self.trainee, recipe.ema_decay)
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "checkpoint.pt").exists():
             self.step = load_checkpoint(folder / "checkpoint.pt", self.trainee, self.average, self.optimiser)
             logger.info("going on at step %d of %d", self.step, recipe.steps)
-
-    def _groups(self) -> list[dict[str, object]]:
-        backbone: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for name, parameter in self.trainee.named_parameters():
-            (backbone if name.startswith("model.backbone") else rest).append(parameter)
-        return [{"params": rest}, {"params": backbone}]
 
     def _evaluation_samples(self, data: Path) -> list[Sample]:
         if not self.recipe.evaluate_cache:
@@ -104,14 +100,14 @@ class Trainer:
         """One optimiser step; returns the losses."""
         phase, _ = self.recipe.phase_at(self.step)
         rate = self.recipe.learning_rate(self.step)
-        for group, factor in zip(self.optimiser.param_groups, (1.0, phase.backbone_lr), strict=True):
-            group["lr"] = rate * factor
+        self.optimiser.set_rates(rate, rate * phase.backbone_lr)
         self.trainee.train()
-        self._freeze(phase.frozen_features)
-        self.optimiser.zero_grad(set_to_none=True)
+        self._freeze(phase)
+        self.optimiser.zero_grad()
         log: dict[str, float] = {}
         for micro in range(phase.accumulate):
-            loss, log = self._micro_batch(phase, self.step * phase.accumulate + micro)
+            make = self._named_examples if phase.image_tower else self._micro_batch
+            loss, log = make(phase, self.step * phase.accumulate + micro)
             (loss / phase.accumulate).backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(self.trainee.parameters())
         norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_norm)
@@ -123,12 +119,12 @@ class Trainer:
         self.average.update(self.trainee)
         return {**log, "gradient": float(norm), "lr": rate}
 
-    def _freeze(self, frozen: bool) -> None:
-        model = self.trainee.model
-        for part in (model.backbone, model.input_proj, model.transformer.encoder):
-            part.requires_grad_(not frozen).train(not frozen)
-        model.transformer.level_embed.requires_grad_(not frozen)
-        self.trainee.dense.requires_grad_(not frozen)
+    def _freeze(self, phase: Phase) -> None:
+        trainee, model = self.trainee, self.trainee.model
+        trainee.requires_grad_(not phase.image_tower)
+        if phase.image_tower:
+            for parameter in nn.ModuleList([trainee.clip_model.visual, model.pos_proj, model.padding]).parameters():
+                parameter.requires_grad_()
 
     def _micro_batch(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
         recipe, stream, rank = self.recipe, self.stream, self.processes.rank
@@ -139,14 +135,14 @@ class Trainer:
         targets = targets_from_samples(samples, offer)
         examples = None
         modality_B = torch.zeros(len(samples), dtype=torch.int64)
-        if recipe.examples:
+        if recipe.examples and any(phase.modality_weights[1:]):
             slots = targets.keypoint_valid_CK.shape[1]
             drawer = stream.generator(rank, draw, 2)
             examples = [
                 stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer).to(self.processes.device)
                 for name in offer.names
             ]
-            modality_B = draw_modality(len(samples), recipe.modality_weights, rng)
+            modality_B = draw_modality(len(samples), phase.modality_weights, rng)
         device = self.processes.device
         offer, targets = offer._replace(object_valid_BC=offer.object_valid_BC.to(device)), targets.to(device)
         modality_B = modality_B.to(device)
@@ -156,14 +152,15 @@ class Trainer:
             trainee = self.trainee
             prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
             chosen = prompts.of_images(modality_B)
-            with torch.set_grad_enabled(not phase.frozen_features):
-                encoded = trainee.model.encode(pixels_from_samples(samples).to(device), chosen)
+            encoded = trainee.model.encode(pixels_from_samples(samples).to(device), chosen)
             extra = {}
-            if recipe.weights.dense and not phase.frozen_features:
+            if recipe.weights.dense:
                 extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
-            if recipe.weights.alignment and recipe.examples:
+            if recipe.weights.alignment and examples:
                 extra["alignment"] = contrast(prompts)
             total, log = weighted_sum(extra, recipe.weights)
+            if phase.detached_decoder:
+                encoded = encoded._replace(memory_BND=encoded.memory_BND.detach())
             if through:
                 book_C = torch.tensor([self.book[name] for name in offer.names])
                 decoded = self._decode(
@@ -172,12 +169,27 @@ class Trainer:
                 total, log = total + decoded[0], {**log, **decoded[1], "total": log["total"] + decoded[1]["total"]}
         return total, log
 
+    def _named_examples(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
+        """Examples against the words of the whole vocabulary."""
+        trainee, vocabulary = self.trainee, self.stream.vocabulary
+        skeletons = tuple(load_skeleton(skeleton) for skeleton in vocabulary.values())
+        offer = Offer(tuple(vocabulary), skeletons, torch.ones(1, len(vocabulary), dtype=torch.bool))
+        with torch.device(self.processes.device), self._precision():
+            with torch.no_grad():
+                words = StepPrompts(trainee.model, trainee.clip_model, offer, None)
+            drawer = self.stream.generator(self.processes.rank, draw, 2)
+            categories, examples = self.stream.marked(phase.batch, words.names_CK.shape[1], EXAMPLE_SIDE_PX, drawer)
+            loss = name_examples(
+                trainee.model, trainee.clip_model, words, categories, examples.to(self.processes.device)
+            )
+        return loss, {"total": float(loss.detach())}
+
     def _decode(
         self, encoded: Encoded, prompts: Prompts, targets: Targets, book_C: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """The matched losses of the decoder and of the encoder's proposals."""
         denoising = make_denoising(self.trainee.model.label_enc, targets, book_C, self.recipe.denoising, generator)
-        output = forward_train(self.trainee.model, encoded, prompts, denoising)
+        output = forward_train(self.trainee.model, encoded, prompts, targets, denoising)
         count = max(1.0, self.processes.mean(float(targets.total)))
         with torch.autocast(self.processes.device.type, enabled=False):
             return objective(output, targets, denoising, self.recipe.weights, count)

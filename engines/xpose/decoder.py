@@ -25,7 +25,6 @@ class Groups(NamedTuple):
     x_BGTD: Tensor
     reference_BGT4: Tensor
     class_BG: Tensor  # int64: the class whose keypoints the group asks for
-    index_BG: Tensor  # int64: which of the box queries became the group
     valid_BGT: Tensor | None  # bool, True on the box and on real keypoints; None: all are
 
     def attention_mask(self) -> Tensor | None:

@@ -220,6 +220,10 @@ class XPose(nn.Module):
         index_BG = top_queries(logits_BQC.amax(-1), min(self.config.groups, logits_BQC.shape[1]))
         class_BG = gather_queries(logits_BQC, index_BG).argmax(-1)
         box_BGD, reference_BG4 = gather_queries(x_BQD, index_BG), gather_queries(reference_BQ4, index_BG)
+        return self.form_groups(box_BGD, reference_BG4, class_BG, prompts)
+
+    def form_groups(self, box_BGD: Tensor, reference_BG4: Tensor, class_BG: Tensor, prompts: Prompts) -> Groups:
+        """Put the keypoint tokens of the given classes beside the boxes."""
         image_B1 = torch.arange(class_BG.shape[0], device=class_BG.device)[:, None]
         keypoints_BGKD = to_dtype(prompts.keypoints_BCKD, box_BGD.dtype)[image_B1, class_BG]
         centre_BG12 = inverse_sigmoid(reference_BG4[:, :, None, :2])
@@ -234,7 +238,6 @@ class XPose(nn.Module):
             x_BGTD=torch.cat((box_BGD[:, :, None], keypoints_BGKD), dim=2),
             reference_BGT4=torch.cat((reference_BG4[:, :, None], keypoint_reference_BGK4), dim=2),
             class_BG=class_BG,
-            index_BG=index_BG,
             valid_BGT=valid_BGT,
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,10 @@ from tests.support import need_shared
 TINY = ClipConfig(text=TowerConfig(width=32, layers=2, heads=2), vision=TowerConfig(width=48, layers=2, heads=3))
 
 
-@pytest.fixture
-def tiny() -> Clip:
+@pytest.fixture(params=[False, True], ids=["alone", "points see points"])
+def tiny(request: pytest.FixtureRequest) -> Clip:
     torch.manual_seed(0)
-    clip = Clip(TINY).double()
+    clip = Clip(replace(TINY, points_see_points=request.param)).double()
     for name, parameter in clip.named_parameters():  # default biases are zero and would hide errors
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -142,6 +143,22 @@ def test_coordinates_of_an_invisible_point_are_not_looked_at(tiny: Clip) -> None
     _, before = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
     _, after = tiny.encode_visual_prompt(pixels, moved, visible, pos_proj, padding)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_slots_that_are_not_marked_change_no_other(tiny: Clip) -> None:
+    pixels, points, visible, pos_proj, padding = prompt_parts(tiny, 5)
+    visible[:, 3:] = False
+    _, few = tiny.encode_visual_prompt(pixels, points[:, :3], visible[:, :3], pos_proj, padding)
+    _, many = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
+    torch.testing.assert_close(many[:, :3], few, rtol=0, atol=1e-10)
+
+
+def test_marked_points_see_each_other_only_where_configured(tiny: Clip) -> None:
+    pixels, points, visible, pos_proj, padding = prompt_parts(tiny, 3)
+    _, before = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
+    points[:, 2] = points[:, 2].flip(0)
+    _, after = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
+    assert ((after[:, :2] - before[:, :2]).abs().max() > 1e-3) == tiny.config.points_see_points
 
 
 def test_visual_prompts_teach_every_part_they_pass_through(tiny: Clip) -> None:

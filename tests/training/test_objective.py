@@ -73,12 +73,26 @@ def noisy(queries: int = 8) -> tuple[object, ...]:
 def test_denoising_positives_stay_nearer_than_negatives_and_carry_their_label() -> None:
     targets, book, denoising = noisy()
     assert denoising is not None
-    assert denoising.groups == 2
-    assert denoising.positive_BP.tolist() == [[True, True, False, False] * 2]
-    torch.testing.assert_close(denoising.content_BPD[0, 1], book.weight[7])
-    goal = targets.boxes_BN4[0, denoising.target_BP[0]]
-    moved = (denoising.reference_BP4[0] - goal).abs().sum(-1)
-    assert moved[denoising.positive_BP[0]].max() < moved[~denoising.positive_BP[0]].max()
+    assert denoising.target_BR.tolist() == [[0, 1, 0, 1]]
+    torch.testing.assert_close(denoising.content_BPD[0, 2], book.weight[7])
+    goal = targets.boxes_BN4[0, denoising.target_BR[0]]
+    moved_RS = (denoising.reference_BP4[0].unflatten(0, (-1, 2)) - goal[:, None]).abs().sum(-1)
+    assert moved_RS[:, 0].max() < moved_RS[:, 1].max()
+
+
+def test_every_image_with_a_target_fills_all_its_pairs_with_its_own() -> None:
+    targets = targets_of([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.2]], [0, 1])
+    counts = ([True, True], [True, False], [False, False])
+    batch = targets._replace(
+        valid_BN=torch.tensor(counts),
+        label_BN=targets.label_BN.expand(3, -1),
+        boxes_BN4=targets.boxes_BN4.expand(3, -1, -1),
+    )
+    book, generator = nn.Embedding(11, 6), torch.Generator().manual_seed(3)
+    denoising = make_denoising(book, batch, torch.tensor([4, 7]), DenoisingConfig(queries=6), generator)
+    assert denoising is not None
+    assert denoising.target_BR[:2].tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert denoising.valid_B.tolist() == [True, True, False]
 
 
 def test_matching_queries_never_see_denoising_queries() -> None:
@@ -86,8 +100,8 @@ def test_matching_queries_never_see_denoising_queries() -> None:
     mask = denoising.attention_mask(matching=3)
     assert not mask[8:, :8].any()
     assert mask[:8, 8:].all()
-    assert mask[:4, :4].all()
-    assert not mask[:4, 4:8].any()
+    assert mask[:2, :2].all()
+    assert not mask[:2, 2:8].any()
 
 
 def test_denoising_is_off_without_queries_or_targets() -> None:
@@ -101,11 +115,24 @@ def test_denoising_is_off_without_queries_or_targets() -> None:
 def test_denoising_negatives_are_background() -> None:
     targets, _, denoising = noisy()
     logits = torch.full((1, 8, 2), -8.0)
-    for query in torch.nonzero(denoising.positive_BP[0]).flatten():
-        logits[0, query, targets.label_BN[0, denoising.target_BP[0, query]]] = 8.0
-    right = Prediction(logits, targets.boxes_BN4[:, denoising.target_BP[0]])
+    for pair, target in enumerate(denoising.target_BR[0]):
+        logits[0, 2 * pair, targets.label_BN[0, target]] = 8.0
+    boxes = targets.boxes_BN4[:, denoising.target_BR[0].repeat_interleave(2)]
+    right = Prediction(logits, boxes)
     losses = denoising_losses(right, denoising, targets, None, 1.0)
     assert float(losses["label"]) < 1e-4
     assert float(losses["box_l1"]) == pytest.approx(0.0, abs=1e-5)
     wrong = denoising_losses(right._replace(logits_BQC=logits.abs()), denoising, targets, None, 1.0)
     assert float(wrong["label"]) > 1.0
+
+
+def test_denoising_groups_are_compared_with_their_own_targets_keypoints() -> None:
+    targets, _, denoising = noisy()
+    logits = torch.full((1, 4, 2), -8.0)
+    logits[0, torch.arange(4), targets.label_BN[0, denoising.target_BR[0]]] = 8.0
+    boxes, points = targets.boxes_BN4[:, denoising.target_BR[0]], targets.points_BNK2[:, denoising.target_BR[0]]
+    losses = denoising_losses(Prediction(logits, boxes, points), denoising, targets, None, 1.0)
+    assert all(float(value) == pytest.approx(0.0, abs=1e-4) for value in losses.values())
+    moved = denoising_losses(Prediction(logits, boxes, points + 0.1), denoising, targets, None, 1.0)
+    assert float(moved["point_l1"]) == pytest.approx(0.1 * 2 * 2 * 4, abs=1e-4)
+    assert float(moved["oks"]) > 1.0

@@ -17,14 +17,16 @@ from tests.support import REPOSITORY
 from training.data.cache import write_cache
 from training.data.synthetic import read_synthetic
 from training.recipe import load_recipe, model_configs
+from training.state import Trainee
 from training.trainer import Trainer
 
 TINY = """
 model = "nano"
-model_overrides = { embed_dim = 8, depths = [1, 1, 1, 1], num_heads = [1, 1, 1, 1], window = 4, hidden_dim = 32, \
+model_overrides = { embed_dim = 8, depths = [1, 1, 1], num_heads = [1, 1, 1], window = 4, hidden_dim = 32, \
 heads = 2, encoder_layers = 1, decoder_layers = 3, box_layers = 1, queries = 12, groups = 3, feedforward = 32, \
 text_feedforward = 32, text_heads = 2, fusion_dim = 32, fusion_heads = 1 }
 seed = 4
+optimiser = "muon"
 warmup_steps = 2
 spread_steps = 3
 snapshot_steps = 0
@@ -52,7 +54,14 @@ size_hw = [64, 48]
 batch = 2
 lr = 1e-3
 lr_end = 1e-3
-frozen_features = true
+detached_decoder = true
+[[phases]]
+steps = 1
+size_hw = [64, 48]
+batch = 4
+lr = 1e-3
+lr_end = 1e-3
+image_tower = true
 [[phases]]
 steps = 3
 size_hw = [64, 48]
@@ -78,6 +87,17 @@ def losses(folder: Path, rank: int = 0) -> list[float]:
     return [json.loads(line)["total"] for line in lines]
 
 
+def test_fresh_heads_look_at_one_neighbour_each(data: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    overrides = recipe.model_overrides | {"num_heads": [4, 4, 4]}
+    attention = (
+        Trainee(msgspec.structs.replace(recipe, model_overrides=overrides)).model.backbone[0].layers[0].blocks[0].attn
+    )
+    bias_TTM = attention.relative_position_bias_table[attention.relative_position_index]
+    seen_M = bias_TTM[4 * 1 + 2].argmax(0)  # from row 1, column 2 of a window of 4 x 4
+    assert [divmod(int(place), 4) for place in seen_M] == [(0, 2), (2, 2), (1, 1), (1, 3)]
+
+
 def test_an_interrupted_run_goes_on_to_the_very_same_numbers(data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(data / "tiny.toml")
     whole = Trainer(recipe, data, tmp_path / "whole")
@@ -96,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_very_same_numbers(data: Path, tmp_pat
 
 def test_every_trainable_tensor_learns_from_a_step_with_all_modalities(data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(data / "tiny.toml")
-    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[2:]), data, tmp_path / "run")
+    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[3:]), data, tmp_path / "run")
     for _ in range(4):
         trainer.train_step()
         trainer.step += 1
@@ -104,14 +124,38 @@ def test_every_trainable_tensor_learns_from_a_step_with_all_modalities(data: Pat
     assert silent == {"clip_model.logit_scale"}
 
 
-def test_frozen_features_stay_to_the_bit_while_the_decoder_learns(data: Path, tmp_path: Path) -> None:
+def test_a_detached_decoder_teaches_the_image_features_nothing(data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(data / "tiny.toml")
-    trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[1:2]), data, tmp_path / "run")
-    before = {key: value.clone() for key, value in trainer.trainee.model.state_dict().items()}
+    silent = msgspec.structs.replace(recipe.weights, dense=0.0, alignment=0.0)
+    trainer = Trainer(
+        msgspec.structs.replace(recipe, phases=recipe.phases[1:2], weights=silent), data, tmp_path / "run"
+    )
+    model = trainer.trainee.model
+    with torch.no_grad():
+        for fusion in model.transformer.encoder.fusion_layers:
+            fusion.get_parameter("gamma_l").zero_()  # else the classes carry a little from the decoder to the image
     trainer.train_step()
-    changed = {key for key, value in trainer.trainee.model.state_dict().items() if not torch.equal(value, before[key])}
-    assert any(key.startswith("transformer.decoder.layers") for key in changed)
-    assert not any(key.startswith(("backbone", "input_proj", "transformer.encoder")) for key in changed)
+    features = [*model.backbone.parameters(), *model.input_proj.parameters()]
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in features)
+    assert all(parameter.grad.any() for parameter in model.transformer.decoder.layers[0].linear1.parameters())
+
+
+def test_the_image_tower_alone_learns_to_name_examples(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    phase = msgspec.structs.replace(recipe.phases[2], steps=30, lr_end=1e-3)
+    trainer = Trainer(msgspec.structs.replace(recipe, phases=[phase]), data, tmp_path / "run")
+    before = {key: value.clone() for key, value in trainer.trainee.state_dict().items()}
+    with torch.no_grad():
+        trainer.average.tensors["model.bbox_embed.0.layers.0.weight"].zero_()  # as an average that lags behind
+    losses = []
+    for _ in range(30):
+        losses.append(trainer.train_step()["total"])
+        trainer.step += 1
+    changed = {key for key, value in trainer.trainee.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert all(key.startswith(("clip_model.visual.", "model.pos_proj.", "model.padding.")) for key in changed)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert not trainer.average.tensors["model.bbox_embed.0.layers.0.weight"].any()
 
 
 def test_two_processes_share_their_gradients(data: Path, tmp_path: Path) -> None:
@@ -146,6 +190,9 @@ def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path
         load_recipe(path)
     path.write_text(TINY.replace('precision = "fp32"', 'precision = "fp8"'))
     with pytest.raises(ValueError, match="fp8"):
+        load_recipe(path)
+    path.write_text(TINY.replace('optimiser = "muon"', 'optimiser = "sgd"'))
+    with pytest.raises(ValueError, match="sgd"):
         load_recipe(path)
 
 

@@ -74,6 +74,15 @@ class Stream:
         weights = np.array([source.weight for source in sources], np.float64)
         self._weights = weights / weights.sum()
         self._places = self._index_instances()
+        self._marked = [
+            [
+                (name, place)
+                for name, (_, places) in sorted(self._places.items())
+                for place in places
+                if place[0] == source
+            ]
+            for source in range(len(sources))
+        ]
         self.vocabulary = {name: skeleton for name, (skeleton, _) in sorted(self._places.items())}
 
     def generator(self, rank: int, step: int, purpose: int) -> Generator:
@@ -97,6 +106,16 @@ class Stream:
         crops = [self._example(places[int(rng.integers(len(places)))], slots, side_px) for _ in range(count)]
         pixels, points, visible = zip(*crops, strict=True)
         return Examples(*(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible)))
+
+    def marked(self, count: int, slots: int, side_px: int, rng: Generator) -> tuple[list[str], Examples]:
+        """`count` marked examples of any category, from the sources by their weights; returns the categories too."""
+        drawn = []
+        for source in rng.choice(len(self.sources), size=count, p=self._weights):
+            drawn.append(self._marked[source][int(rng.integers(len(self._marked[source])))])
+        pixels, points, visible = zip(*(self._example(place, slots, side_px) for _, place in drawn), strict=True)
+        return [category for category, _ in drawn], Examples(
+            *(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible))
+        )
 
     def _example(
         self, place: tuple[int, int, int], slots: int, side_px: int
