@@ -1,8 +1,8 @@
 """Muon for the matrices inside the transformers' blocks, AdamW for everything else, or AdamW alone.
 
 Muon (Jordan et al., 2024; arXiv:2502.16982) makes the momentum of a matrix orthogonal before it is applied. From random
-weights it reaches the same loss in fewer images than AdamW; its updates are scaled to AdamW's size, so that both take
-the same learning rate.
+weights it reaches the same loss in fewer images than AdamW; its updates are scaled to AdamW's size, so that both follow
+one schedule, Muon at `Recipe.muon_rate` times its rate.
 """
 
 from typing import Any

@@ -223,7 +223,14 @@ class XPose(nn.Module):
         return self.form_groups(box_BGD, reference_BG4, class_BG, prompts)
 
     def form_groups(self, box_BGD: Tensor, reference_BG4: Tensor, class_BG: Tensor, prompts: Prompts) -> Groups:
-        """Put the keypoint tokens of the given classes beside the boxes."""
+        """Put the keypoint tokens of each box's class beside it.
+
+        Args:
+            box_BGD: contents of the boxes.
+            reference_BG4: their references.
+            class_BG: int64, row of the prompted classes.
+            prompts: of the same images.
+        """
         image_B1 = torch.arange(class_BG.shape[0], device=class_BG.device)[:, None]
         keypoints_BGKD = to_dtype(prompts.keypoints_BCKD, box_BGD.dtype)[image_B1, class_BG]
         centre_BG12 = inverse_sigmoid(reference_BG4[:, :, None, :2])
