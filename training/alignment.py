@@ -2,10 +2,10 @@
 
 * `contrast`: symmetric InfoNCE between the projected text and example vectors of the same class or keypoint name.
 * `name_examples`: marked examples are to be told by name, which is how the image tower starts.
-* `DenseAlignment`: every image token against every keypoint prompt, as heat maps. The sparse losses reach the
-  backbone through a few sampled points per query; this one reaches it from every cell, which is what makes training
-  from scratch feasible. Cells inside an object also tell where each of its keypoints is from there. Used in training
-  only: its few parameters are not part of the shipped network.
+* `DenseAlignment`: every image token against every prompt, as heat maps of keypoints and of objects' centres. The
+  sparse losses reach the backbone through a few sampled points per query; this one reaches it from every cell, which is
+  what makes training from scratch feasible. Cells inside an object also tell where each of its keypoints is from there.
+  Used in training only: its few parameters are not part of the shipped network.
 
 Legend: B images, N targets or examples, K keypoint slots, C classes, U distinct keypoint names, D channels, S cells of
 a level.
@@ -28,6 +28,7 @@ from training.targets import Targets
 TEMPERATURE = 0.07
 HEAT_RADIUS = 0.06  # standard deviation of a keypoint's heat, as a fraction of the square root of the object's area
 LEAST_HEAT_CELLS = 0.75  # and at least so many cells
+CENTRE_RADIUS = 0.12  # the same of an object's centre
 CORE = 0.5  # cells in this middle part of a box tell displacements
 
 
@@ -84,17 +85,21 @@ def _tell(vector_ND: Tensor, word_UD: Tensor, name_N: Tensor) -> Tensor:
 
 
 class DenseAlignment(nn.Module):
-    """Heat maps of keypoint names on the finest levels of the encoder's memory."""
+    """Heat maps of keypoint names and of classes on the finest levels of the encoder's memory."""
 
     def __init__(self, dim: int, levels: int = 2) -> None:
         super().__init__()
         self.levels = levels
         self.query = nn.Linear(dim, dim)
         self.bias = nn.Parameter(torch.tensor(-4.0))  # most cells hold no keypoint
+        self.object = nn.Linear(dim, dim)
         self.displacement = nn.Linear(dim, 2 * dim)
 
     def forward(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
-        """Spatial cross entropy of the names that the image holds, and focal entropy of all that are offered."""
+        """Spatial cross entropy of the names that the image holds, and focal entropy of all that are offered.
+
+        The same for the classes of its objects, which keypoint names alone do not tell apart: a dog's eye is an eye.
+        """
         row_U = one_slot_per_name(prompts)
         contents = prompts.by_modality.keypoints_BCKD.flatten(1, 2)[:, row_U]
         query_BUD = self.query(contents)[modality_B] / math.sqrt(contents.shape[-1])
@@ -109,8 +114,26 @@ class DenseAlignment(nn.Module):
             used_BU = offered_BU & (labelled_BU | ~blind_BU)
             loss = _spatial_entropy(logits_BUS, heat_BUS, used_BU & labelled_BU)
             loss = loss + _focal_entropy(logits_BUS + self.bias, heat_BUS, used_BU)
+            loss = loss + self._centres(tokens_BSD, encoded, targets, prompts.offer.object_valid_BC, (height, width))
             total = total + loss / 2**level
         return total + self._displacements(encoded, prompts, modality_B, targets)
+
+    def _centres(
+        self, tokens_BSD: Tensor, encoded: Encoded, targets: Targets, offered_BC: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        classes = offered_BC.shape[1]
+        logits_BCS = (encoded.text_BCD @ self.object(tokens_BSD).transpose(1, 2)).float()
+        logits_BCS = logits_BCS / math.sqrt(tokens_BSD.shape[-1])
+        label_BN1 = targets.label_BN.masked_fill(~targets.valid_BN, classes)[..., None]
+        centres = targets._replace(
+            points_BNK2=targets.boxes_BN4[:, :, None, :2], labelled_BNK=targets.valid_BN[..., None]
+        )
+        heat_BCS, held_BC, _ = heat_maps(centres, label_BN1, classes, size, CENTRE_RADIUS)
+        if not held_BC.any():
+            return torch.zeros(())
+        share = offered_BC.sum() / held_BC.sum()
+        absent = _focal_entropy(logits_BCS + self.bias, heat_BCS, offered_BC) * share
+        return _spatial_entropy(logits_BCS, heat_BCS, held_BC) + absent
 
     def _displacements(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
         """L1 between where cells inside an object say its keypoints are and where they are, in units of the object."""
@@ -157,7 +180,9 @@ def _name_of_targets(targets: Targets, prompts: StepPrompts) -> Tensor:
     return prompts.names_CK[targets.label_BN].masked_fill(~real_BNK, len(prompts.names))
 
 
-def heat_maps(targets: Targets, name_BNK: Tensor, names: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def heat_maps(
+    targets: Targets, name_BNK: Tensor, names: int, size: tuple[int, int], radius: float = HEAT_RADIUS
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gaussians at the labelled keypoints, joined by name.
 
     Returns:
@@ -166,7 +191,7 @@ def heat_maps(targets: Targets, name_BNK: Tensor, names: int, size: tuple[int, i
     height, width = size
     image_height, image_width = targets.size_hw
     scale_2 = torch.tensor([image_width, image_height])
-    deviation_BN = (HEAT_RADIUS * targets.area_BN.sqrt()).clamp(min=LEAST_HEAT_CELLS * image_height / height)
+    deviation_BN = (radius * targets.area_BN.sqrt()).clamp(min=LEAST_HEAT_CELLS * image_height / height)
     points_BNK2 = targets.points_BNK2 * scale_2 / deviation_BN[..., None, None]
     column_W = (torch.arange(width) + 0.5) * (image_width / width)
     row_H = (torch.arange(height) + 0.5) * (image_height / height)

@@ -15,11 +15,21 @@ from training.forward import TrainOutput
 from training.matcher import MatchCosts, Prediction, generalised_iou, match, object_keypoint_similarity
 from training.targets import Targets
 
+LEAST_OVERLAP = 0.5
+"""GIoU of a group's box with a target from which on the group learns the target."""
+
 
 class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Weights of the sum. Sources: ED-Pose's configuration; denoising coefficients 1.0 as in X-Pose's."""
+    """Weights of the sum. Sources: ED-Pose's configuration; denoising coefficients 1.0 as in X-Pose's.
+
+    Args:
+        score: of the class loss of scored groups, in place of `label`.
+        scored_groups: the score of a group learns how well it answers, and every group that lies on an object learns
+            that object (`group_losses`), in place of one group per object whose score learns 1.
+    """
 
     label: float = 2.0
+    score: float = 2.0
     box_l1: float = 5.0
     giou: float = 2.0
     point_l1: float = 10.0
@@ -27,6 +37,7 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     denoising: float = 1.0
     alignment: float = 0.1
     dense: float = 0.0
+    scored_groups: bool = False
     costs: MatchCosts = MatchCosts()
 
 
@@ -38,16 +49,16 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (0.25 * target + 0.75 * (1 - target)) * error.square() * entropy
 
 
-def label_loss(logits_BQC: Tensor, one_hot_BQC: Tensor, object_valid_BC: Tensor | None, count: float) -> Tensor:
+def label_loss(logits_BQC: Tensor, goal_BQC: Tensor, object_valid_BC: Tensor | None, count: float) -> Tensor:
     """Focal loss over queries and offered classes, summed and divided by the number of targets.
 
     Columns of classes not offered hold -inf, whose cross entropy is NaN: they are left out, not multiplied by zero.
     """
     logits_BQC = logits_BQC.float()
     if object_valid_BC is None:
-        return focal_loss(logits_BQC, one_hot_BQC).sum() / count
+        return focal_loss(logits_BQC, goal_BQC).sum() / count
     offered_BQC = object_valid_BC[:, None].expand_as(logits_BQC)
-    return focal_loss(logits_BQC[offered_BQC], one_hot_BQC[offered_BQC]).sum() / count
+    return focal_loss(logits_BQC[offered_BQC], goal_BQC[offered_BQC]).sum() / count
 
 
 def one_hot_labels(query_BN: Tensor, targets: Targets, queries: int, classes: int) -> Tensor:
@@ -76,6 +87,55 @@ def layer_losses(
     return losses
 
 
+def group_losses(
+    prediction: Prediction, targets: Targets, object_valid_BC: Tensor | None, costs: MatchCosts, count: float
+) -> dict[str, Tensor]:
+    """Score every group of a keypoint layer by how well it answers, and teach all that lie on a target.
+
+    Groups see themselves only, so none can know that another answers the same object better: a goal of 1 for one of
+    them and 0 for its equals teaches each the same middling score. Here the goal is the group's own OKS with the best
+    target of its class (arXiv:2006.04388), and besides the matched group, those whose box overlaps a target of their
+    class by `LEAST_OVERLAP` learn its box and keypoints (one-to-many, arXiv:2207.13080). Doubles are left to
+    non-maximum suppression.
+    """
+    assert prediction.class_BQ is not None
+    own_BQN = (prediction.class_BQ[:, :, None] == targets.label_BN[:, None]) & targets.valid_BN[:, None]
+    image_B11 = torch.arange(len(own_BQN), device=own_BQN.device)[:, None, None]
+    target_N = torch.arange(own_BQN.shape[2], device=own_BQN.device)
+    quality_BQN, overlap_BQN = _qualities(prediction, targets, image_B11, target_N)
+    goal_BQC = torch.zeros_like(prediction.logits_BQC, dtype=torch.float32)
+    goal_BQC.scatter_(2, prediction.class_BQ[..., None], (own_BQN * quality_BQN).amax(2, keepdim=True))
+    losses = {"score": label_loss(prediction.logits_BQC, goal_BQC, object_valid_BC, count)}
+    overlap_BQN = own_BQN * overlap_BQN
+    taught_BQN = (overlap_BQN == overlap_BQN.amax(2, keepdim=True)) & (overlap_BQN > LEAST_OVERLAP)
+    query_BN = match(prediction, targets, costs)
+    image_M, target_M = torch.nonzero(query_BN >= 0, as_tuple=True)
+    taught_BQN[image_M, query_BN[image_M, target_M], target_M] = True
+    image_M, query_M, target_M = torch.nonzero(taught_BQN & own_BQN, as_tuple=True)
+    pairs = max(1.0, float(len(image_M)))
+    losses |= _box_losses(prediction.boxes_BQ4[image_M, query_M], targets.boxes_BN4[image_M, target_M], pairs)
+    assert prediction.points_BQK2 is not None
+    return losses | _point_losses(prediction.points_BQK2[image_M, query_M], targets, image_M, target_M, pairs)
+
+
+@torch.no_grad()
+def _qualities(prediction: Prediction, targets: Targets, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """How well groups answer targets, 0..1, and GIoU of their boxes; [B, Q, N] for indices of these dimensions.
+
+    The quality is OKS, or for a target without labelled keypoints the overlap.
+    """
+    assert prediction.points_BQK2 is not None
+    points, boxes = prediction.points_BQK2.float(), prediction.boxes_BQ4.float()
+    if image.dim() == 3:
+        points, boxes = points[:, :, None], boxes[:, :, None]
+    labelled = targets.labelled_BNK[image, target]
+    sigmas, area = targets.sigmas_CK[targets.label_BN[image, target]], targets.area_BN[image, target]
+    goal = targets.points_BNK2[image, target]
+    similarity = object_keypoint_similarity(points, goal, labelled, sigmas, area, targets.size_hw)
+    overlap = generalised_iou(boxes, targets.boxes_BN4[image, target])
+    return torch.where(labelled.any(-1), similarity, overlap.clamp(min=0)), overlap
+
+
 def _box_losses(boxes_M4: Tensor, target_M4: Tensor, count: float) -> dict[str, Tensor]:
     boxes_M4 = boxes_M4.float()
     return {
@@ -99,18 +159,29 @@ def _point_losses(
 
 
 def denoising_losses(
-    prediction: Prediction, denoising: Denoising, targets: Targets, object_valid_BC: Tensor | None, count: float
+    prediction: Prediction,
+    denoising: Denoising,
+    targets: Targets,
+    object_valid_BC: Tensor | None,
+    count: float,
+    scored_groups: bool = False,
 ) -> dict[str, Tensor]:
     """Positives answer with their own target, the negatives of the box layers with background."""
     logits_BPC = prediction.logits_BQC
     label_BR = targets.label_BN.gather(1, denoising.target_BR)
     every = logits_BPC.shape[1] // denoising.pairs  # 2 where positives and negatives alternate
-    one_hot_BPC = torch.zeros_like(logits_BPC, dtype=torch.float32)
-    one_hot_BPC[:, ::every] = functional.one_hot(label_BR, logits_BPC.shape[2]).float()
+    goal_BPC = torch.zeros_like(logits_BPC, dtype=torch.float32)
+    goal_BPC[:, ::every] = functional.one_hot(label_BR, logits_BPC.shape[2]).float()
+    scored = scored_groups and prediction.points_BQK2 is not None
+    if scored:
+        image_B1 = torch.arange(len(label_BR), device=label_BR.device)[:, None]
+        goal_BPC *= _qualities(prediction, targets, image_B1, denoising.target_BR)[0][..., None]
     valid_BPC = denoising.valid_B[:, None, None].expand_as(logits_BPC)
     if object_valid_BC is not None:
         valid_BPC = valid_BPC & object_valid_BC[:, None]
-    losses = {"label": focal_loss(logits_BPC[valid_BPC].float(), one_hot_BPC[valid_BPC]).sum() / count}
+    losses = {
+        "score" if scored else "label": focal_loss(logits_BPC[valid_BPC].float(), goal_BPC[valid_BPC]).sum() / count
+    }
     image_M, pair_M = torch.nonzero(denoising.valid_B[:, None].expand_as(label_BR), as_tuple=True)
     target_M = denoising.target_BR[image_M, pair_M]
     losses |= _box_losses(prediction.boxes_BQ4[image_M, every * pair_M], targets.boxes_BN4[image_M, target_M], count)
@@ -137,7 +208,8 @@ def objective(
     total, log = torch.zeros(()), dict[str, float]()
     parts = [("encoder", output.encoder), *((f"layer{i}", layer) for i, layer in enumerate(output.layers))]
     for name, prediction in parts:
-        losses = layer_losses(prediction, targets, valid_BC, weights.costs, count)
+        score = group_losses if weights.scored_groups and prediction.points_BQK2 is not None else layer_losses
+        losses = score(prediction, targets, valid_BC, weights.costs, count)
         weighted = sum((getattr(weights, key) * value for key, value in losses.items()), torch.zeros(()))
         total = total + weighted
         log[name] = float(weighted.detach())
@@ -146,7 +218,7 @@ def objective(
         noisy_total = torch.zeros(())
         noisy_count = max(1.0, float(denoising.valid_B.sum()) * denoising.pairs)
         for prediction in output.denoising:
-            losses = denoising_losses(prediction, denoising, targets, valid_BC, noisy_count)
+            losses = denoising_losses(prediction, denoising, targets, valid_BC, noisy_count, weights.scored_groups)
             noisy_total = noisy_total + sum(getattr(weights, key) * value for key, value in losses.items())
         total = total + weights.denoising * noisy_total
         log["denoising"] = float(noisy_total.detach())

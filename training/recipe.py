@@ -61,7 +61,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         precision: "bf16" (autocast) or "fp32".
         snapshot_steps, evaluate_steps: every so many steps; 0 never.
         evaluate_cache, evaluate_images: what it is evaluated on, averaged weights, prompts by words.
-        limit: use only the first so many images of each cache; 0 uses all.
     """
 
     sources: list[SourceConfig]
@@ -84,7 +83,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate_steps: int = 0
     evaluate_cache: str = ""
     evaluate_images: int = 64
-    limit: int = 0
     denoising: DenoisingConfig = DenoisingConfig()
     weights: LossWeights = LossWeights()
 

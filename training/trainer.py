@@ -51,7 +51,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.folder = recipe, folder
         self.processes = Processes()
-        self.stream = Stream(recipe.sources, data, recipe.seed, recipe.limit)
+        self.stream = Stream(recipe.sources, data, recipe.seed)
         self.evaluation = self._evaluation_samples(data)
         self.book = {name: row for row, name in enumerate(self.stream.vocabulary)}
         self.trainee = Trainee(recipe)

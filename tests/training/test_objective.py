@@ -7,7 +7,7 @@ from torch import nn
 from tests.training.test_matcher import targets_of
 from training.denoising import DenoisingConfig, make_denoising
 from training.matcher import MatchCosts, Prediction
-from training.objective import denoising_losses, focal_loss, label_loss, layer_losses
+from training.objective import denoising_losses, focal_loss, group_losses, label_loss, layer_losses
 
 
 def test_focal_loss_gives_the_published_values() -> None:
@@ -60,6 +60,52 @@ def test_perfect_predictions_have_no_geometric_loss() -> None:
     losses = layer_losses(exact, targets, None, MatchCosts(), 1.0)
     for name in ("box_l1", "giou", "point_l1", "oks"):
         assert float(losses[name]) == pytest.approx(0.0, abs=1e-4)
+
+
+def scored(points: torch.Tensor, boxes: torch.Tensor, logit: float) -> Prediction:
+    logits = torch.full((1, points.shape[1], 2), -9.0)
+    logits[..., 0] = logit
+    return Prediction(logits, boxes, points, torch.zeros(1, points.shape[1], dtype=torch.int64))
+
+
+def test_a_scored_group_learns_its_own_similarity_whether_another_answers_or_not() -> None:
+    targets = targets_of([[0.5, 0.5, 0.2, 0.2]], [0])
+    right, wrong = targets.points_BNK2, targets.points_BNK2 + 0.4
+    boxes = targets.boxes_BN4.expand(1, 3, 4)
+    unsure = scored(torch.cat([right, right, wrong], 1), boxes, 0.0)
+    unsure.logits_BQC.requires_grad_()
+    group_losses(unsure, targets, None, MatchCosts(), 1.0)["score"].backward()
+    assert unsure.logits_BQC.grad is not None
+    slope_Q = unsure.logits_BQC.grad[0, :, 0]
+    assert slope_Q[0] == slope_Q[1] < 0 < slope_Q[2]
+    sure = scored(torch.cat([right, right], 1), boxes[:, :2], 9.0)
+    assert float(group_losses(sure, targets, None, MatchCosts(), 1.0)["score"]) < 1e-3
+
+
+def test_every_scored_group_on_an_object_learns_it_and_the_others_do_not() -> None:
+    targets = targets_of([[0.5, 0.5, 0.2, 0.2]], [0])
+    points = (targets.points_BNK2 + 0.05).repeat(1, 3, 1, 1).requires_grad_()
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.51, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
+    losses = group_losses(scored(points, boxes, 0.0), targets, None, MatchCosts(), 1.0)
+    losses["point_l1"].backward()
+    assert points.grad is not None
+    assert [bool(group.any()) for group in points.grad[0]] == [True, True, False]
+    assert float(losses["point_l1"].detach()) == pytest.approx(0.05 * 2 * 2, abs=1e-5)
+
+
+def test_a_scored_group_on_an_object_without_keypoints_learns_its_overlap() -> None:
+    targets = targets_of([[0.5, 0.5, 0.2, 0.2]], [0])
+    targets = targets._replace(labelled_BNK=torch.zeros(1, 1, 2, dtype=torch.bool))
+    group = scored(targets.points_BNK2, targets.boxes_BN4, 9.0)
+    assert float(group_losses(group, targets, None, MatchCosts(), 1.0)["score"]) < 1e-3
+
+
+def test_scored_groups_without_targets_learn_to_be_background() -> None:
+    targets = targets_of([[0.5, 0.5, 0.1, 0.1]], [0])
+    targets = targets._replace(valid_BN=torch.zeros(1, 1, dtype=torch.bool))
+    losses = group_losses(prediction(4, True), targets, None, MatchCosts(), 1.0)
+    assert losses["score"] > 0
+    assert all(value == 0 for name, value in losses.items() if name != "score")
 
 
 def noisy(queries: int = 8) -> tuple[object, ...]:
@@ -136,3 +182,12 @@ def test_denoising_groups_are_compared_with_their_own_targets_keypoints() -> Non
     moved = denoising_losses(Prediction(logits, boxes, points + 0.1), denoising, targets, None, 1.0)
     assert float(moved["point_l1"]) == pytest.approx(0.1 * 2 * 2 * 4, abs=1e-4)
     assert float(moved["oks"]) > 1.0
+
+
+def test_scored_denoising_groups_learn_their_similarity() -> None:
+    targets, _, denoising = noisy()
+    logits = torch.full((1, 4, 2), -9.0)
+    boxes, points = targets.boxes_BN4[:, denoising.target_BR[0]], targets.points_BNK2[:, denoising.target_BR[0]]
+    far = Prediction(logits, boxes, points + 0.4)
+    assert float(denoising_losses(far, denoising, targets, None, 1.0, scored_groups=True)["score"]) < 1e-3
+    assert float(denoising_losses(far, denoising, targets, None, 1.0)["label"]) > 1.0

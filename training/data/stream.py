@@ -31,10 +31,12 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         cache: folder name under the data folder.
         weight: how often a canvas is filled from it, relative to the others.
+        limit: use only its first so many images; 0 uses all.
     """
 
     cache: str
     weight: float
+    limit: int = 0
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -56,18 +58,19 @@ class Stream:
 
     Args:
         folder: where the caches lie.
-        limit: use only the first so many images of each cache (overfit tests); 0 uses all.
     Raises:
         FileNotFoundError: a cache is missing.
         ValueError: no cache, or one without images.
     """
 
-    def __init__(self, sources: Sequence[SourceConfig], folder: Path, seed: int, limit: int = 0) -> None:
+    def __init__(self, sources: Sequence[SourceConfig], folder: Path, seed: int) -> None:
         if not sources:
             raise ValueError("the recipe names no sources; give at least one [[sources]] with cache and weight")
         self.sources, self.seed = tuple(sources), seed
         self.caches = tuple(ImageCache(folder / source.cache) for source in sources)
-        self.lengths = tuple(min(len(cache), limit) if limit else len(cache) for cache in self.caches)
+        self.lengths = tuple(
+            min(len(cache), source.limit or len(cache)) for source, cache in zip(sources, self.caches, strict=True)
+        )
         for source, length in zip(sources, self.lengths, strict=True):
             if length == 0:
                 raise ValueError(f"cache {source.cache} has no images; build it from data that has labels")
