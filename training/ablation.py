@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engines.checkpoint import kept_by_default
 from training import metrics
 from training.data.cache import ImageCache
 from training.evaluate import draw_examples, find_all
@@ -50,7 +51,10 @@ def score(
     examples = draw_examples(categories, ("ablation_train",), data, 1)
     results = {}
     for modality in ("text", "visual"):
-        found = find_all(Predictor(trainee.model, trainee.clip_model, categories, modality, examples, size_hw), samples)
+        predictor = Predictor(
+            trainee.model, trainee.clip_model, categories, modality, examples, size_hw, kept_by_default("nano").nms_iou
+        )
+        found = find_all(predictor, samples)
         results[f"AP {modality}"] = metrics.average_precision(samples, found, categories)["all"]
         results[f"PCK {modality}"] = metrics.correct_keypoints(samples, found, given_boxes=True)["pck"]
     return results

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.checkpoint import kept_by_default, load_weights, trained_categories
+from engines.checkpoint import Kept, kept_by_default, load_weights, trained_categories
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.skeletons import load_skeleton
@@ -124,7 +124,7 @@ def evaluate_all(
     categories: Mapping[str, str],
     data: Path,
     size_hw: tuple[int, int],
-    threshold: float,
+    kept: Kept,
     shots: int,
     limit: int,
     pictures: Path | None,
@@ -133,21 +133,21 @@ def evaluate_all(
     people = _load(data / "lspet_val", limit)
     scenes = _load(data / "synthetic_test", limit)
     examples = draw_examples(categories, ("lspet_train", "synthetic_train"), data, shots)
-    results: dict[str, Any] = {"size_hw": size_hw, "threshold": threshold, "examples": shots}
+    results: dict[str, Any] = {"size_hw": size_hw, **kept._asdict(), "examples": shots}
     for modality in MODALITIES:
 
         def make(chosen: Mapping[str, str], modality: str = modality) -> Predictor:
-            return Predictor(model, clip, chosen, modality, examples, size_hw)
+            return Predictor(model, clip, chosen, modality, examples, size_hw, kept.nms_iou)
 
         person, found_people = evaluate_people(make({"person": categories["person"]}), people)
-        objects, found_scenes = evaluate_objects(make(categories), scenes, categories, threshold)
-        alarm = false_alarms(make, scenes, categories, threshold)
+        objects, found_scenes = evaluate_objects(make(categories), scenes, categories, kept.score_threshold)
+        alarm = false_alarms(make, scenes, categories, kept.score_threshold)
         if pictures is not None:
             for name, samples, found, scores in (
                 ("lspet_val", people, found_people, person["by_image"]),
                 ("synthetic_test", scenes, found_scenes, objects["by_image"]),
             ):
-                _draw_extremes(pictures / f"{name}_{modality}", samples, found, scores, threshold)
+                _draw_extremes(pictures / f"{name}_{modality}", samples, found, scores, kept.score_threshold)
         for table in (person, objects):
             table.pop("by_image")
         results[modality] = {"lspet_val": person, "synthetic_test": {**objects, "false_alarms": alarm}}
@@ -196,8 +196,10 @@ def main(
     try:
         network, clip, categories = load_trained(model, weights)
         size_hw = (size, size) if size else network.config.input_hw
-        threshold = kept_by_default(model).score_threshold if threshold is None else threshold
-        results = evaluate_all(network, clip, categories, data, size_hw, threshold, shots, limit, out / "pictures")
+        kept = kept_by_default(model)
+        if threshold is not None:
+            kept = kept._replace(score_threshold=threshold)
+        results = evaluate_all(network, clip, categories, data, size_hw, kept, shots, limit, out / "pictures")
     except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)

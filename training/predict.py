@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.clip import Clip
+from engines.postprocess import greedy_nms
 from engines.skeletons import load_skeleton
 from engines.xpose import XPose
 from engines.xpose.model import Prompts
@@ -39,6 +40,7 @@ class Predictor:
         categories: name to keypoint list.
         modality: one of `MODALITIES`; "visual" and "mean" need examples of every category.
         size_hw: canvas that images are letterboxed into.
+        nms_iou: overlap above which a detection doubles a better one and is dropped, as the pipeline does.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class Predictor:
         modality: str,
         examples: Mapping[str, Examples] | None,
         size_hw: tuple[int, int],
+        nms_iou: float,
     ) -> None:
-        self.model, self.size_hw = model, size_hw
+        self.model, self.size_hw, self.nms_iou = model, size_hw, nms_iou
         names = tuple(categories)
         skeletons = tuple(load_skeleton(skeleton) for skeleton in categories.values())
         self.names = names
@@ -71,8 +74,10 @@ class Predictor:
         results = []
         for b, sample in enumerate(samples):
             order = score_BG[b].argsort(descending=True)
-            class_N = output.class_BG[b, order].tolist()
             box, points = self._to_image(output.boxes_BG4[b, order], output.keypoints_BGK2[b, order], sample)
+            kept_N = greedy_nms(box, self.nms_iou)
+            order, box, points = order[kept_N], box[kept_N], points[kept_N]
+            class_N = output.class_BG[b, order].tolist()
             names = tuple(self.names[row] for row in class_N)
             results.append(Found(names, score_BG[b, order].numpy(), box, points))
         return results

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
+from engines.checkpoint import kept_by_default
 from engines.skeletons import load_skeleton
 from engines.xpose.encoder import Encoded
 from engines.xpose.model import Prompts
@@ -216,7 +217,13 @@ class Trainer:
         """AP, PCK and a picture of predictions on the first images of the evaluation cache."""
         trained, samples = self.averaged(), self.evaluation
         predictor = Predictor(
-            trained.model, trained.clip_model, self.stream.vocabulary, "text", None, self.recipe.phases[-1].size_hw
+            trained.model,
+            trained.clip_model,
+            self.stream.vocabulary,
+            "text",
+            None,
+            self.recipe.phases[-1].size_hw,
+            kept_by_default(self.recipe.model).nms_iou,
         )
         found = [result for batch in in_batches(samples, EVALUATION_BATCH) for result in predictor.find(batch)]
         precision = metrics.average_precision(samples, found, self.stream.vocabulary)["all"]

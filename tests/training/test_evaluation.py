@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engines.checkpoint import load_weights, save_weights
+from engines.postprocess import pairwise_iou
 from pipeline.synthetic import SceneConfig
 from training import metrics
 from training.data.cache import ImageCache, write_cache
@@ -181,5 +182,6 @@ def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
     learned, categories = trainer.averaged(), trainer.stream.vocabulary
     cache = ImageCache(tmp_path / "eight")
     samples = [cache[i] for i in range(8)]
-    found = find_all(Predictor(learned.model, learned.clip_model, categories, "text", None, (96, 96)), samples)
+    found = find_all(Predictor(learned.model, learned.clip_model, categories, "text", None, (96, 96), 0.9), samples)
     assert metrics.average_precision(samples, found, categories)["all"] > 0.95
+    assert all((np.triu(pairwise_iou(result.box_N4), 1) <= 0.9).all() for result in found)
