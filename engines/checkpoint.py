@@ -49,9 +49,13 @@ NANO_KEPT = Kept(score_threshold=0.4, nms_iou=0.5)
 """nano scores most real people above 0.4, and finds each several times (engines/weights/NANO.md)."""
 
 
-def kept_by_default(model_name: str) -> Kept:
-    """Threshold and overlap of a named model."""
-    return NANO_KEPT if model_name == "nano" else PUBLISHED_KEPT
+def kept_of(model_name: str, score_threshold: float | None = None, nms_iou: float | None = None) -> Kept:
+    """Threshold and overlap as given; the model's own where they are None."""
+    own = NANO_KEPT if model_name == "nano" else PUBLISHED_KEPT
+    return Kept(
+        own.score_threshold if score_threshold is None else score_threshold,
+        own.nms_iou if nms_iou is None else nms_iou,
+    )
 
 
 @dataclass(frozen=True)

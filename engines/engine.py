@@ -23,7 +23,7 @@ from engines.backends import Backend
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
 from engines.build import BuildRequest, build_engine
-from engines.checkpoint import RANDOM, Kept, kept_by_default, load_weights, trained_categories
+from engines.checkpoint import RANDOM, kept_of, load_weights, trained_categories
 from engines.clip import Clip
 from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
@@ -52,7 +52,7 @@ class EngineConfig:
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
         batch: most images that run at once.
-        score_threshold: kept is what scores strictly more; None is the model's own (`kept_by_default`).
+        score_threshold: kept is what scores strictly more; None is the model's own (`kept_of`).
         nms_iou: dropped is what overlaps a better detection by strictly more, lower it where doubles appear; None is
             the model's own.
         threads: of PyTorch, in this whole process; 0 leaves them as they are.
@@ -104,10 +104,7 @@ class Engine:
         model, clip = load_weights(config.model, config.weights)
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
-        own, threshold, nms_iou = kept_by_default(config.model), config.score_threshold, config.nms_iou
-        self._kept = Kept(
-            own.score_threshold if threshold is None else threshold, own.nms_iou if nms_iou is None else nms_iou
-        )
+        self._kept = kept_of(config.model, config.score_threshold, config.nms_iou)
         self._trained = trained_categories(config.model, config.weights)
         self._visual_weights = visual_weights_trained(model)
         self._encoder = _prompt_encoder(model, clip)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.checkpoint import kept_by_default
+from engines.checkpoint import kept_of
 from training import metrics
 from training.data.cache import ImageCache
 from training.evaluate import draw_examples, find_all
@@ -43,7 +43,7 @@ def variant(recipe: Recipe, contrast: float, dense: float) -> Recipe:
 
 
 def score(
-    trainee: Trainee, data: Path, categories: dict[str, str], size_hw: tuple[int, int], limit: int
+    trainee: Trainee, data: Path, categories: dict[str, str], size_hw: tuple[int, int], nms_iou: float, limit: int
 ) -> dict[str, float]:
     """AP, and PCK of the detection nearest each object, by words and by one example per category."""
     cache = ImageCache(data / "ablation_test")
@@ -51,9 +51,7 @@ def score(
     examples = draw_examples(categories, ("ablation_train",), data, 1)
     results = {}
     for modality in ("text", "visual"):
-        predictor = Predictor(
-            trainee.model, trainee.clip_model, categories, modality, examples, size_hw, kept_by_default("nano").nms_iou
-        )
+        predictor = Predictor(trainee.model, trainee.clip_model, categories, modality, examples, size_hw, nms_iou)
         found = find_all(predictor, samples)
         results[f"AP {modality}"] = metrics.average_precision(samples, found, categories)["all"]
         results[f"PCK {modality}"] = metrics.correct_keypoints(samples, found, given_boxes=True)["pck"]
@@ -68,11 +66,12 @@ def main(
 ) -> None:
     """Train the variants one after another and print their scores; finished runs are not trained again."""
     base = load_recipe(recipe)
+    size_hw, nms_iou = base.phases[-1].size_hw, kept_of(base.model).nms_iou
     results: dict[str, dict[str, float]] = {}
     for name, (contrast, dense) in VARIANTS.items():
         trainer = Trainer(variant(base, contrast, dense), data, out / name.replace(" ", "_"))
         trainer.run()
-        results[name] = score(trainer.averaged(), data, trainer.stream.vocabulary, base.phases[-1].size_hw, limit)
+        results[name] = score(trainer.averaged(), data, trainer.stream.vocabulary, size_hw, nms_iou, limit)
         (out / "ablation.json").write_text(json.dumps({"steps": base.steps, **results}, indent=2))
     table = Table("variant", *next(iter(results.values())))
     for name, row in results.items():

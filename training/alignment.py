@@ -72,7 +72,7 @@ def name_examples(
         examples.pixels_N3SS, examples.points_NK2[:, :slots], seen_NK, model.pos_proj, model.padding.weight
     )
     class_N = torch.tensor([words.offer.names.index(name) for name in categories])
-    text_UD = shared.keypoints_BCKD[0].flatten(0, 1)[one_slot_per_name(words)]
+    text_UD = shared.keypoints_BCKD[0].flatten(0, 1)[_one_slot_per_name(words)]
     points = _tell(model.projection_kpt(points_NK512[seen_NK]), text_UD, words.names_CK[class_N][seen_NK])
     return _tell(model.projection(objects_N512), shared.text_BCD[0], class_N) + 2 * points
 
@@ -100,7 +100,7 @@ class DenseAlignment(nn.Module):
 
         The same for the classes of its objects, which keypoint names alone do not tell apart: a dog's eye is an eye.
         """
-        row_U = one_slot_per_name(prompts)
+        row_U = _one_slot_per_name(prompts)
         contents = prompts.by_modality.keypoints_BCKD.flatten(1, 2)[:, row_U]
         query_BUD = self.query(contents)[modality_B] / math.sqrt(contents.shape[-1])
         offered_BU = _offered_names(prompts)
@@ -156,7 +156,7 @@ class DenseAlignment(nn.Module):
         return distance / weight_MK1.sum().clamp(min=1)
 
 
-def one_slot_per_name(prompts: StepPrompts) -> Tensor:
+def _one_slot_per_name(prompts: StepPrompts) -> Tensor:
     """Row in the flattened [C * K] table of one slot that carries each name."""
     flat = prompts.names_CK.masked_fill(~prompts.keypoint_valid_CK, len(prompts.names)).flatten()
     row_U = torch.empty(len(prompts.names) + 1, dtype=torch.int64)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.checkpoint import Kept, kept_by_default, load_weights, trained_categories
+from engines.checkpoint import Kept, kept_of, load_weights, trained_categories
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.skeletons import load_skeleton
@@ -196,9 +196,7 @@ def main(
     try:
         network, clip, categories = load_trained(model, weights)
         size_hw = (size, size) if size else network.config.input_hw
-        kept = kept_by_default(model)
-        if threshold is not None:
-            kept = kept._replace(score_threshold=threshold)
+        kept = kept_of(model, threshold)
         results = evaluate_all(network, clip, categories, data, size_hw, kept, shots, limit, out / "pictures")
     except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error

@@ -72,6 +72,18 @@ def object_keypoint_similarity(
     return ((similarity_K * weight_K).sum(-1) / (weight_K.sum(-1) + 1e-6)).clamp(min=OKS_FLOOR)
 
 
+def pairwise_similarity(points_BQK2: Tensor, targets: Targets) -> Tensor:
+    """OKS [B, Q, N] of every prediction with every target; columns of padded targets are meaningless."""
+    return object_keypoint_similarity(
+        points_BQK2.float()[:, :, None],
+        targets.points_BNK2[:, None],
+        targets.labelled_BNK[:, None],
+        targets.sigmas_CK[targets.label_BN][:, None],
+        targets.area_BN[:, None],
+        targets.size_hw,
+    )
+
+
 @torch.no_grad()
 def match(prediction: Prediction, targets: Targets, costs: MatchCosts) -> Tensor:
     """Assign a query to every target.
@@ -99,14 +111,7 @@ def match_cost(prediction: Prediction, targets: Targets, costs: MatchCosts) -> T
         cost_BQN += costs.box_l1 * (boxes_BQ14 - target_B1N4).abs().sum(-1)
         return cost_BQN - costs.giou * generalised_iou(boxes_BQ14, target_B1N4)
     points_BQ1K2, target_B1NK2 = prediction.points_BQK2.float()[:, :, None], targets.points_BNK2[:, None]
-    labelled_B1NK = targets.labelled_BNK[:, None]
-    sigmas_B1NK = targets.sigmas_CK[targets.label_BN][:, None]
     distance_BQNK = (points_BQ1K2 - target_B1NK2).abs().sum(-1)
-    cost_BQN += costs.point_l1 * (distance_BQNK * labelled_B1NK).sum(-1)
-    cost_BQN += costs.oks * (
-        1
-        - object_keypoint_similarity(
-            points_BQ1K2, target_B1NK2, labelled_B1NK, sigmas_B1NK, targets.area_BN[:, None], targets.size_hw
-        )
-    )
+    cost_BQN += costs.point_l1 * (distance_BQNK * targets.labelled_BNK[:, None]).sum(-1)
+    cost_BQN += costs.oks * (1 - pairwise_similarity(prediction.points_BQK2, targets))
     return cost_BQN + WRONG_LIST_COST * (prediction.class_BQ[:, :, None] != targets.label_BN[:, None])

@@ -12,7 +12,14 @@ from torch.nn import functional
 
 from training.denoising import Denoising
 from training.forward import TrainOutput
-from training.matcher import MatchCosts, Prediction, generalised_iou, match, object_keypoint_similarity
+from training.matcher import (
+    MatchCosts,
+    Prediction,
+    generalised_iou,
+    match,
+    object_keypoint_similarity,
+    pairwise_similarity,
+)
 from training.targets import Targets
 
 LEAST_OVERLAP = 0.5
@@ -100,9 +107,7 @@ def group_losses(
     """
     assert prediction.class_BQ is not None
     own_BQN = (prediction.class_BQ[:, :, None] == targets.label_BN[:, None]) & targets.valid_BN[:, None]
-    image_B11 = torch.arange(len(own_BQN), device=own_BQN.device)[:, None, None]
-    target_N = torch.arange(own_BQN.shape[2], device=own_BQN.device)
-    quality_BQN, overlap_BQN = _qualities(prediction, targets, image_B11, target_N)
+    quality_BQN, overlap_BQN = _qualities(prediction, targets)
     goal_BQC = torch.zeros_like(prediction.logits_BQC, dtype=torch.float32)
     goal_BQC.scatter_(2, prediction.class_BQ[..., None], (own_BQN * quality_BQN).amax(2, keepdim=True))
     losses = {"score": label_loss(prediction.logits_BQC, goal_BQC, object_valid_BC, count)}
@@ -119,21 +124,16 @@ def group_losses(
 
 
 @torch.no_grad()
-def _qualities(prediction: Prediction, targets: Targets, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """How well groups answer targets, 0..1, and GIoU of their boxes; [B, Q, N] for indices of these dimensions.
+def _qualities(prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
+    """How well every group answers every target, 0..1, and GIoU of their boxes; both [B, Q, N].
 
     The quality is OKS, or for a target without labelled keypoints the overlap.
     """
     assert prediction.points_BQK2 is not None
-    points, boxes = prediction.points_BQK2.float(), prediction.boxes_BQ4.float()
-    if image.dim() == 3:
-        points, boxes = points[:, :, None], boxes[:, :, None]
-    labelled = targets.labelled_BNK[image, target]
-    sigmas, area = targets.sigmas_CK[targets.label_BN[image, target]], targets.area_BN[image, target]
-    goal = targets.points_BNK2[image, target]
-    similarity = object_keypoint_similarity(points, goal, labelled, sigmas, area, targets.size_hw)
-    overlap = generalised_iou(boxes, targets.boxes_BN4[image, target])
-    return torch.where(labelled.any(-1), similarity, overlap.clamp(min=0)), overlap
+    similarity_BQN = pairwise_similarity(prediction.points_BQK2, targets)
+    overlap_BQN = generalised_iou(prediction.boxes_BQ4.float()[:, :, None], targets.boxes_BN4[:, None])
+    labelled_B1N = targets.labelled_BNK.any(-1)[:, None]
+    return torch.where(labelled_B1N, similarity_BQN, overlap_BQN.clamp(min=0)), overlap_BQN
 
 
 def _box_losses(boxes_M4: Tensor, target_M4: Tensor, count: float) -> dict[str, Tensor]:
@@ -174,8 +174,8 @@ def denoising_losses(
     goal_BPC[:, ::every] = functional.one_hot(label_BR, logits_BPC.shape[2]).float()
     scored = scored_groups and prediction.points_BQK2 is not None
     if scored:
-        image_B1 = torch.arange(len(label_BR), device=label_BR.device)[:, None]
-        goal_BPC *= _qualities(prediction, targets, image_B1, denoising.target_BR)[0][..., None]
+        quality_BRN, _ = _qualities(prediction, targets)
+        goal_BPC *= quality_BRN.gather(2, denoising.target_BR[..., None])
     valid_BPC = denoising.valid_B[:, None, None].expand_as(logits_BPC)
     if object_valid_BC is not None:
         valid_BPC = valid_BPC & object_valid_BC[:, None]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
-from engines.checkpoint import kept_by_default
+from engines.checkpoint import kept_of
 from engines.skeletons import load_skeleton
 from engines.xpose.encoder import Encoded
 from engines.xpose.model import Prompts
@@ -223,7 +223,7 @@ class Trainer:
             "text",
             None,
             self.recipe.phases[-1].size_hw,
-            kept_by_default(self.recipe.model).nms_iou,
+            kept_of(self.recipe.model).nms_iou,
         )
         found = [result for batch in in_batches(samples, EVALUATION_BATCH) for result in predictor.find(batch)]
         precision = metrics.average_precision(samples, found, self.stream.vocabulary)["all"]

@@ -197,7 +197,7 @@ def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path
         load_recipe(path)
 
 
-@pytest.mark.parametrize("name", ["nano", "ablation"])
+@pytest.mark.parametrize("name", ["nano", "nano_finish", "ablation"])
 def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
     recipe = load_recipe(REPOSITORY / "training" / "recipes" / f"{name}.toml")
     model_configs(recipe)

@@ -77,15 +77,10 @@ class Stream:
         weights = np.array([source.weight for source in sources], np.float64)
         self._weights = weights / weights.sum()
         self._places = self._index_instances()
-        self._marked = [
-            [
-                (name, place)
-                for name, (_, places) in sorted(self._places.items())
-                for place in places
-                if place[0] == source
-            ]
-            for source in range(len(sources))
-        ]
+        self._marked: list[list[tuple[str, tuple[int, int, int]]]] = [[] for _ in sources]
+        for name, (_, places) in sorted(self._places.items()):
+            for place in places:
+                self._marked[place[0]].append((name, place))
         self.vocabulary = {name: skeleton for name, (skeleton, _) in sorted(self._places.items())}
 
     def generator(self, rank: int, step: int, purpose: int) -> Generator:
@@ -106,19 +101,19 @@ class Stream:
     def examples(self, category: str, count: int, slots: int, side_px: int, rng: Generator) -> Examples:
         """`count` marked examples of a category, cropped as visual prompts are."""
         places = self._places[category][1]
-        crops = [self._example(places[int(rng.integers(len(places)))], slots, side_px) for _ in range(count)]
-        pixels, points, visible = zip(*crops, strict=True)
-        return Examples(*(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible)))
+        return self._crop([places[int(rng.integers(len(places)))] for _ in range(count)], slots, side_px)
 
     def marked(self, count: int, slots: int, side_px: int, rng: Generator) -> tuple[list[str], Examples]:
         """`count` marked examples of any category, from the sources by their weights; returns the categories too."""
         drawn = []
         for source in rng.choice(len(self.sources), size=count, p=self._weights):
             drawn.append(self._marked[source][int(rng.integers(len(self._marked[source])))])
-        pixels, points, visible = zip(*(self._example(place, slots, side_px) for _, place in drawn), strict=True)
-        return [category for category, _ in drawn], Examples(
-            *(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible))
-        )
+        categories, places = zip(*drawn, strict=True)
+        return list(categories), self._crop(places, slots, side_px)
+
+    def _crop(self, places: Sequence[tuple[int, int, int]], slots: int, side_px: int) -> Examples:
+        pixels, points, visible = zip(*(self._example(place, slots, side_px) for place in places), strict=True)
+        return Examples(*(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible)))
 
     def _example(
         self, place: tuple[int, int, int], slots: int, side_px: int
