@@ -6,6 +6,7 @@ The shipped file holds the network and the prompt towers (`clip_model.*`); a che
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -128,14 +129,19 @@ def save_snapshot(path: Path, trainee: Trainee, categories: Mapping[str, str]) -
 
 
 def load_start(trainee: Trainee, recipe: Recipe) -> None:
-    """Start from a snapshot of ours or from the official checkpoint.
+    """Start from a snapshot of ours, from the official checkpoint, or from the average of another run's checkpoint.
+
+    The last one (.pt) holds the training-only head, too.
 
     Raises:
         ValueError: the file cannot be read, or does not fit the recipe's model.
     """
     try:
+        if recipe.start_from.endswith(".pt"):
+            trainee.load_state_dict(torch.load(recipe.start_from, map_location="cpu", weights_only=True)["average"])
+            return
         model, clip = load_weights(recipe.model, recipe.start_from)
         trainee.model.load_state_dict(model.state_dict())
         trainee.clip_model.load_state_dict(clip.state_dict())
-    except (XPoseError, RuntimeError) as error:
+    except (XPoseError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError) as error:
         raise ValueError(f"cannot start from {recipe.start_from}: {error}") from error

@@ -21,6 +21,11 @@ def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
+def to_weight(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Cast where needed to the dtype of a weight; under autocast the operation itself casts both."""
+    return tensor if torch.is_autocast_enabled(tensor.device.type) else to_dtype(tensor, weight.dtype)
+
+
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
     """Coordinates stay in float32 when the network computes in half precision, and in float64 when it does so."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -47,7 +52,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return functional.linear(to_dtype(x, self.weight.dtype), self.weight, self.bias)
+        return functional.linear(to_weight(x, self.weight), self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
@@ -55,7 +60,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W']."""
-        return super().forward(to_dtype(x, self.weight.dtype))
+        return super().forward(to_weight(x, self.weight))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -106,7 +111,7 @@ class Attention(nn.Module):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
-            self._split(functional.linear(to_dtype(source, weight.dtype), weight, bias))
+            self._split(functional.linear(to_weight(source, weight), weight, bias))
             for source, weight, bias in zip((query_BQD, key_BSD, value_BSD), weights, biases, strict=True)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -118,7 +123,7 @@ class Attention(nn.Module):
     def attend_to_itself(self, x_BSD: Tensor) -> Tensor:
         """The same when each token sees only itself: the softmax is 1, queries and keys have no influence."""
         weight, bias = self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]
-        return self.out_proj(functional.linear(to_dtype(x_BSD, weight.dtype), weight, bias))  # type: ignore[no-any-return]
+        return self.out_proj(functional.linear(to_weight(x_BSD, weight), weight, bias))  # type: ignore[no-any-return]
 
 
 class DropPath(nn.Module):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.half_emulation import HalfEmulation
 from benchmarks.half_precision import study
@@ -30,6 +31,16 @@ def test_emulation_rounds_as_half_arithmetic_with_wide_sums_does() -> None:
     expected = torch.nn.functional.linear(x.half().float(), layer.weight.float(), layer.bias.float()).half().float()
     with torch.inference_mode():
         torch.testing.assert_close(HalfEmulation(program).run(x), expected, rtol=0, atol=0)
+
+
+def test_under_autocast_a_linear_map_takes_half_inputs_as_they_are() -> None:
+    """Training in bfloat16: a cast up to the weight's float32, only to be cast down again, is memory traffic."""
+    layer, x = Linear(64, 32), torch.randn(5, 64, dtype=torch.bfloat16)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as taken, torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    casts = [event.input_shapes[0] for event in taken.events() if event.name == "aten::_to_copy"]
+    assert y.dtype == torch.bfloat16
+    assert sorted(casts) == [[32], [32, 64]]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

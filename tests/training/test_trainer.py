@@ -115,6 +115,27 @@ def test_an_interrupted_run_goes_on_to_the_very_same_numbers(data: Path, tmp_pat
         assert torch.equal(value, resumed.average.tensors[key]), key
 
 
+def test_a_run_starts_from_the_average_of_another_and_its_training_only_head(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    first = Trainer(recipe, data, tmp_path / "first")
+    first.run(stop_at=3)
+    from_first = msgspec.structs.replace(recipe, seed=5, start_from=str(tmp_path / "first" / "checkpoint.pt"))
+    second = Trainer(from_first, data, tmp_path / "second")
+    assert second.step == 0
+    assert not torch.equal(first.average.tensors["dense.query.weight"], first.trainee.dense.query.weight)
+    for key, value in second.trainee.state_dict().items():
+        assert torch.equal(value, first.average.tensors[key]), key
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
+def test_a_start_that_is_no_checkpoint_is_refused_by_name(data: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.pt"
+    path.write_bytes(content)
+    recipe = msgspec.structs.replace(load_recipe(data / "tiny.toml"), start_from=str(path))
+    with pytest.raises(ValueError, match=r"broken\.pt"):
+        Trainer(recipe, data, tmp_path / "run")
+
+
 def test_every_trainable_tensor_learns_from_a_step_with_all_modalities(data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(data / "tiny.toml")
     trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[3:]), data, tmp_path / "run")
@@ -197,7 +218,7 @@ def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path
         load_recipe(path)
 
 
-@pytest.mark.parametrize("name", ["nano", "nano_finish", "ablation"])
+@pytest.mark.parametrize("name", ["nano", "nano_finish", "nano_polish", "ablation"])
 def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
     recipe = load_recipe(REPOSITORY / "training" / "recipes" / f"{name}.toml")
     model_configs(recipe)
