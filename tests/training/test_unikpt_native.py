@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -12,7 +13,7 @@ import scipy.io
 from engines.skeletons import load_skeleton
 from training.unikpt.catalogue import DATA_SETS, UNIKPT, read_data_set
 from training.unikpt.coco_layout import read_coco_layout
-from training.unikpt.images import ImageFinder
+from training.unikpt.images import ImageFinder, read_image
 from training.unikpt.native import parse_points_file
 from training.unikpt.schema import AnnotationFileError, Record, Report
 
@@ -184,3 +185,51 @@ def test_a_category_of_unknown_keypoints_is_refused_with_the_way_out(tmp_path: P
     path.write_text(json.dumps(content))
     with pytest.raises(AnnotationFileError, match=r"spaceship.*5 keypoints.*--skeleton"):
         list(read_coco_layout(path, ImageFinder(tmp_path), UNIKPT, Report()))
+
+
+# DeepPoseKit-Data's own datasets/fly/skeleton.csv, column "name"
+FLY_NAMES = [
+    *("head", "eyeL", "eyeR", "neck", "thorax", "abdomen"),
+    *(f"{leg}R{number}" for leg in ("foreleg", "midleg", "hindleg") for number in (1, 2, 3, 4)),
+    *(f"{leg}L{number}" for leg in ("foreleg", "midleg", "hindleg") for number in (1, 2, 3, 4)),
+    *("wingL", "wingR"),
+]
+
+
+def _deepposekit(folder: Path, keypoints: int = 32) -> None:
+    """Two grey images; the second one's points were never confirmed but for two."""
+    (folder / "skeleton.csv").write_text("name,parent,swap\n" + "".join(f"{name},,\n" for name in FLY_NAMES))
+    points_NK2 = np.stack([np.arange(2 * keypoints).reshape(keypoints, 2) + 5.0] * 2)
+    annotated_NK = np.ones((2, keypoints), bool)
+    annotated_NK[1, 2:] = False
+    with h5py.File(folder / "annotation_data_release.h5", "w") as opened:
+        opened["images"] = np.stack([np.full((96, 80, 1), 40 * (number + 1), np.uint8) for number in range(2)])
+        opened["annotations"], opened["annotated"] = points_NK2, annotated_NK
+        opened["skeleton"] = np.zeros((keypoints, 2), np.int32)
+
+
+def test_deepposekit_keypoints_arrive_under_their_published_names_and_guesses_are_not_labelled(tmp_path: Path) -> None:
+    _deepposekit(tmp_path)
+    records, report = _read("fly", tmp_path)
+    assert not report.problems
+    first, second = (record.instances[0] for record in records)
+    slots = load_skeleton("fly").keypoints
+    column = FLY_NAMES.index("forelegL4")
+    tip = first.keypoints_K3[slots.index("foreleg left tip")]
+    np.testing.assert_allclose(tip, [2 * column + 5, 2 * column + 6, 2])
+    assert (first.keypoints_K3[:, 2] == 2).all()
+    assert {slots[slot] for slot in np.flatnonzero(second.keypoints_K3[:, 2])} == {"head", "eye left"}
+    assert (records[1].width, records[1].height) == (80, 96)
+    assert (read_image(Record.from_dict(records[1].to_dict())) == 80).all()
+
+
+@pytest.mark.parametrize("broken", ["names", "shape", "content"])
+def test_a_deepposekit_file_that_cannot_be_understood_is_refused(tmp_path: Path, broken: str) -> None:
+    _deepposekit(tmp_path, 31 if broken == "shape" else 32)
+    if broken == "names":
+        (tmp_path / "skeleton.csv").unlink()
+    if broken == "content":
+        (tmp_path / "annotation_data_release.h5").write_bytes(b"no HDF5")
+    records, report = _read("fly", tmp_path)
+    assert not records
+    assert [problem.kind for problem in report.problems] == ["annotation file refused"]

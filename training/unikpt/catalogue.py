@@ -11,20 +11,21 @@
 | macaque | COCO-style JSON, or `annotations.csv` (native) | the JSON; no real CSV |
 | animalkingdom | JSON (native) | real native files |
 | animalweb | .pts files (native) | **no real file** |
-| fly, locust | COCO-style JSON (natively HDF5 of DeepPoseKit, which is not read) | the JSON |
+| fly, locust | COCO-style JSON, or DeepPoseKit's `*.h5` with `skeleton.csv` (native) | the JSON; no real .h5 |
 | keypoint5 | `<class>/coords.mat` (native) | **no real file** |
 | mp100 | JSON (native layout) | its DeepFashion2 and AFLW parts as COCO-style JSON; no split file |
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.unikpt import native
 from training.unikpt.coco_layout import CocoRules, read_coco_layout
-from training.unikpt.images import ImageFinder
+from training.unikpt.images import HDF5_SUFFIX, ImageFinder
 from training.unikpt.schema import AnnotationFileError, Record, Report
 
 
@@ -73,6 +74,11 @@ def _patterns(slug: str, *more: str) -> tuple[str, ...]:
     return (*more, *(pattern.format(slug=slug) for pattern in _CUT_OUT))
 
 
+def _hdf5(dataset: str, category: str) -> tuple[tuple[str, TableReader], ...]:
+    reader = functools.partial(native.read_deepposekit, dataset=dataset, category=category)
+    return ((f"*{HDF5_SUFFIX}", reader),)
+
+
 DATA_SETS: tuple[DataSet, ...] = (
     DataSet(
         "coco", "COCO", Published("17", 1, 58_945, 156_165, 58_945, 156_165),
@@ -119,11 +125,12 @@ DATA_SETS: tuple[DataSet, ...] = (
     ),
     DataSet(
         "fly", "Vinegar Fly", Published("31", 1, 1_500, 1_500, 1_500, 1_500),
-        CocoRules("fly", "fly", "vinegar fly"), ("fly", "vinegar_fly"), _patterns("fly"),
+        CocoRules("fly", "fly", "vinegar fly"), ("fly", "vinegar_fly"), _patterns("fly"), _hdf5("fly", "vinegar fly"),
     ),
     DataSet(
         "locust", "Desert Locust", Published("34", 1, 700, 700, 700, 700),
         CocoRules("locust", "locust", "desert locust"), ("locust", "desert_locust"), _patterns("locust"),
+        _hdf5("locust", "desert locust"),
     ),
     DataSet(
         "keypoint5", "Keypoint-5", Published("55 (31)", 5, 8_649, 8_649, 2_000, 2_000),

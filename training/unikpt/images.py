@@ -1,4 +1,4 @@
-"""Finding and decoding the image that an annotation names, in folders or in zip files.
+"""Finding and decoding the image that an annotation names, in folders, in zip files or in an HDF5 file.
 
 Annotation files name images in many ways: relative to a folder that is not given, with the folders of somebody
 else's disk in front (APT-36K, Human-Art), or inside a shard. The longest matching end of the path decides.
@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import cv2
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from training.unikpt.schema import ImageError, Record
 
+HDF5_SUFFIX = ".h5"
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class ImageReference:
-    """A file on disk, or a member of the zip file `archive`."""
+    """A file on disk, a member of the zip file `archive`, or a row ("images/12") of the HDF5 file `archive`."""
 
     path: Path
     archive: Path | None = None
@@ -89,6 +91,8 @@ def read_image(reference: ImageReference | Record) -> NDArray[np.uint8]:
         ImageError: missing, truncated or no image; names the file.
     """
     path = reference.path if isinstance(reference, ImageReference) else reference.image_path
+    if reference.archive is not None and reference.archive.suffix == HDF5_SUFFIX:
+        return _read_row(reference.archive, path)
     try:
         raw = (
             path.read_bytes()
@@ -104,6 +108,14 @@ def read_image(reference: ImageReference | Record) -> NDArray[np.uint8]:
     return np.asarray(decoded, dtype=np.uint8)
 
 
+def _read_row(archive: Path, path: Path) -> NDArray[np.uint8]:
+    try:
+        row_HWC = np.asarray(_open_hdf5(archive, os.getpid())[path.parent.as_posix()][int(path.name)], np.uint8)
+        return np.broadcast_to(row_HWC, (*row_HWC.shape[:2], 3)).copy()  # grey has one channel
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        raise ImageError(f"cannot read {_named(path, archive)} ({error})") from error
+
+
 def _named(path: Path, archive: Path | None) -> str:
     return f"{archive}!{path}" if archive else str(path)
 
@@ -112,3 +124,8 @@ def _named(path: Path, archive: Path | None) -> str:
 def _open_archive(archive: Path, process: int) -> zipfile.ZipFile:
     """One open file per process: forked loaders that shared one would read from each other's position."""
     return zipfile.ZipFile(archive)
+
+
+@functools.lru_cache(maxsize=32)
+def _open_hdf5(archive: Path, process: int) -> h5py.File:
+    return h5py.File(archive)

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import msgspec
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
 from engines.skeletons import fold, load_skeleton
+from training.unikpt import naming
 from training.unikpt.checks import Candidate, checked
 from training.unikpt.coco_layout import split_of
 from training.unikpt.images import ImageFinder, ImageReference, read_image
@@ -186,3 +188,49 @@ def read_keypoint5_table(path: Path, finder: ImageFinder, report: Report) -> Ite
         record = _record("keypoint5", "all", reference, [candidate], path, report)
         if record is not None:
             yield record
+
+
+def read_deepposekit(
+    path: Path, finder: ImageFinder, report: Report, *, dataset: str, category: str
+) -> Iterator[Record]:
+    """DeepPoseKit's HDF5: `images` [N, H, W, 1 or 3], `annotations` [N, K, 2], `annotated` [N, K]; images are inside.
+
+    The keypoints' names are the column "name" of the `skeleton.csv` beside it. What is not marked as annotated was
+    only guessed by a network and is not labelled.
+    """
+    names = _deepposekit_names(path.with_name("skeleton.csv"))
+    try:
+        with h5py.File(path) as opened:
+            points_NK2, annotated_NK = np.asarray(opened["annotations"], np.float64), np.asarray(opened["annotated"])
+            images = len(opened["images"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise AnnotationFileError(
+            f"{path} is not a DeepPoseKit file ({error}); needed are 'images', 'annotations' and 'annotated'"
+        ) from error
+    if points_NK2.shape != (images, len(names), 2) or annotated_NK.shape != points_NK2.shape[:2]:
+        raise AnnotationFileError(
+            f"{path}: annotations {points_NK2.shape} and annotated {annotated_NK.shape}; needed are "
+            f"({images}, {len(names)}, 2) and ({images}, {len(names)}), for its images and the names of skeleton.csv"
+        )
+    skeleton = load_skeleton(dataset)
+    pairs = naming.columns(skeleton, names, len(names), frozenset(), f"{path.parent / 'skeleton.csv'}")
+    points_NK2[~annotated_NK.astype(bool)] = np.nan
+    for number in range(images):
+        points_K2 = np.full((len(skeleton.keypoints), 2), np.nan)
+        for slot, column in pairs:
+            points_K2[slot] = points_NK2[number, column]
+        candidate = Candidate(category, dataset, None, _labelled(points_K2), None, str(number))
+        reference = ImageReference(Path("images") / str(number), path)
+        record = _record(dataset, "all", reference, [candidate], path, report)
+        if record is not None:
+            yield record
+
+
+def _deepposekit_names(path: Path) -> list[str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as opened:
+            return [row["name"] for row in csv.DictReader(opened)]
+    except (OSError, KeyError) as error:
+        raise AnnotationFileError(
+            f"cannot read the keypoints' names from {path} ({error!r}); DeepPoseKit puts it beside its .h5 file"
+        ) from error

@@ -55,7 +55,7 @@ class InstanceRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One image: `image_path` on disk or, where `archive` is given, the name inside that zip file."""
+    """One image: `image_path` on disk or, where `archive` is given, the name inside that zip or HDF5 file."""
 
     dataset: str
     split: str
