@@ -26,6 +26,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             backbone, encoder and prompts by the dense losses. From scratch the decoder has nothing to read before
             these have learned something, and it costs as much as they do.
         modality_weights: how often an image is prompted by text, by examples, by the mean of both.
+        absent_share: how many of the images that hold objects are prompted for absent classes only (XPOSE.md 10.6).
         image_tower: only the image tower of the prompts learns, to name `batch` marked examples; no canvas is drawn.
         detached_decoder: the decoder's losses do not reach the image's features (but for a little, through the
             classes), which learn by the dense losses; a decoder that has learned little yet leads them astray.
@@ -40,6 +41,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backbone_lr: float = 1.0
     decoder_share: float = 1.0
     modality_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    absent_share: float = 0.1
     image_tower: bool = False
     detached_decoder: bool = False
 

@@ -122,15 +122,20 @@ def keypoint_tables(skeletons: Sequence[Skeleton], slots: int) -> tuple[Tensor, 
 
 
 def draw_offer(
-    samples: Sequence[Sample], vocabulary: Mapping[str, str], most_classes: int, rng: np.random.Generator
+    samples: Sequence[Sample],
+    vocabulary: Mapping[str, str],
+    most_classes: int,
+    absent_share: float,
+    rng: np.random.Generator,
 ) -> Offer:
-    """Draw each image's offered classes: those present and negatives, or, for one in ten, absent classes only.
+    """Draw each image's offered classes: those present and negatives, or, for `absent_share`, absent classes only.
 
     The step's rows are the classes present in the batch and negatives, shuffled, at most `most_classes`
     (a batch that holds more present classes keeps all of them). XPOSE.md 10.6.
 
     Args:
         vocabulary: every trainable category with the name of its keypoint list.
+        absent_share: 0..1.
     """
     present = {instance.category for sample in samples for instance in sample.instances}
     absent = [name for name in vocabulary if name not in present]
@@ -143,7 +148,7 @@ def draw_offer(
         own = {instance.category for instance in sample.instances}
         own_C = np.array([name in own for name in names])
         negative = np.flatnonzero(~own_C)
-        if own and not (len(negative) and rng.random() < 0.1):
+        if own and not (len(negative) and rng.random() < absent_share):
             valid_BC[b] = own_C
         take = int(rng.integers(0 if valid_BC[b].any() else 1, len(negative) + 1))
         valid_BC[b, rng.permutation(negative)[:take]] = True

@@ -132,7 +132,7 @@ class Trainer:
         torch.manual_seed((recipe.seed * 1_000_003 + draw) * 64 + rank)  # drop path
         samples = stream.canvases(phase.batch, *phase.size_hw, stream.generator(rank, draw, 0))
         rng = stream.generator(rank, draw, 1)
-        offer = draw_offer(samples, stream.vocabulary, recipe.most_classes, rng)
+        offer = draw_offer(samples, stream.vocabulary, recipe.most_classes, phase.absent_share, rng)
         targets = targets_from_samples(samples, offer)
         examples = None
         modality_B = torch.zeros(len(samples), dtype=torch.int64)

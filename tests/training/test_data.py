@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engines.skeletons import load_skeleton
-from pipeline.synthetic import SceneConfig
+from pipeline.synthetic import CATEGORIES, SceneConfig
 from tests.support import need_shared
 from training.data.augment import AugmentConfig, compose, letterbox
 from training.data.build import load_synthetic_set
@@ -16,6 +16,7 @@ from training.data.records import read_records
 from training.data.sample import Instance, Sample, clip_instance
 from training.data.stream import SourceConfig, Stream
 from training.data.synthetic import read_synthetic
+from training.targets import draw_offer
 from training.unikpt.catalogue import LSPET
 from training.unikpt.coco_layout import read_coco_layout
 from training.unikpt.images import ImageFinder
@@ -113,6 +114,18 @@ def test_batches_are_a_function_of_seed_rank_and_step(tmp_path: Path) -> None:
     assert any((a.image_HW3 != b.image_HW3).any() for a, b in zip(first, other, strict=True))
     with pytest.raises(ValueError, match="no sources"):
         Stream([], tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(("absent_share", "fewest", "most"), [(0.0, 0, 0), (0.2, 55, 105), (1.0, 400, 400)])
+def test_images_are_prompted_for_what_they_hold_or_for_absent_classes_only(
+    absent_share: float, fewest: int, most: int
+) -> None:
+    """400 images of a person, 12 classes to offer; the bounds are three standard deviations of the share."""
+    offer = draw_offer([person_with_a_dot()] * 400, CATEGORIES, 12, absent_share, np.random.default_rng(0))
+    own = offer.object_valid_BC[:, offer.names.index("person")]
+    assert fewest <= int((~own).sum()) <= most
+    assert offer.object_valid_BC.any(1).all()
+    assert set(offer.object_valid_BC.sum(1).tolist()) >= set(range(1, 12))
 
 
 def test_a_scene_file_with_an_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
