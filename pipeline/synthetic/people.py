@@ -148,65 +148,25 @@ class Person:
     def _limbs(self, view: View, at: dict[str, Floats], depth: dict[str, float]) -> list[Part]:
         scale, parts = view.scale_px, []
         arm, leg = self._arm_radius * scale, self._leg_radius * scale
+        segments = (  # name, ends, radii, cloth, how much of it is covered, how much nearer than its ends it is drawn
+            ("upper_arm", "shoulder", "elbow", arm * 1.25, arm, self._shirt, self._sleeve, 0.012),
+            ("forearm", "elbow", "wrist", arm, arm * 0.75, self._shirt, self._sleeve - 1.0, 0.02),
+            ("thigh", "hip", "knee", leg * 1.3, leg * 0.9, self._bottoms, self._leg_cover, -0.004),
+            ("shin", "knee", "ankle", leg * 0.9, leg * 0.6, self._bottoms, self._leg_cover - 1.0, 0.0),
+        )
+        extremities = {
+            "forearm": ("wrist", "hand", arm * 0.8, arm * 0.75, self._skin),
+            "shin": ("ankle", "toe", leg * 0.62, leg * 0.5, self._shoes),
+        }
         for side in ("left", "right"):
-            parts.append(
-                self._limb(
-                    view,
-                    f"{side}_upper_arm",
-                    at[f"{side}_shoulder"],
-                    at[f"{side}_elbow"],
-                    arm * 1.25,
-                    arm,
-                    self._shirt,
-                    self._sleeve,
-                )
-            )
-            parts[-1].depth = (depth[f"{side}_shoulder"] + depth[f"{side}_elbow"]) / 2 + 0.012
-            parts.append(
-                self._limb(
-                    view,
-                    f"{side}_forearm",
-                    at[f"{side}_elbow"],
-                    at[f"{side}_wrist"],
-                    arm,
-                    arm * 0.75,
-                    self._shirt,
-                    self._sleeve - 1.0,
-                )
-            )
-            parts[-1].depth = (depth[f"{side}_elbow"] + depth[f"{side}_wrist"]) / 2 + 0.02
-            parts[-1].marks.append(
-                (capsule(at[f"{side}_wrist"], at[f"{side}_hand"], arm * 0.8, arm * 0.75), self._skin)
-            )
-            parts.append(
-                self._limb(
-                    view,
-                    f"{side}_thigh",
-                    at[f"{side}_hip"],
-                    at[f"{side}_knee"],
-                    leg * 1.3,
-                    leg * 0.9,
-                    self._bottoms,
-                    self._leg_cover,
-                )
-            )
-            parts[-1].depth = (depth[f"{side}_hip"] + depth[f"{side}_knee"]) / 2 - 0.004
-            parts.append(
-                self._limb(
-                    view,
-                    f"{side}_shin",
-                    at[f"{side}_knee"],
-                    at[f"{side}_ankle"],
-                    leg * 0.9,
-                    leg * 0.6,
-                    self._bottoms,
-                    self._leg_cover - 1.0,
-                )
-            )
-            parts[-1].depth = (depth[f"{side}_knee"] + depth[f"{side}_ankle"]) / 2
-            parts[-1].marks.append(
-                (capsule(at[f"{side}_ankle"], at[f"{side}_toe"], leg * 0.62, leg * 0.5), self._shoes)
-            )
+            for name, start, end, wide, narrow, cloth, cover, nearer in segments:
+                first, last = f"{side}_{start}", f"{side}_{end}"
+                part = self._limb(view, f"{side}_{name}", at[first], at[last], wide, narrow, cloth, cover)
+                part.depth = (depth[first] + depth[last]) / 2 + nearer
+                if name in extremities:
+                    root, tip, wide, narrow, colour = extremities[name]
+                    part.marks.append((capsule(at[f"{side}_{root}"], at[f"{side}_{tip}"], wide, narrow), colour))
+                parts.append(part)
         return parts
 
     def _limb(
