@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from engines.xpose.config import XPoseConfig
 from engines.xpose.encoder import DeformableAttention, Encoded, split_values
-from engines.xpose.layers import Attention, LayerNorm, Linear, Mlp, geometry_dtype, sine_code, to_dtype
+from engines.xpose.layers import Attention, LayerNorm, Linear, Mlp, geometry_dtype, sine_code, to_dtype, to_weight
 
 QUERY_TEMPERATURE = 10000.0
 TABLE_KEYPOINTS = 17  # the first table holds COCO's keypoints, the second the rest
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         maps = [layer.get_submodule("cross_attn.value_proj") for layer in self.layers]
         weight = torch.cat([linear.get_parameter("weight") for linear in maps])
         bias = torch.cat([linear.get_parameter("bias") for linear in maps])
-        values = functional.linear(to_dtype(encoded.memory_BND, weight.dtype), weight, bias).chunk(len(maps), dim=-1)
+        values = functional.linear(to_weight(encoded.memory_BND, weight), weight, bias).chunk(len(maps), dim=-1)
         return [split_values(value, self.heads, encoded.geometry.padding_BN) for value in values]
 
     def run_layer(

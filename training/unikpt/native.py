@@ -198,7 +198,8 @@ def read_deepposekit(
     The keypoints' names are the column "name" of the `skeleton.csv` beside it. What is not marked as annotated was
     only guessed by a network and is not labelled.
     """
-    names = _deepposekit_names(path.with_name("skeleton.csv"))
+    names_file = path.with_name("skeleton.csv")
+    names = _deepposekit_names(names_file)
     try:
         with h5py.File(path) as opened:
             points_NK2, annotated_NK = np.asarray(opened["annotations"], np.float64), np.asarray(opened["annotated"])
@@ -213,12 +214,11 @@ def read_deepposekit(
             f"({images}, {len(names)}, 2) and ({images}, {len(names)}), for its images and the names of skeleton.csv"
         )
     skeleton = load_skeleton(dataset)
-    pairs = naming.columns(skeleton, names, len(names), frozenset(), f"{path.parent / 'skeleton.csv'}")
+    slots, columns = zip(*naming.columns(skeleton, names, len(names), frozenset(), str(names_file)), strict=True)
     points_NK2[~annotated_NK.astype(bool)] = np.nan
-    for number in range(images):
-        points_K2 = np.full((len(skeleton.keypoints), 2), np.nan)
-        for slot, column in pairs:
-            points_K2[slot] = points_NK2[number, column]
+    named_NK2 = np.full((images, len(skeleton.keypoints), 2), np.nan)
+    named_NK2[:, slots] = points_NK2[:, columns]
+    for number, points_K2 in enumerate(named_NK2):
         candidate = Candidate(category, dataset, None, _labelled(points_K2), None, str(number))
         reference = ImageReference(Path("images") / str(number), path)
         record = _record(dataset, "all", reference, [candidate], path, report)
