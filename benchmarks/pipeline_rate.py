@@ -3,7 +3,7 @@
     python -m benchmarks.pipeline_rate [--frames 300] [--threads 2] [--backends eager,inductor] [--weights FILE]
 
 The file is encoded here from the synthetic scenes; prompts are one class with 17 keypoints. The rate counts from the
-first frame's decoding to the last one's publishing, after one warm-up frame; the goal for nano on two cores is 15.
+first frame's decoding to the last one's publishing; the goal for nano on two cores is 15.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks._record import record
 from benchmarks.line import encode_clip
@@ -33,8 +31,6 @@ def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[st
     settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))
     rates = []
     with closing(Engine(config)) as engine:
-        engine.set_prompts(prompts)
-        engine.infer([np.zeros((480, 640, 3), np.uint8)])
         for _ in range(repeats):
             line = Line([open_source(str(clip))], engine, prompts, settings)
             started = time.perf_counter()

@@ -12,8 +12,9 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -32,10 +33,12 @@ from engines.export import EngineShape
 from engines.postprocess import detections_of
 from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
 from engines.skeletons import MAX_KEYPOINTS, Skeleton, load_skeleton
-from engines.visual_prompts import visual_weights_trained
+from engines.visual_prompts import VisualWeights, visual_weights_trained
 from engines.xpose import XPose
 
 _log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,11 @@ class Engine:
         self.config = config
         if config.threads:
             torch.set_num_threads(config.threads)
-        model, clip = load_weights(config.model, config.weights)
+        self._visual_weights, self._encoder, self.backend_name, self._backend = _in_passing_thread(_load, config)
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
         self._kept = kept_of(config.model, config.score_threshold, config.nms_iou)
         self._trained = trained_categories(config.model, config.weights)
-        self._visual_weights = visual_weights_trained(model)
-        self._encoder = _prompt_encoder(model, clip)
-        self.backend_name, self._backend = _open_backend(config, model)
         self._encoding = threading.Lock()
         self._swapping = threading.Lock()
         self._waiting: tuple[int, tuple[PromptClass, ...], PromptTensors] | None = None
@@ -134,7 +134,9 @@ class Engine:
                 require_trained(classes, self._trained)
             if any(prompt_class.examples for prompt_class in classes) and not self._visual_weights.pos_proj_trained:
                 _log.warning("example images will not help: %s", self._visual_weights)
-            tensors = self._encoder.encode(classes, self.config.max_classes, self.config.max_keypoints)
+            tensors = _in_passing_thread(
+                self._encoder.encode, classes, self.config.max_classes, self.config.max_keypoints
+            )
             with self._swapping:
                 self._last_id += 1
                 self._waiting = (self._last_id, tuple(classes), tensors)
@@ -164,6 +166,22 @@ class Engine:
     def close(self) -> None:
         """Give back what the backend holds."""
         self._backend.close()
+
+
+def _in_passing_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call `function` in a thread that ends with it, and with that thread the workers it gave PyTorch.
+
+    PyTorch's OpenMP workers belong to the thread that first needed them and live as long. While there are more of them
+    than cores, GNU's OpenMP lets all of them sleep between two operators, and waking them is slow: on two cores,
+    inference took 52 ms in place of 28 because the thread that had loaded the weights was still there.
+    """
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(function, *args, **kwargs).result()
+
+
+def _load(config: EngineConfig) -> tuple[VisualWeights, PromptEncoder, str, Backend]:
+    model, clip = load_weights(config.model, config.weights)
+    return visual_weights_trained(model), _prompt_encoder(model, clip), *_open_backend(config, model)
 
 
 def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: None) -> CachedEngine:

@@ -1,6 +1,9 @@
 """The engine as its callers see it, on the smallest model with seeded weights."""
 
 import logging
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -166,6 +169,26 @@ def test_prompts_set_by_other_threads_never_mix(monkeypatch: pytest.MonkeyPatch)
     for found in seen:
         assert found.prompts == given[found.prompt_id]
         assert found.keypoints_NK2.shape == (1, len(found.prompts[0].skeleton.keypoints), 2)
+
+
+def test_neither_loading_nor_prompts_leave_threads_behind() -> None:
+    """Left over, they would slow every inference down; in a process of its own, since those of other tests count."""
+    script = """
+        import os
+        import time
+        import torch
+        from engines.engine import Engine, EngineConfig
+        from engines.prompts import parse_prompt
+        torch.set_num_threads(2)
+        before = len(os.listdir("/proc/self/task"))
+        engine = Engine(EngineConfig(weights="random"))
+        engine.set_prompts(parse_prompt("person", max_classes=8, max_keypoints=68))
+        time.sleep(1.0)  # threads end a little after they are joined
+        print(len(os.listdir("/proc/self/task")) - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
 
 
 def test_random_weights_warn_and_absent_ones_explain(
