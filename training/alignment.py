@@ -1,6 +1,7 @@
 """Alignment of prompts with each other and with the image's tokens (XPOSE.md 10.7, which leaves the form to us).
 
 * `contrast`: symmetric InfoNCE between the projected text and example vectors of the same class or keypoint name.
+* `crowding`: the words of one class's keypoints are to stay apart.
 * `name_examples`: marked examples are to be told by name, which is how the image tower starts.
 * `DenseAlignment`: every image token against every prompt, as heat maps of keypoints and of objects' centres. The
   sparse losses reach the backbone through a few sampled points per query; this one reaches it from every cell, which is
@@ -29,6 +30,7 @@ TEMPERATURE = 0.07
 HEAT_RADIUS = 0.06  # standard deviation of a keypoint's heat, as a fraction of the square root of the object's area
 LEAST_HEAT_CELLS = 0.75  # and at least so many cells
 CENTRE_RADIUS = 0.12  # the same of an object's centre
+LEAST_APART = 0.5  # root mean square over the channels, in which fresh words (`spread_words`) lie 1.4 apart
 CORE = 0.5  # cells in this middle part of a box tell displacements
 
 
@@ -54,6 +56,18 @@ def _info_nce(a_ND: Tensor, b_ND: Tensor, name_N: Tensor) -> Tensor:
         functional.normalize(a_ND.float(), dim=-1) @ functional.normalize(b_ND.float(), dim=-1).t() / TEMPERATURE
     )
     return (functional.cross_entropy(logits_NN, goal_NN) + functional.cross_entropy(logits_NN.t(), goal_NN)) / 2
+
+
+def crowding(words_CKD: Tensor, valid_CK: Tensor, name_CK: Tensor) -> Tensor:
+    """By how much the word of a keypoint is nearer than `LEAST_APART` to another of its class, averaged over keypoints.
+
+    Where images hardly tell two keypoints apart, such as a car's four wheels, the best answer to both is the same and
+    draws their words together; once these are one, no image can part them.
+    """
+    squared_CKK = (words_CKD[:, :, None] - words_CKD[:, None]).float().square().mean(-1)
+    other_CKK = valid_CK[:, None] & (name_CK[:, :, None] != name_CK[:, None])
+    nearest_CK = squared_CKK.masked_fill(~other_CKK, LEAST_APART**2).amin(-1).clamp(min=1e-8).sqrt()
+    return functional.relu(LEAST_APART - nearest_CK[valid_CK]).mean()
 
 
 def name_examples(

@@ -43,6 +43,7 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     oks: float = 4.0
     denoising: float = 1.0
     alignment: float = 0.1
+    crowding: float = 0.0
     dense: float = 0.0
     scored_groups: bool = False
     costs: MatchCosts = MatchCosts()
@@ -227,7 +228,7 @@ def objective(
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """Sum of losses that are no layer's own ("alignment", "dense"), and their values for the log."""
+    """Sum of losses that are no layer's own ("alignment", "crowding", "dense"), and their values for the log."""
     total, log = torch.zeros(()), dict[str, float]()
     for name, value in losses.items():
         total = total + getattr(weights, name) * value

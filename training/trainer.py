@@ -19,7 +19,7 @@ from engines.skeletons import load_skeleton
 from engines.xpose.encoder import Encoded
 from engines.xpose.model import Prompts
 from training import metrics
-from training.alignment import contrast, name_examples
+from training.alignment import contrast, crowding, name_examples
 from training.data.cache import ImageCache
 from training.data.sample import Sample
 from training.data.stream import Stream, pixels_from_samples
@@ -159,6 +159,9 @@ class Trainer:
                 extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
             if recipe.weights.alignment and examples:
                 extra["alignment"] = contrast(prompts)
+            if recipe.weights.crowding:
+                words_CKD = prompts.by_modality.keypoints_BCKD[0]
+                extra["crowding"] = crowding(words_CKD, prompts.keypoint_valid_CK, prompts.names_CK)
             total, log = weighted_sum(extra, recipe.weights)
             if phase.detached_decoder:
                 encoded = encoded._replace(memory_BND=encoded.memory_BND.detach())

@@ -38,6 +38,7 @@ precision = "fp32"
 queries = 8
 [weights]
 dense = 1.0
+crowding = 1.0
 scored_groups = true
 [[sources]]
 cache = "scenes"
