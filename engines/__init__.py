@@ -3,6 +3,5 @@
 import os
 
 # GNU OpenMP, which PyTorch's CPU builds use, reads this when PyTorch is first imported: how long a worker spins before
-# it sleeps. Its own 300,000 rounds starve whatever else needs the cores; with 3,000 a run beside another one was 1.4
-# times as fast, and a run by itself no slower.
+# it sleeps. Its own 300,000 rounds starve whatever else needs the cores, and bring a run by itself nothing.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

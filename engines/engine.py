@@ -172,8 +172,8 @@ def _in_passing_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.
     """Call `function` in a thread that ends with it, and with that thread the workers it gave PyTorch.
 
     PyTorch's OpenMP workers belong to the thread that first needed them and live as long. While there are more of them
-    than cores, GNU's OpenMP lets all of them sleep between two operators, and waking them is slow: on two cores,
-    inference took 52 ms in place of 28 because the thread that had loaded the weights was still there.
+    than cores, GNU's OpenMP lets all of them sleep between two operators, and waking them takes about as long as the
+    operators of a small network: the thread that loaded the weights must not outlive that.
     """
     with ThreadPoolExecutor(1) as passing:
         return passing.submit(function, *args, **kwargs).result()
