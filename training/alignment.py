@@ -64,7 +64,8 @@ def crowding(words_CKD: Tensor, valid_CK: Tensor, name_CK: Tensor) -> Tensor:
     Where images hardly tell two keypoints apart, such as a car's four wheels, the best answer to both is the same and
     draws their words together; once these are one, no image can part them.
     """
-    squared_CKK = (words_CKD[:, :, None] - words_CKD[:, None]).float().square().mean(-1)
+    words_CKD = words_CKD.float()  # before the difference: that of near words is lost in bf16
+    squared_CKK = (words_CKD[:, :, None] - words_CKD[:, None]).square().mean(-1)
     other_CKK = valid_CK[:, None] & (name_CK[:, :, None] != name_CK[:, None])
     nearest_CK = squared_CKK.masked_fill(~other_CKK, LEAST_APART**2).amin(-1).clamp(min=1e-8).sqrt()
     return functional.relu(LEAST_APART - nearest_CK[valid_CK]).mean()

@@ -31,6 +31,7 @@ class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         score: of the class loss of scored groups, in place of `label`.
+        crowding: of `training.alignment.crowding`, for a text tower that is trained from scratch.
         scored_groups: the score of a group learns how well it answers, and every group that lies on an object learns
             that object (`group_losses`), in place of one group per object whose score learns 1.
     """
