@@ -30,7 +30,7 @@ def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[st
     prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
     settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))
     rates = []
-    with closing(Engine(config)) as engine:
+    with closing(Engine(settings.engine_of_line)) as engine:
         for _ in range(repeats):
             line = Line([open_source(str(clip))], engine, prompts, settings)
             started = time.perf_counter()

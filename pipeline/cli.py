@@ -242,7 +242,7 @@ def _run(
 
     with ExitStack() as opened:
         sources = [opened.enter_context(open_source(uri, settings.source)) for uri in uris]
-        engine = opened.enter_context(closing(Engine(settings.engine)))
+        engine = opened.enter_context(closing(Engine(settings.engine_of_line)))
         line = Line(sources, engine, prompts, settings, poses=poses, video=video)
         start_s = time.monotonic()
         with _signals(line) as signalled, LiveDisplay(line, Console(stderr=True)) as display:

@@ -18,6 +18,7 @@ from typing import Any, TypeGuard, get_type_hints
 
 import msgspec
 
+from engines.checkpoint import kept_of
 from engines.engine import EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.publisher import PublishConfig
@@ -39,6 +40,16 @@ class PipelineConfig:
     line: LineConfig = field(default_factory=LineConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which a detection counts by itself."""
+        return kept_of(self.engine.model, self.engine.score_threshold).score_threshold
+
+    @property
+    def engine_of_line(self) -> EngineConfig:
+        """The engine's settings in a line: it keeps doubtful detections, too, for the trackers."""
+        return dataclasses.replace(self.engine, score_threshold=min(self.threshold, self.line.doubtful_score))
 
 
 def load_config(

@@ -66,7 +66,8 @@ class Line:
 
     Args:
         sources: opened sources; the line closes them. Equal names are made different by a number.
-        engine: takes the prompts now, and images from then on; the caller closes it.
+        engine: takes the prompts now, and images from then on; the caller makes it, of `config.engine_of_line`, and
+            closes it.
         prompts: what to look for.
         config: settings of every stage; `engine.batch` is the most frames per call.
         poses: file for the messages as JSON lines.
@@ -180,8 +181,11 @@ class Line:
         infer = InferStage(
             lanes, engine, poses, metrics, config.line, batch=config.engine.batch, prompts=prompts, prompt_id=prompt_id
         )
-        scale = ScoreScale(config.line.sure_score, config.tracker.association.new_score)
-        track = TrackStage(lanes, poses, tracks, metrics, lambda sigmas: Tracker(config.tracker, sigmas), scale)
+        sure = max(config.line.sure_score, config.threshold)
+        scale = ScoreScale(sure, config.tracker.association.new_score)
+        track = TrackStage(
+            lanes, poses, tracks, metrics, lambda sigmas: Tracker(config.tracker, sigmas), scale, config.threshold
+        )
         publish = PublishStage(lanes, tracks, drawn, metrics, config.line, config.publish, self._pose_file)
         video = [VideoStage(drawn, self._videos, metrics)] if drawn else []
         self._stages: list[Stage] = [*video, publish, track, infer]

@@ -61,7 +61,9 @@ class LineConfig:
         stage_queue: results that may wait between inference, tracking and publishing; full queues make inference wait.
         age_budget_s: a live frame older than this is not inferred, and a result older than this is not published;
             both are counted. 0 turns it off.
-        sure_score: a detection may found a track from this score on (`ScoreScale`).
+        sure_score: a detection may found a track from this score on (`ScoreScale`), or from the engine's threshold on
+            where that is higher.
+        doubtful_score: in videos, a detection between this score and the engine's threshold may continue a track.
     """
 
     file_queue: int = 8
@@ -69,6 +71,7 @@ class LineConfig:
     stage_queue: int = 8
     age_budget_s: float = 2.0
     sure_score: float = 0.3
+    doubtful_score: float = 0.2
 
     def __post_init__(self) -> None:
         for key in ("file_queue", "live_queue", "stage_queue"):
@@ -78,6 +81,8 @@ class LineConfig:
             raise ConfigError(f"line.age_budget_s is {self.age_budget_s}: give 0 s (off) or more")
         if not 0 < self.sure_score < 1:
             raise ConfigError(f"line.sure_score is {self.sure_score}: give a score between 0 and 1")
+        if not 0 <= self.doubtful_score <= 1:
+            raise ConfigError(f"line.doubtful_score is {self.doubtful_score}: give a score from 0 to 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,6 +234,7 @@ class TrackStage(Stage):
     Args:
         make_tracker: makes a tracker from the OKS sigmas of each class.
         scale: between the network's scores and the tracker's.
+        threshold: what scores no more is doubtful, and left out of stills: these have no track that it could continue.
     """
 
     def __init__(
@@ -239,6 +245,7 @@ class TrackStage(Stage):
         metrics: Metrics,
         make_tracker: MakeTracker,
         scale: ScoreScale,
+        threshold: float,
     ) -> None:
         self.name = "track"
         self._live = set(live_names(lanes))
@@ -247,6 +254,7 @@ class TrackStage(Stage):
         self._metrics = metrics
         self._make_tracker = make_tracker
         self._scale = scale
+        self._threshold = threshold
         self._trackers: dict[str, PromptedTracker] = {}
         self._still_ids: dict[str, int] = {}
 
@@ -270,9 +278,10 @@ class TrackStage(Stage):
 
     def _still(self, poses: FramePoses) -> tuple[Track, ...]:
         found = poses.detections
+        rows = np.flatnonzero(found.scores_N > self._threshold)
         first = self._still_ids.get(poses.frame.source, 1)
-        self._still_ids[poses.frame.source] = first + len(found.scores_N)
-        return tuple(still_track(first + row, found, row) for row in range(len(found.scores_N)))
+        self._still_ids[poses.frame.source] = first + len(rows)
+        return tuple(still_track(first + place, found, int(row)) for place, row in enumerate(rows))
 
 
 class PublishStage(Stage):

@@ -1,8 +1,8 @@
 """Evaluate weights: python -m training.evaluate WEIGHTS --data FOLDER --out FOLDER.
 
 Writes results.json, prints a table, and draws the best and worst cases. Data sets are image caches
-(`training.data.build`); examples for visual prompts are drawn by seed from the training caches, never from what is
-evaluated.
+(`training.data.build`), whole or from an image on: `lspet_train:8600` are those that the recipes' `limit` left out, on
+which the default threshold is chosen. Examples for visual prompts are drawn by seed from the training caches.
 """
 
 import json
@@ -32,6 +32,7 @@ from training.trainer import EXAMPLE_SIDE_PX
 
 BATCH = 16
 EXAMPLE_SEED = 77
+THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
 
 def load_trained(name: str, weights: Path) -> tuple[XPose, Clip, dict[str, str]]:
@@ -84,25 +85,22 @@ def evaluate_people(predictor: Predictor, samples: Sequence[Sample]) -> tuple[di
 
 
 def evaluate_objects(
-    predictor: Predictor, samples: Sequence[Sample], categories: Mapping[str, str], threshold: float
+    predictor: Predictor, samples: Sequence[Sample], categories: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[Found]]:
-    """AP with all categories prompted at once, recall at the threshold, PCK."""
+    """AP with all categories prompted at once, and PCK."""
     found = find_all(predictor, samples)
     precision = metrics.average_precision(samples, found, categories)
     points = metrics.correct_keypoints(samples, found, given_boxes=True)
     return {
         "ap": precision.pop("all"),
         "ap_by_category": precision,
-        "recall": metrics.recall(samples, found, threshold),
         "pck@0.2 given boxes": points["pck"],
         "by_image": points["by_image"],
     }, found
 
 
-def false_alarms(
-    make: Any, samples: Sequence[Sample], categories: Mapping[str, str], threshold: float, seed: int = 5
-) -> float:
-    """Share of images in which one absent category, drawn by seed and prompted alone, raises a detection."""
+def find_absent(make: Any, samples: Sequence[Sample], categories: Mapping[str, str], seed: int = 5) -> list[Found]:
+    """What one absent category per image finds there, drawn by seed and prompted alone; images that hold all: none."""
     rng = np.random.default_rng(seed)
     by_category: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -110,12 +108,9 @@ def false_alarms(
         absent = [name for name in categories if name not in present]
         if absent:
             by_category.setdefault(str(rng.choice(absent)), []).append(sample)
-    raised, total = 0.0, 0
-    for name, chosen in by_category.items():
-        found = find_all(make({name: categories[name]}), chosen)
-        raised += metrics.alarms(chosen, found, threshold) * len(chosen)
-        total += len(chosen)
-    return raised / max(total, 1)
+    return [
+        result for name, chosen in by_category.items() for result in find_all(make({name: categories[name]}), chosen)
+    ]
 
 
 def evaluate_all(
@@ -123,40 +118,54 @@ def evaluate_all(
     clip: Clip,
     categories: Mapping[str, str],
     data: Path,
+    people_from: str,
+    scenes_from: str,
     size_hw: tuple[int, int],
     kept: Kept,
     shots: int,
     limit: int,
-    pictures: Path | None,
+    pictures: Path,
 ) -> dict[str, Any]:
     """Every metric of the model card, per data set and modality."""
-    people = _load(data / "lspet_val", limit)
-    scenes = _load(data / "synthetic_test", limit)
+    people, scenes = load_part(data, people_from, limit), load_part(data, scenes_from, limit)
     examples = draw_examples(categories, ("lspet_train", "synthetic_train"), data, shots)
-    results: dict[str, Any] = {"size_hw": size_hw, **kept._asdict(), "examples": shots}
+    sources = {"people": people_from, "scenes": scenes_from}
+    results: dict[str, Any] = {"size_hw": size_hw, **kept._asdict(), "examples": shots, **sources}
     for modality in MODALITIES:
 
         def make(chosen: Mapping[str, str], modality: str = modality) -> Predictor:
             return Predictor(model, clip, chosen, modality, examples, size_hw, kept.nms_iou)
 
         person, found_people = evaluate_people(make({"person": categories["person"]}), people)
-        objects, found_scenes = evaluate_objects(make(categories), scenes, categories, kept.score_threshold)
-        alarm = false_alarms(make, scenes, categories, kept.score_threshold)
-        if pictures is not None:
-            for name, samples, found, scores in (
-                ("lspet_val", people, found_people, person["by_image"]),
-                ("synthetic_test", scenes, found_scenes, objects["by_image"]),
-            ):
-                _draw_extremes(pictures / f"{name}_{modality}", samples, found, scores, kept.score_threshold)
-        for table in (person, objects):
-            table.pop("by_image")
-        results[modality] = {"lspet_val": person, "synthetic_test": {**objects, "false_alarms": alarm}}
+        objects, found_scenes = evaluate_objects(make(categories), scenes, categories)
+        absent = find_absent(make, scenes, categories)
+        for name, samples, found, scores in (
+            ("people", people, found_people, person.pop("by_image")),
+            ("scenes", scenes, found_scenes, objects.pop("by_image")),
+        ):
+            _draw_extremes(pictures / f"{name}_{modality}", samples, found, scores, kept.score_threshold)
+        kept_above = {
+            threshold: {
+                "recall of people": metrics.recall(people, found_people, threshold),
+                "recall of scenes": metrics.recall(scenes, found_scenes, threshold),
+                "false alarms": metrics.alarms(absent, threshold),
+            }
+            for threshold in sorted({*THRESHOLDS, kept.score_threshold})
+        }
+        results[modality] = {"people": person, "scenes": objects, "above": kept_above}
     return results
 
 
-def _load(folder: Path, limit: int) -> list[Sample]:
-    cache = ImageCache(folder)
-    return [cache[i] for i in range(min(len(cache), limit) if limit else len(cache))]
+def load_part(data: Path, source: str, limit: int) -> list[Sample]:
+    """The images of "CACHE" or "CACHE:FIRST", at most `limit` if it is not 0."""
+    name, _, first = source.partition(":")
+    if first and not first.isdecimal():
+        raise ValueError(f"{source!r}: give the name of a cache, or name:first with the number of its first image")
+    cache = ImageCache(data / name)
+    chosen = range(len(cache))[int(first or 0) :]
+    if not chosen:
+        raise ValueError(f"{source!r}: the cache holds {len(cache)} images, none from this one on")
+    return [cache[i] for i in (chosen[:limit] if limit else chosen)]
 
 
 def _draw_extremes(
@@ -170,14 +179,20 @@ def _draw_extremes(
         cv2.imwrite(f"{path}_{name}.jpg", picture[:, :, ::-1])
 
 
-def print_table(results: Mapping[str, Any]) -> None:
-    """Modalities as columns, metrics as rows."""
-    table = Table("data set", "metric", *MODALITIES)
-    for dataset in ("lspet_val", "synthetic_test"):
-        for metric, value in results["text"][dataset].items():
+def print_tables(results: Mapping[str, Any]) -> None:
+    """Modalities as columns and metrics as rows; then what thresholds keep, the default one marked."""
+    table = Table("images", "metric", *MODALITIES)
+    for part in ("people", "scenes"):
+        for metric, value in results["text"][part].items():
             if isinstance(value, float):
-                table.add_row(dataset, metric, *(f"{results[m][dataset][metric]:.3f}" for m in MODALITIES))
-    Console().print(table)
+                table.add_row(results[part], metric, *(f"{results[m][part][metric]:.3f}" for m in MODALITIES))
+    thresholds = Table("score above", "metric", *MODALITIES)
+    for threshold, metrics_kept in results["text"]["above"].items():
+        mark = " (default)" if threshold == results["score_threshold"] else ""
+        for metric in metrics_kept:
+            cells = (f"{results[m]['above'][threshold][metric]:.3f}" for m in MODALITIES)
+            thresholds.add_row(f"{threshold}{mark}", metric, *cells)
+    Console().print(table, thresholds)
 
 
 def main(
@@ -191,18 +206,22 @@ def main(
     ] = None,
     shots: Annotated[int, typer.Option(help="examples per visual prompt")] = 5,
     limit: Annotated[int, typer.Option(help="images per data set; 0: all")] = 0,
+    people: Annotated[str, typer.Option(help="cache of single people, CACHE or CACHE:FIRST")] = "lspet_val",
+    scenes: Annotated[str, typer.Option(help="cache of the categories' objects")] = "synthetic_test",
 ) -> None:
-    """Evaluate on LSP-extended val and the synthetic test set with text, visual and combined prompts."""
+    """Evaluate on photographs of people and on scenes of all categories with text, visual and combined prompts."""
     try:
         network, clip, categories = load_trained(model, weights)
         size_hw = (size, size) if size else network.config.input_hw
         kept = kept_of(model, threshold)
-        results = evaluate_all(network, clip, categories, data, size_hw, kept, shots, limit, out / "pictures")
+        results = evaluate_all(
+            network, clip, categories, data, people, scenes, size_hw, kept, shots, limit, out / "pictures"
+        )
     except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2))
-    print_table(results)
+    print_tables(results)
 
 
 if __name__ == "__main__":

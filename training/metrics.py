@@ -126,7 +126,7 @@ def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(inner / max(union, 1e-9))
 
 
-def alarms(samples: Sequence[Sample], found: Sequence[Found], threshold: float) -> float:
+def alarms(found: Sequence[Found], threshold: float) -> float:
     """Share of images with a detection above the threshold; all prompts of `found` are absent from them."""
     raised = [bool((result.score_N > threshold).any()) for result in found]
     return float(np.mean(raised)) if raised else 0.0

@@ -23,11 +23,13 @@ class FakeEngine:
     Args:
         delay_s: how long an inference takes.
         fail_at: number of the image (from 0) at which `infer` raises RuntimeError.
+        scores: of what is found in the first images; later ones score 0.9.
     """
 
-    def __init__(self, delay_s: float = 0.0, fail_at: int | None = None) -> None:
+    def __init__(self, delay_s: float = 0.0, fail_at: int | None = None, scores: Sequence[float] = ()) -> None:
         self.delay_s = delay_s
         self.fail_at = fail_at
+        self._scores = scores
         self.images = 0
         self.batches: list[int] = []
         self.on_infer: Callable[[int], None] = lambda images: None
@@ -51,15 +53,16 @@ class FakeEngine:
             if self.images == self.fail_at:
                 raise RuntimeError("the engine broke")
             self.on_infer(self.images)
+            score = self._scores[self.images] if self.images < len(self._scores) else 0.9
             self.images += 1
-            results.append(seen(prompts, prompt_id, float(image.mean())))
+            results.append(seen(prompts, prompt_id, float(image.mean()), score))
         return results
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float) -> Detections:
+def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float, score: float) -> Detections:
     """One object of each class, the mug `x` px from the left and all else 200 px farther, keypoints in a column."""
     slots = max(len(prompt.skeleton.keypoints) for prompt in prompts)
     places = [x if prompt is MUG else x + 200 for prompt in prompts]
@@ -68,7 +71,7 @@ def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float) -> Detectio
         count = len(prompt.skeleton.keypoints)
         keypoints_NK2[row, :count] = [(place, 10 + 20 * index) for index in range(count)]
     boxes_N4 = np.array([(place - 10, 0, place + 10, 60) for place in places], np.float32)
-    scores_N, class_N = np.full(len(prompts), 0.9, np.float32), np.arange(len(prompts))
+    scores_N, class_N = np.full(len(prompts), score, np.float32), np.arange(len(prompts))
     return Detections(boxes_N4, scores_N, class_N, keypoints_NK2, prompt_id, prompts)
 
 

@@ -29,6 +29,23 @@ def test_values_come_from_defaults_then_preset_then_overrides_then_flags(tmp_pat
     assert config.publish.endpoint == "tcp://*:2"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "threshold", "kept_by_engine"),
+    [
+        (["engine.score_threshold=0.6"], 0.6, 0.2),
+        (["engine.score_threshold=0.6", "line.doubtful_score=0.3"], 0.6, 0.3),
+        (["engine.score_threshold=0.15"], 0.15, 0.15),
+        (["engine.model=swin-t"], 0.1, 0.1),
+    ],
+)
+def test_the_engine_of_a_line_keeps_what_may_continue_a_track(
+    overrides: list[str], threshold: float, kept_by_engine: float
+) -> None:
+    config = load_config(overrides=overrides)
+    assert config.threshold == threshold
+    assert config.engine_of_line.score_threshold == kept_by_engine
+
+
 def test_every_key_of_every_section_can_be_overridden() -> None:
     keys = known_keys()
     assert {

@@ -204,6 +204,20 @@ def test_stills_start_afresh_and_are_neither_smoothed_nor_coasted(tmp_path: Path
         assert track["measured"]
 
 
+def test_doubtful_detections_continue_a_track_and_found_none(tmp_path: Path) -> None:
+    config = PipelineConfig(engine=EngineConfig(score_threshold=0.5))
+    scores = [0.4, 0.4, 0.6, *[0.4] * 5]
+    counts = {}
+    for kind in ("video", "stills"):
+        source = FakeSource(len(scores), stills=kind == "stills")
+        run(make_line(source, engine=FakeEngine(scores=scores), config=config, poses=tmp_path / kind))
+        counts[kind] = [len(entry["tracks"]) for entry in lines_of(tmp_path / kind)]
+        ids = {track["id"] for entry in lines_of(tmp_path / kind) for track in entry["tracks"]}
+        assert ids == {1}
+    assert counts["video"] == [0, 0, 0, 1, 1, 1, 1, 1]  # published from the second detection on
+    assert counts["stills"] == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
 def test_unreadable_still_has_a_line_without_tracks_and_the_rest_goes_on(tmp_path: Path) -> None:
     poses = tmp_path / "poses.jsonl"
     error = SourceError("2 of 5 images could not be read", partial=True)

@@ -25,3 +25,9 @@ def test_scores_keep_their_rank_and_come_back_unchanged() -> None:
 def test_impossible_sure_score_is_refused(score: float) -> None:
     with pytest.raises(ConfigError, match="sure_score"):
         LineConfig(sure_score=score)
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_impossible_doubtful_score_is_refused(score: float) -> None:
+    with pytest.raises(ConfigError, match="doubtful_score"):
+        LineConfig(doubtful_score=score)

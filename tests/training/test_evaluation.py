@@ -15,7 +15,7 @@ from training import metrics
 from training.data.cache import ImageCache, write_cache
 from training.data.sample import Sample
 from training.data.synthetic import read_synthetic
-from training.evaluate import find_all, main
+from training.evaluate import find_all, load_part, main
 from training.pictures import TILE_PX, sheet
 from training.predict import Found, Predictor
 from training.recipe import load_recipe
@@ -83,8 +83,8 @@ def test_given_boxes_judge_the_overlapping_detection_and_not_the_best_scoring() 
 def test_alarms_and_recall_follow_the_threshold() -> None:
     samples = scenes(3, categories=("chair",))
     found = answers(samples, score=0.4)
-    assert metrics.alarms(samples, found, 0.3) == 1.0
-    assert metrics.alarms(samples, found, 0.5) == 0.0
+    assert metrics.alarms(found, 0.3) == 1.0
+    assert metrics.alarms(found, 0.5) == 0.0
     assert metrics.recall(samples, found, 0.3) == 1.0
     assert metrics.recall(samples, found, 0.5) == 0.0
 
@@ -105,12 +105,25 @@ def test_the_command_writes_every_metric_of_every_modality(tmp_path: Path) -> No
         write_cache(tmp_path / name, scenes(3, **changes), 3, 96)
     model, clip = load_weights("nano", "random")
     save_weights(tmp_path / "w.safetensors", model, clip, {"person": "person", "chair": "chair"})
-    main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", 64, 0.3, 2, 0)
+    main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", 64, 0.33, 2, 0)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     for modality in ("text", "visual", "mean"):
-        assert {"pck@0.2", "ap", "pck@0.2 given boxes"} <= set(results[modality]["lspet_val"])
-        assert {"ap", "recall", "false_alarms"} <= set(results[modality]["synthetic_test"])
+        found = results[modality]
+        assert {"pck@0.2", "ap", "pck@0.2 given boxes"} <= set(found["people"])
+        assert {"ap", "pck@0.2 given boxes"} <= set(found["scenes"])
+        assert set(found["above"]["0.33"]) == {"recall of people", "recall of scenes", "false alarms"}
+        assert found["above"]["0.15"]["recall of people"] >= found["above"]["0.5"]["recall of people"]
     assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 12
+
+
+def test_images_left_out_of_training_are_a_part_of_a_cache(tmp_path: Path) -> None:
+    samples = scenes(5)
+    write_cache(tmp_path / "five", samples, 5, 96)
+    assert [sample.image_id for sample in load_part(tmp_path, "five:3", 0)] == [s.image_id for s in samples[3:]]
+    assert len(load_part(tmp_path, "five", 2)) == 2
+    for wrong, reason in (("five:5", "holds 5 images"), ("five:last", "name:first")):
+        with pytest.raises(ValueError, match=reason):
+            load_part(tmp_path, wrong, 0)
 
 
 def test_weights_without_categories_are_refused(tmp_path: Path) -> None:
