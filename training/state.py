@@ -138,10 +138,13 @@ def load_start(trainee: Trainee, recipe: Recipe) -> None:
     """
     try:
         if recipe.start_from.endswith(".pt"):
-            trainee.load_state_dict(torch.load(recipe.start_from, map_location="cpu", weights_only=True)["average"])
+            content = torch.load(recipe.start_from, map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or "average" not in content:
+                raise ValueError(f"cannot start from {recipe.start_from}: it is no checkpoint.pt of training.train")
+            trainee.load_state_dict(content["average"])
             return
         model, clip = load_weights(recipe.model, recipe.start_from)
         trainee.model.load_state_dict(model.state_dict())
         trainee.clip_model.load_state_dict(clip.state_dict())
-    except (XPoseError, OSError, EOFError, RuntimeError, UnpicklingError, KeyError) as error:
+    except (XPoseError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"cannot start from {recipe.start_from}: {error}") from error

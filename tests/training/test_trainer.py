@@ -137,6 +137,16 @@ def test_a_start_that_is_no_checkpoint_is_refused_by_name(data: Path, tmp_path: 
         Trainer(recipe, data, tmp_path / "run")
 
 
+@pytest.mark.parametrize("content", [{"model": {}}, torch.zeros(2)])
+def test_a_start_without_averaged_weights_is_refused_with_what_to_give(
+    data: Path, tmp_path: Path, content: object
+) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    recipe = msgspec.structs.replace(load_recipe(data / "tiny.toml"), start_from=str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match=r"other\.pt: it is no checkpoint\.pt"):
+        Trainer(recipe, data, tmp_path / "run")
+
+
 def test_every_trainable_tensor_learns_from_a_step_with_all_modalities(data: Path, tmp_path: Path) -> None:
     recipe = load_recipe(data / "tiny.toml")
     trainer = Trainer(msgspec.structs.replace(recipe, phases=recipe.phases[3:]), data, tmp_path / "run")
