@@ -45,8 +45,8 @@ class Kept(NamedTuple):
 
 PUBLISHED_KEPT = Kept(score_threshold=0.1, nms_iou=0.9)
 """Source: X-Pose's demo (XPOSE.md 2.4)."""
-NANO_KEPT = Kept(score_threshold=0.45, nms_iou=0.5)
-"""nano scores most real people above 0.45, and finds each several times (engines/weights/NANO.md)."""
+NANO_KEPT = Kept(score_threshold=0.4, nms_iou=0.5)
+"""nano scores most real people above 0.4, and finds each several times (engines/weights/NANO.md)."""
 
 
 def kept_of(model_name: str, score_threshold: float | None = None, nms_iou: float | None = None) -> Kept:

@@ -53,9 +53,9 @@ class TowerConfig:
 class ClipConfig:
     """Sizes of both towers; both end in vectors of `embed_dim`.
 
-    `points_see_points`: marked points of an example see each other, in place of the image and themselves alone. That
-    tells from few examples which point is which, but is not what the released weights were trained with, as far as one
-    can read it (XPOSE.md 9.2, step 5).
+    `marks_are_seen`: marked points of an example see each other, in place of the image and themselves alone, and the
+    vector of the object sees them, too. That tells from few examples which point is which and of what, but is not what
+    the released weights were trained with, as far as one can read it (XPOSE.md 9.2, step 5).
     """
 
     text: TowerConfig
@@ -63,7 +63,7 @@ class ClipConfig:
     embed_dim: int = 512
     image_px: int = 224
     patch_px: int = 32
-    points_see_points: bool = False
+    marks_are_seen: bool = False
 
     @classmethod
     def vit_b_32(cls) -> Self:
@@ -76,7 +76,7 @@ class ClipConfig:
         return cls(
             text=TowerConfig(width=64, layers=2, heads=2),
             vision=TowerConfig(width=128, layers=4, heads=4),
-            points_see_points=True,
+            marks_are_seen=True,
         )
 
 
@@ -184,7 +184,7 @@ class _Visual(nn.Module):
         super().__init__()
         width = config.vision.width
         patches = (config.image_px // config.patch_px) ** 2
-        self.points_see_points = config.points_see_points
+        self.marks_are_seen = config.marks_are_seen
         self.conv1 = nn.Conv2d(3, width, config.patch_px, stride=config.patch_px, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
@@ -203,9 +203,10 @@ class _Visual(nn.Module):
         # Image rows see no keypoints, so the image's own vector is plain CLIP's; a keypoint sees the image and itself.
         visible_TT = torch.eye(tokens, dtype=torch.bool, device=pixels_N3HW.device)
         visible_TT[:, :image_tokens] = True
-        if self.points_see_points:  # nobody sees a point that is not marked, so spare slots change nothing
-            others_N1KK = marked_NK[:, None, None].expand(-1, 1, points_NKW.shape[1], -1)
-            visible_TT = visible_TT | functional.pad(others_N1KK, (image_tokens, 0, image_tokens, 0))
+        if self.marks_are_seen:  # nobody sees a point that is not marked, so spare slots change nothing
+            reads_T1 = torch.ones(tokens, 1, dtype=torch.bool, device=pixels_N3HW.device)
+            reads_T1[1:image_tokens] = False
+            visible_TT = visible_TT | (reads_T1 & functional.pad(marked_NK, (image_tokens, 0))[:, None, None])
         tokens_NTW = self.transformer(self.ln_pre(tokens_NTW), visible_TT)
         read_NTW = torch.cat([tokens_NTW[:, :1], tokens_NTW[:, image_tokens:]], dim=1)
         vectors = self.ln_post(read_NTW) @ self.proj

@@ -26,10 +26,10 @@ from tests.support import need_shared
 TINY = ClipConfig(text=TowerConfig(width=32, layers=2, heads=2), vision=TowerConfig(width=48, layers=2, heads=3))
 
 
-@pytest.fixture(params=[False, True], ids=["alone", "points see points"])
+@pytest.fixture(params=[False, True], ids=["alone", "marks are seen"])
 def tiny(request: pytest.FixtureRequest) -> Clip:
     torch.manual_seed(0)
-    clip = Clip(replace(TINY, points_see_points=request.param)).double()
+    clip = Clip(replace(TINY, marks_are_seen=request.param)).double()
     for name, parameter in clip.named_parameters():  # default biases are zero and would hide errors
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -117,13 +117,16 @@ def test_text_padding_changes_nothing(tiny: Clip) -> None:
     torch.testing.assert_close(tiny.encode_text(short), tiny.encode_text(long)[:1], rtol=0, atol=1e-12)
 
 
-def test_keypoint_tokens_leave_the_image_vector_as_it_was(tiny: Clip) -> None:
+def test_the_object_vector_sees_marked_points_only_where_configured(tiny: Clip) -> None:
     pixels, points, visible, pos_proj, padding = prompt_parts(tiny, 5)
     alone, none = tiny.encode_visual_prompt(pixels, points[:, :0], visible[:, :0], pos_proj, padding)
     with_points, vectors = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
     assert none.shape == (2, 0, 512)
     assert vectors.shape == (2, 5, 512)
-    torch.testing.assert_close(with_points, alone, rtol=0, atol=1e-10)
+    if tiny.config.marks_are_seen:
+        assert (with_points - alone).abs().amax(1).min() > 1e-3
+    else:
+        torch.testing.assert_close(with_points, alone, rtol=0, atol=1e-10)
 
 
 def test_keypoints_may_come_in_any_order(tiny: Clip) -> None:
@@ -148,9 +151,10 @@ def test_coordinates_of_an_invisible_point_are_not_looked_at(tiny: Clip) -> None
 def test_slots_that_are_not_marked_change_no_other(tiny: Clip) -> None:
     pixels, points, visible, pos_proj, padding = prompt_parts(tiny, 5)
     visible[:, 3:] = False
-    _, few = tiny.encode_visual_prompt(pixels, points[:, :3], visible[:, :3], pos_proj, padding)
-    _, many = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
+    object_of_few, few = tiny.encode_visual_prompt(pixels, points[:, :3], visible[:, :3], pos_proj, padding)
+    object_of_many, many = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
     torch.testing.assert_close(many[:, :3], few, rtol=0, atol=1e-10)
+    torch.testing.assert_close(object_of_many, object_of_few, rtol=0, atol=1e-10)
 
 
 def test_marked_points_see_each_other_only_where_configured(tiny: Clip) -> None:
@@ -158,7 +162,7 @@ def test_marked_points_see_each_other_only_where_configured(tiny: Clip) -> None:
     _, before = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
     points[:, 2] = points[:, 2].flip(0)
     _, after = tiny.encode_visual_prompt(pixels, points, visible, pos_proj, padding)
-    assert ((after[:, :2] - before[:, :2]).abs().max() > 1e-3) == tiny.config.points_see_points
+    assert ((after[:, :2] - before[:, :2]).abs().max() > 1e-3) == tiny.config.marks_are_seen
 
 
 def test_visual_prompts_teach_every_part_they_pass_through(tiny: Clip) -> None:
