@@ -53,16 +53,16 @@ class FakeEngine:
             if self.images == self.fail_at:
                 raise RuntimeError("the engine broke")
             self.on_infer(self.images)
-            score = self._scores[self.images] if self.images < len(self._scores) else 0.9
+            scores = self._scores[self.images : self.images + 1]
             self.images += 1
-            results.append(seen(prompts, prompt_id, float(image.mean()), score))
+            results.append(seen(prompts, prompt_id, float(image.mean()), *scores))
         return results
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float, score: float) -> Detections:
+def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float, score: float = 0.9) -> Detections:
     """One object of each class, the mug `x` px from the left and all else 200 px farther, keypoints in a column."""
     slots = max(len(prompt.skeleton.keypoints) for prompt in prompts)
     places = [x if prompt is MUG else x + 200 for prompt in prompts]
