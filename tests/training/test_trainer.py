@@ -229,9 +229,12 @@ def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path
         load_recipe(path)
 
 
-@pytest.mark.parametrize("name", ["nano", "nano_finish", "nano_polish", "ablation"])
-def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
-    recipe = load_recipe(REPOSITORY / "training" / "recipes" / f"{name}.toml")
+RECIPES = REPOSITORY / "training" / "recipes"
+
+
+@pytest.mark.parametrize("path", [RECIPES / "ablation.toml", *sorted(RECIPES.glob("nano*.toml"))], ids=lambda p: p.stem)
+def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
+    recipe = load_recipe(path)
     model_configs(recipe)
 
 
