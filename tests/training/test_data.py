@@ -1,5 +1,6 @@
 """Samples, caches, augmentation and batches."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import pytest
 from engines.skeletons import load_skeleton
 from pipeline.synthetic import CATEGORIES, SceneConfig
 from tests.support import need_shared
-from training.data.augment import AugmentConfig, compose, letterbox
+from training.data.augment import AugmentConfig, beside_mirror_images, compose, letterbox
 from training.data.build import load_synthetic_set
 from training.data.cache import ImageCache, write_cache
 from training.data.records import read_records
@@ -74,6 +75,32 @@ def test_a_mirrored_left_wrist_is_a_right_wrist() -> None:
     assert [names[k] for k in np.flatnonzero(keypoints_K3[:, 2])] == ["right wrist"]
     np.testing.assert_allclose(keypoints_K3[names.index("right wrist"), :2], (80 - 60.5, 20.5), atol=1e-4)
     np.testing.assert_allclose(mirrored.instances[0].box_xyxy, (5, 10, 40, 50), atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mirror_images_stand_side_by_side_with_their_labels_on_the_dots(seed: int) -> None:
+    source = person_with_a_dot()
+    strip = beside_mirror_images(source, np.random.default_rng(seed))
+    names = load_skeleton("person").keypoints
+    labelled = [int(np.flatnonzero(found.keypoints_K3[:, 2])[0]) for found in strip.instances]
+    assert len(labelled) in (2, 3)
+    sides = [names[number] for number in labelled]
+    assert all({a, b} == {"left wrist", "right wrist"} for a, b in pairwise(sides))  # every other one is mirrored
+    dots, _, _, centres = cv2.connectedComponentsWithStats(
+        (strip.image_HW3.min(2) > 180).astype(np.uint8), connectivity=8
+    )
+    assert dots - 1 == len(labelled)
+    points_N2 = np.array([found.keypoints_K3[k, :2] for found, k in zip(strip.instances, labelled, strict=True)])
+    np.testing.assert_allclose(points_N2, centres[1:][np.argsort(centres[1:, 0])] + 0.5, atol=0.6)
+    for found in strip.instances:  # 35 px wide before, cut by a tenth at most on either side
+        assert 28 <= found.box_xyxy[2] - found.box_xyxy[0] <= 35
+        assert found.box_xyxy[0] >= 0
+        assert found.box_xyxy[2] <= strip.image_HW3.shape[1]
+
+
+def test_an_image_without_objects_is_not_mirrored() -> None:
+    empty = Sample(np.zeros((20, 30, 3), np.uint8), (), "test", "2")
+    assert beside_mirror_images(empty, np.random.default_rng(0)) is empty
 
 
 def test_letterboxing_keeps_the_aspect_ratio() -> None:

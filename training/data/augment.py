@@ -34,6 +34,8 @@ class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         grey_probability: colour is removed.
         blur_probability: a Gaussian blur of up to 1.2 px.
         occlusion_probability: one to three filled rectangles of up to a quarter of the canvas side.
+        mirrored_probability: a source with a row of the canvas to itself stands beside its mirror images, two or three
+            in all, so that several objects share one background without an edge between them.
     """
 
     flip_probability: float = 0.5
@@ -45,6 +47,7 @@ class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grey_probability: float = 0.08
     blur_probability: float = 0.1
     occlusion_probability: float = 0.25
+    mirrored_probability: float = 0.0
 
 
 def draw_layout(config: AugmentConfig, rng: Generator) -> tuple[int, int]:
@@ -64,6 +67,8 @@ def compose(
     instances: list[Instance] = []
     for index, sample in enumerate(samples):
         top, left = (index // columns) * cell_height, (index % columns) * cell_width
+        if columns == 1 and config.mirrored_probability and rng.random() < config.mirrored_probability:
+            sample = beside_mirror_images(sample, rng)
         cell, found = _warp_into_cell(sample, cell_height, cell_width, config, rng)
         canvas[top : top + cell_height, left : left + cell_width] = cell
         instances += [_shift(instance, left, top) for instance in found]
@@ -82,6 +87,28 @@ def letterbox(sample: Sample, height: int, width: int) -> Sample:
     image = _warp_image(sample.image_HW3, matrix, height, width, scale)
     instances = tuple(_transform(instance, matrix, scale, 0.0, False, source_width) for instance in sample.instances)
     return Sample(image, instances, sample.dataset, sample.image_id)
+
+
+def beside_mirror_images(sample: Sample, rng: Generator) -> Sample:
+    """Two or three copies side by side, every other one mirrored, cut near the objects or through the outermost."""
+    if not sample.instances:
+        return sample
+    height, width = sample.image_HW3.shape[:2]
+    boxes_N4 = np.stack([instance.box_xyxy for instance in sample.instances])
+    left, right = float(boxes_N4[:, 0].min()), float(boxes_N4[:, 2].max())
+    margins = rng.uniform(-0.1, 0.4, 2) * (right - left)
+    start, end = max(0, int(left - margins[0])), min(width, int(np.ceil(right + margins[1])))
+    cut_HW3, side = sample.image_HW3[:, start:end], end - start
+    shifted = (clip_instance(_shift(instance, -start, 0), side, height) for instance in sample.instances)
+    instances = [instance for instance in shifted if instance is not None]
+    first, copies = int(rng.integers(2)), int(rng.integers(2, 4))
+    images, labels = [], list[Instance]()
+    for number in range(copies):
+        flip = (first + number) % 2 == 1
+        images.append(cut_HW3[:, ::-1] if flip else cut_HW3)
+        turned = (_transform(instance, np.eye(2, 3), 1.0, 0.0, flip, side) for instance in instances)
+        labels += [_shift(instance, number * side, 0) for instance in turned]
+    return Sample(np.concatenate(images, axis=1), tuple(labels), sample.dataset, sample.image_id)
 
 
 def _warp_into_cell(
