@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from training.memory import keep_freed_memory
 from training.recipe import load_recipe
 from training.trainer import Trainer
 
@@ -29,6 +30,8 @@ def main(
         trainer = Trainer(load_recipe(recipe), data, out)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
+    if trainer.processes.device.type == "cpu":
+        keep_freed_memory()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=trainer.processes.rank != 0) as progress:
         task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step)
