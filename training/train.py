@@ -8,14 +8,29 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.memory import keep_freed_memory
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.trainer import Trainer
 
 SHOWN = ("total", "last/label", "last/point_l1", "last/oks", "last/giou", "dense")
+NARROW = ("NO AVX", "AVX2")
+"""What `get_cpu_capability` calls processors on which PyTorch's bf16 products are many times slower than its fp32."""
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_slow_bf16(recipe: Recipe) -> None:
+    """Say what to change where a recipe asks this processor for what it cannot do fast."""
+    if torch.backends.cpu.get_cpu_capability() not in NARROW:
+        return
+    if recipe.precision == "bf16":
+        logger.warning('bf16 is many times slower than fp32 on this processor: set precision = "fp32" in the recipe')
+    if recipe.optimiser == "muon":
+        logger.warning('PyTorch\'s Muon multiplies in bf16, slow on this processor: optimiser = "adamw" does not')
 
 
 def main(
@@ -32,6 +47,7 @@ def main(
         raise SystemExit(str(error)) from error
     if trainer.processes.device.type == "cpu":
         keep_freed_memory()
+        warn_of_slow_bf16(trainer.recipe)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=trainer.processes.rank != 0) as progress:
         task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step)
@@ -45,7 +61,7 @@ def main(
             text = "  ".join(f"{name} {log[name]:.3f}" for name in SHOWN if name in log)
             progress.update(task, completed=step, description=f"{rate:.1f} images/s  {text}")
             if step % 20 == 0:
-                logging.getLogger(__name__).info("step %d  %.1f images/s  %s", step, rate, text)
+                logger.info("step %d  %.1f images/s  %s", step, rate, text)
 
         trainer.run(show, stop_at)
 
