@@ -1,0 +1,48 @@
+"""Weights between two snapshots: python -m training.blend FIRST SECOND --out FILE.
+
+Where the second was trained on from the first, to something new, the weights half way keep more of what the first knew.
+Source: WiSE-FT, arXiv:2109.01903, section 3.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from engines.checkpoint import load_weights, save_weights, trained_categories
+from engines.errors import XPoseError
+
+
+@torch.no_grad()
+def blend(first: nn.Module, second: nn.Module, share: float) -> None:
+    """Move `first` by `share` (0..1) of the way to `second`, in place; integers become the second's."""
+    other = second.state_dict()
+    for key, value in first.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(other[key], share)
+        else:
+            value.copy_(other[key])
+
+
+def main(
+    first: Annotated[Path, typer.Argument(help="a snapshot")],
+    second: Annotated[Path, typer.Argument(help="a snapshot that was trained on from it")],
+    out: Annotated[Path, typer.Option(help="the .safetensors file to write")],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="of the second")] = 0.5,
+    model: Annotated[str, typer.Option(help="nano, swin-t or swin-l")] = "nano",
+) -> None:
+    """Write the weights between two snapshots, with the second's categories."""
+    try:
+        ours, theirs = load_weights(model, str(first)), load_weights(model, str(second))
+        categories = trained_categories(model, str(second))
+    except XPoseError as error:
+        raise SystemExit(str(error)) from error
+    for part, other in zip(ours, theirs, strict=True):
+        blend(part, other, share)
+    save_weights(out, *ours, categories)
+
+
+if __name__ == "__main__":
+    typer.run(main)
