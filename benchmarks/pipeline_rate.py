@@ -1,6 +1,7 @@
 """The whole pipeline with a real engine: a 640 x 480 file, decode to publish, frames per second.
 
-    python -m benchmarks.pipeline_rate [--threads 2] [--backends eager,inductor] [--sizes 256x320,256x256]
+    python -m benchmarks.pipeline_rate [--frames 300] [--threads 2] [--backends eager,inductor] [--weights FILE]
+        [--sizes 256x320,256x256]
 
 The file is encoded here from the synthetic scenes; prompts are one class with 17 keypoints. The rate counts from the
 first frame's decoding to the last one's publishing; the goal for nano on two cores is 15.
@@ -18,6 +19,7 @@ from benchmarks._record import record
 from benchmarks.line import encode_clip
 from engines.engine import Engine, EngineConfig
 from engines.prompts import parse_prompt
+from pipeline.cli import parse_size
 from pipeline.config import PipelineConfig
 from pipeline.publisher import PublishConfig
 from pipeline.runner import Line
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backends", default="eager")
+    parser.add_argument("--weights", default="")
     parser.add_argument("--sizes", default="", help="heights x widths of the network's input; nothing: the model's own")
     options = parser.parse_args()
     rows = []
@@ -67,9 +70,8 @@ def main() -> None:
         clip = Path(folder) / "clip.mp4"
         encode_clip(clip, options.frames)
         for backend, size in itertools.product(options.backends.split(","), options.sizes.split(",")):
-            height, _, width = size.partition("x")
-            size_hw = (int(height), int(width)) if size else None
-            config = EngineConfig(backend=backend, size=size_hw, threads=options.threads)
+            size_hw = parse_size(size) if size else None
+            config = EngineConfig(backend=backend, weights=options.weights, size=size_hw, threads=options.threads)
             rows.append(rate(config, clip, options.frames, options.repeats))
             print(rows[-1])
     print(record("pipeline_rate", rows))

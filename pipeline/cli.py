@@ -162,7 +162,7 @@ def build_engine(
         "engine.model": model,
         "engine.weights": weights,
         "engine.backend": backend,
-        "engine.size": None if size is None else _size_hw(size),
+        "engine.size": None if size is None else parse_size(size),
         "engine.batch": batch,
         "engine.max_classes": classes,
         "engine.max_keypoints": keypoints,
@@ -177,12 +177,16 @@ def build_engine(
     print(built.path)
 
 
-def _size_hw(size: str) -> list[int]:
-    """Turn "800x1344" into [800, 1344]."""
+def parse_size(size: str) -> tuple[int, int]:
+    """Turn "800x1344" into (800, 1344).
+
+    Raises:
+        ConfigError: it is written in another way.
+    """
     height, separator, width = size.partition("x")
     if not (separator and height.isdecimal() and width.isdecimal()):
         raise ConfigError(f"--size {size}: give HEIGHTxWIDTH in px, such as 800x1344")
-    return [int(height), int(width)]
+    return int(height), int(width)
 
 
 @app.command()

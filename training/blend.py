@@ -7,23 +7,11 @@ Source: WiSE-FT, arXiv:2109.01903, section 3.
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import nn
 
 from engines.checkpoint import load_weights, save_weights, trained_categories
 from engines.errors import XPoseError
-
-
-@torch.no_grad()
-def blend(first: nn.Module, second: nn.Module, share: float) -> None:
-    """Move `first` by `share` (0..1) of the way to `second`, in place; integers become the second's."""
-    other = second.state_dict()
-    for key, value in first.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(other[key], share)
-        else:
-            value.copy_(other[key])
+from training.state import move
 
 
 def main(
@@ -40,7 +28,7 @@ def main(
     except XPoseError as error:
         raise SystemExit(str(error)) from error
     for part, other in zip(ours, theirs, strict=True):
-        blend(part, other, share)
+        move(part.state_dict(), other.state_dict(), share)
     save_weights(out, *ours, categories)
 
 

@@ -77,6 +77,16 @@ def _look_beside(table: Tensor) -> Tensor:
     return torch.stack(biases, 1).to(table.dtype)
 
 
+@torch.no_grad()
+def move(tensors: Mapping[str, Tensor], towards: Mapping[str, Tensor], share: float) -> None:
+    """Move tensors in place by `share` (0..1) of the way to those of the same names; integers are copied."""
+    for key, value in towards.items():
+        if value.is_floating_point():
+            tensors[key].lerp_(value, share)
+        else:
+            tensors[key].copy_(value)
+
+
 class Average:
     """Exponential moving average of all floating tensors; integer buffers are copied."""
 
@@ -84,19 +94,13 @@ class Average:
         self.decay, self.updates = decay, 0
         self.tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move towards the module, early on faster, so that the start is forgotten; what is frozen stands still."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-        for key, value in module.state_dict().items():
-            if key in frozen:
-                continue
-            if value.is_floating_point():
-                self.tensors[key].lerp_(value, 1 - decay)
-            else:
-                self.tensors[key].copy_(value)
+        learned = {key: value for key, value in module.state_dict().items() if key not in frozen}
+        move(self.tensors, learned, 1 - decay)
 
 
 def save_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: Optimiser, step: int) -> None:
