@@ -16,6 +16,7 @@ from rich.table import Table
 from engines.checkpoint import kept_of
 from training import metrics
 from training.data.cache import ImageCache
+from training.data.stream import SourceConfig
 from training.evaluate import draw_examples, find_all
 from training.objective import LossWeights
 from training.predict import Predictor
@@ -48,7 +49,7 @@ def score(
     """AP, and PCK of the detection nearest each object, by words and by one example per category."""
     cache = ImageCache(data / "ablation_test")
     samples = [cache[i] for i in range(min(limit, len(cache)))]
-    examples = draw_examples(categories, ("ablation_train",), data, 1)
+    examples = draw_examples(categories, [SourceConfig("ablation_train", 1.0)], data, 1)
     results = {}
     for modality in ("text", "visual"):
         predictor = Predictor(trainee.model, trainee.clip_model, categories, modality, examples, size_hw, nms_iou)

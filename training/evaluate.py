@@ -2,7 +2,8 @@
 
 Writes results.json, prints a table, and draws the best and worst cases. Data sets are image caches
 (`training.data.build`), whole or from an image on: `lspet_train:8600` are those that the recipes' `limit` left out, on
-which the default threshold is chosen. Examples for visual prompts are drawn by seed from the training caches.
+which the default threshold is chosen. Examples for visual prompts are drawn by seed from the rest of the training
+caches. The photographs of single people are scored a second time beside their own mirror images, as people in a row.
 """
 
 import json
@@ -21,7 +22,10 @@ from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.skeletons import load_skeleton
 from engines.xpose import XPose
+from pipeline.cli import parse_size
+from pipeline.errors import ConfigError
 from training import metrics
+from training.data.augment import beside_mirror_images
 from training.data.cache import ImageCache
 from training.data.sample import Sample
 from training.data.stream import Examples, SourceConfig, Stream
@@ -32,6 +36,7 @@ from training.trainer import EXAMPLE_SIDE_PX
 
 BATCH = 16
 EXAMPLE_SEED = 77
+ROW_SEED = 6
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
 
@@ -55,9 +60,11 @@ def find_all(predictor: Predictor, samples: Sequence[Sample]) -> list[Found]:
     return [found for batch in in_batches(samples, BATCH) for found in predictor.find(batch)]
 
 
-def draw_examples(categories: Mapping[str, str], sources: Sequence[str], data: Path, count: int) -> dict[str, Examples]:
+def draw_examples(
+    categories: Mapping[str, str], sources: Sequence[SourceConfig], data: Path, count: int
+) -> dict[str, Examples]:
     """Examples of every category from training caches, by a fixed seed."""
-    stream = Stream([SourceConfig(name, 1.0) for name in sources], data, EXAMPLE_SEED)
+    stream = Stream(sources, data, EXAMPLE_SEED)
     slots = _slots(categories)
     rng = stream.generator(0, 0, 0)
     return {name: stream.examples(name, count, slots, EXAMPLE_SIDE_PX, rng) for name in categories}
@@ -82,6 +89,12 @@ def evaluate_people(predictor: Predictor, samples: Sequence[Sample]) -> tuple[di
         "by_keypoint": best["by_keypoint"],
         "by_image": best["by_image"],
     }, found
+
+
+def people_in_rows(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample beside its own mirror images, two or three in all, by a fixed seed."""
+    rng = np.random.default_rng(ROW_SEED)
+    return [beside_mirror_images(sample, rng) for sample in samples]
 
 
 def evaluate_objects(
@@ -128,15 +141,19 @@ def evaluate_all(
 ) -> dict[str, Any]:
     """Every metric of the model card, per data set and modality."""
     people, scenes = load_part(data, people_from, limit), load_part(data, scenes_from, limit)
-    examples = draw_examples(categories, ("lspet_train", "synthetic_train"), data, shots)
-    sources = {"people": people_from, "scenes": scenes_from}
+    rows = people_in_rows(people)
+    examples = draw_examples(categories, left_to_show(people_from, scenes_from), data, shots)
+    sources = {"people": people_from, "people in rows": people_from, "scenes": scenes_from}
     results: dict[str, Any] = {"size_hw": size_hw, **kept._asdict(), "examples": shots, **sources}
     for modality in MODALITIES:
 
         def make(chosen: Mapping[str, str], modality: str = modality) -> Predictor:
             return Predictor(model, clip, chosen, modality, examples, size_hw, kept.nms_iou)
 
-        person, found_people = evaluate_people(make({"person": categories["person"]}), people)
+        predictor = make({"person": categories["person"]})
+        person, found_people = evaluate_people(predictor, people)
+        found_rows = find_all(predictor, rows)
+        in_rows = {"pck@0.2 given boxes": metrics.correct_keypoints(rows, found_rows, given_boxes=True)["pck"]}
         objects, found_scenes = evaluate_objects(make(categories), scenes, categories)
         absent = find_absent(make, scenes, categories)
         for name, samples, found, scores in (
@@ -144,25 +161,39 @@ def evaluate_all(
             ("scenes", scenes, found_scenes, objects.pop("by_image")),
         ):
             _draw_extremes(pictures / f"{name}_{modality}", samples, found, scores, kept.score_threshold)
-        kept_above = {
-            threshold: {
-                "recall of people": metrics.recall(people, found_people, threshold),
-                "recall of scenes": metrics.recall(scenes, found_scenes, threshold),
-                "false alarms": metrics.alarms(absent, threshold),
-            }
+        best_scores = {
+            "recall of people": metrics.best_scores(people, found_people),
+            "recall of people in rows": metrics.best_scores(rows, found_rows),
+            "recall of scenes": metrics.best_scores(scenes, found_scenes),
+            "false alarms": metrics.alarm_scores(absent),
+        }
+        above = {
+            threshold: {name: metrics.share_above(scores, threshold) for name, scores in best_scores.items()}
             for threshold in sorted({*THRESHOLDS, kept.score_threshold})
         }
-        results[modality] = {"people": person, "scenes": objects, "above": kept_above}
+        results[modality] = {"people": person, "people in rows": in_rows, "scenes": objects, "above": above}
     return results
+
+
+def left_to_show(people_from: str, scenes_from: str) -> list[SourceConfig]:
+    """The training caches without the parts that are evaluated."""
+    evaluated = dict(_split(part) for part in (people_from, scenes_from))
+    return [SourceConfig(name, 1.0, limit=evaluated.get(name, 0)) for name in ("lspet_train", "synthetic_train")]
+
+
+def _split(source: str) -> tuple[str, int]:
+    """Name and first image of "CACHE" or "CACHE:FIRST"."""
+    name, _, first = source.partition(":")
+    if first and not first.isdecimal():
+        raise ValueError(f"{source!r}: give the name of a cache, or name:first with the number of its first image")
+    return name, int(first or 0)
 
 
 def load_part(data: Path, source: str, limit: int) -> list[Sample]:
     """The images of "CACHE" or "CACHE:FIRST", at most `limit` if it is not 0."""
-    name, _, first = source.partition(":")
-    if first and not first.isdecimal():
-        raise ValueError(f"{source!r}: give the name of a cache, or name:first with the number of its first image")
+    name, first = _split(source)
     cache = ImageCache(data / name)
-    chosen = range(len(cache))[int(first or 0) :]
+    chosen = range(len(cache))[first:]
     if not chosen:
         raise ValueError(f"{source!r}: the cache holds {len(cache)} images, none from this one on")
     return [cache[i] for i in (chosen[:limit] if limit else chosen)]
@@ -182,15 +213,16 @@ def _draw_extremes(
 def print_tables(results: Mapping[str, Any]) -> None:
     """Modalities as columns and metrics as rows; then what thresholds keep, the default one marked."""
     table = Table("images", "metric", *MODALITIES)
-    for part in ("people", "scenes"):
+    for part in ("people", "people in rows", "scenes"):
         for metric, value in results["text"][part].items():
             if isinstance(value, float):
-                table.add_row(results[part], metric, *(f"{results[m][part][metric]:.3f}" for m in MODALITIES))
+                cells = (f"{results[modality][part][metric]:.3f}" for modality in MODALITIES)
+                table.add_row(f"{part}, {results[part]}", metric, *cells)
     thresholds = Table("score above", "metric", *MODALITIES)
     for threshold, metrics_kept in results["text"]["above"].items():
         mark = " (default)" if threshold == results["score_threshold"] else ""
         for metric in metrics_kept:
-            cells = (f"{results[m]['above'][threshold][metric]:.3f}" for m in MODALITIES)
+            cells = (f"{results[modality]['above'][threshold][metric]:.3f}" for modality in MODALITIES)
             thresholds.add_row(f"{threshold}{mark}", metric, *cells)
     Console().print(table, thresholds)
 
@@ -200,7 +232,7 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of image caches")],
     out: Annotated[Path, typer.Option(help="folder for results.json and pictures")],
     model: Annotated[str, typer.Option(help="nano, swin-t or swin-l")] = "nano",
-    size: Annotated[int, typer.Option(help="side of the square canvas, pixels; 0: the model's own")] = 0,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the canvas, pixels; the model's own if not given")] = "",
     threshold: Annotated[
         float | None, typer.Option(help="score above which a detection counts; the model's own if none is given")
     ] = None,
@@ -212,12 +244,12 @@ def main(
     """Evaluate on photographs of people and on scenes of all categories with text, visual and combined prompts."""
     try:
         network, clip, categories = load_trained(model, weights)
-        size_hw = (size, size) if size else network.config.input_hw
+        size_hw = parse_size(size) if size else network.config.input_hw
         kept = kept_of(model, threshold)
         results = evaluate_all(
             network, clip, categories, data, people, scenes, size_hw, kept, shots, limit, out / "pictures"
         )
-    except (ValueError, FileNotFoundError, XPoseError) as error:
+    except (ValueError, FileNotFoundError, XPoseError, ConfigError) as error:
         raise SystemExit(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2))

@@ -126,23 +126,30 @@ def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(inner / max(union, 1e-9))
 
 
-def alarms(found: Sequence[Found], threshold: float) -> float:
-    """Share of images with a detection above the threshold; all prompts of `found` are absent from them."""
-    raised = [bool((result.score_N > threshold).any()) for result in found]
-    return float(np.mean(raised)) if raised else 0.0
+def alarm_scores(found: Sequence[Found]) -> NDArray[np.float32]:
+    """Best score of each image, 0 where nothing is found; all prompts of `found` are absent from them."""
+    return np.array([result.score_N.max(initial=0.0) for result in found], np.float32)
 
 
-def recall(samples: Sequence[Sample], found: Sequence[Found], threshold: float, overlap: float = 0.5) -> float:
-    """Share of objects that a detection of their category above the threshold overlaps by at least `overlap`."""
-    hits: list[bool] = []
-    for sample, result in zip(samples, found, strict=True):
-        for instance in sample.instances:
-            hits.append(
-                any(
-                    category == instance.category
-                    and result.score_N[n] > threshold
-                    and _overlap(result.box_N4[n], instance.box_xyxy) >= overlap
-                    for n, category in enumerate(result.category_N)
-                )
+def best_scores(samples: Sequence[Sample], found: Sequence[Found], overlap: float = 0.5) -> NDArray[np.float32]:
+    """Best score among the detections of each object's category that overlap it by at least `overlap`; 0 if none."""
+    return np.array(
+        [
+            max(
+                (
+                    score
+                    for category, score, box in zip(result.category_N, result.score_N, result.box_N4, strict=True)
+                    if category == instance.category and _overlap(box, instance.box_xyxy) >= overlap
+                ),
+                default=0.0,
             )
-    return float(np.mean(hits)) if hits else 0.0
+            for sample, result in zip(samples, found, strict=True)
+            for instance in sample.instances
+        ],
+        np.float32,
+    )
+
+
+def share_above(scores: NDArray[np.float32], threshold: float) -> float:
+    """Share of scores above the threshold: recall of `best_scores`, false alarms of `alarm_scores`."""
+    return float((scores > threshold).mean()) if len(scores) else 0.0

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,7 +27,9 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             these have learned something, and it costs as much as they do.
         modality_weights: how often an image is prompted by text, by examples, by the mean of both.
         absent_share: how many of the images that hold objects are prompted for absent classes only (XPOSE.md 10.6).
-        image_tower: only the image tower of the prompts learns, to name `batch` marked examples; no canvas is drawn.
+        learns: what is trained. "image_tower": only that of the prompts, to name `batch` marked examples; no canvas is
+            drawn. "head": only the training-only head of the dense losses, which a snapshot to start from lacks and
+            whose first losses would lead the rest astray; it needs no decoder (`decoder_share` 0).
         detached_decoder: the decoder's losses do not reach the image's features (but for a little, through the
             classes), which learn by the dense losses; a decoder that has learned little yet leads them astray.
     """
@@ -42,7 +44,7 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoder_share: float = 1.0
     modality_weights: tuple[float, float, float] = (0.5, 0.25, 0.25)
     absent_share: float = 0.1
-    image_tower: bool = False
+    learns: Literal["all", "image_tower", "head"] = "all"
     detached_decoder: bool = False
 
 
@@ -125,6 +127,8 @@ def load_recipe(path: Path) -> Recipe:
         raise ValueError(f"recipe {path}: evaluate_steps is set, so evaluate_cache must name a cache")
     if not recipe.phases or min(phase.steps for phase in recipe.phases) < 1:
         raise ValueError(f"recipe {path}: needs at least one [[phases]] with steps >= 1")
+    if any(phase.learns == "head" for phase in recipe.phases) and not recipe.weights.dense:
+        raise ValueError(f"recipe {path}: a phase of the head alone needs weights.dense above 0")
     return recipe
 
 

@@ -107,7 +107,7 @@ class Trainer:
         self.optimiser.zero_grad()
         log: dict[str, float] = {}
         for micro in range(phase.accumulate):
-            make = self._named_examples if phase.image_tower else self._micro_batch
+            make = self._named_examples if phase.learns == "image_tower" else self._micro_batch
             loss, log = make(phase, self.step * phase.accumulate + micro)
             (loss / phase.accumulate).backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(self.trainee.parameters())
@@ -122,10 +122,13 @@ class Trainer:
 
     def _freeze(self, phase: Phase) -> None:
         trainee, model = self.trainee, self.trainee.model
-        trainee.requires_grad_(not phase.image_tower)
-        if phase.image_tower:
-            for parameter in nn.ModuleList([trainee.clip_model.visual, model.pos_proj, model.padding]).parameters():
-                parameter.requires_grad_()
+        learning: dict[str, list[nn.Module]] = {
+            "all": [trainee],
+            "image_tower": [trainee.clip_model.visual, model.pos_proj, model.padding],
+            "head": [trainee.dense],
+        }
+        trainee.requires_grad_(False)
+        nn.ModuleList(learning[phase.learns]).requires_grad_()
 
     def _micro_batch(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
         recipe, stream, rank = self.recipe, self.stream, self.processes.rank

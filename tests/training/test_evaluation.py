@@ -15,7 +15,7 @@ from training import metrics
 from training.data.cache import ImageCache, write_cache
 from training.data.sample import Sample
 from training.data.synthetic import read_synthetic
-from training.evaluate import find_all, load_part, main
+from training.evaluate import find_all, left_to_show, load_part, main
 from training.pictures import TILE_PX, sheet
 from training.predict import Found, Predictor
 from training.recipe import load_recipe
@@ -83,10 +83,19 @@ def test_given_boxes_judge_the_overlapping_detection_and_not_the_best_scoring() 
 def test_alarms_and_recall_follow_the_threshold() -> None:
     samples = scenes(3, categories=("chair",))
     found = answers(samples, score=0.4)
-    assert metrics.alarms(found, 0.3) == 1.0
-    assert metrics.alarms(found, 0.5) == 0.0
-    assert metrics.recall(samples, found, 0.3) == 1.0
-    assert metrics.recall(samples, found, 0.5) == 0.0
+    for scores in (metrics.alarm_scores(found), metrics.best_scores(samples, found)):
+        assert len(scores) == 3
+        assert metrics.share_above(scores, 0.3) == 1.0
+        assert metrics.share_above(scores, 0.5) == 0.0
+
+
+def test_an_object_that_is_found_elsewhere_or_as_another_category_is_not_recalled() -> None:
+    samples = scenes(1, categories=("chair",))
+    (right,) = answers(samples)
+    aside = Found(right.category_N, right.score_N, right.box_N4 + 50, right.keypoints_NK2)
+    car = Found(("car",), right.score_N, right.box_N4, right.keypoints_NK2)
+    assert metrics.best_scores(samples, [aside]) == [0.0]
+    assert metrics.best_scores(samples, [car]) == [0.0]
 
 
 def test_a_sheet_of_pictures_holds_every_sample() -> None:
@@ -105,13 +114,15 @@ def test_the_command_writes_every_metric_of_every_modality(tmp_path: Path) -> No
         write_cache(tmp_path / name, scenes(3, **changes), 3, 96)
     model, clip = load_weights("nano", "random")
     save_weights(tmp_path / "w.safetensors", model, clip, {"person": "person", "chair": "chair"})
-    main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", 64, 0.33, 2, 0)
+    main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", "64x80", 0.33, 2, 0)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     for modality in ("text", "visual", "mean"):
         found = results[modality]
         assert {"pck@0.2", "ap", "pck@0.2 given boxes"} <= set(found["people"])
         assert {"ap", "pck@0.2 given boxes"} <= set(found["scenes"])
-        assert set(found["above"]["0.33"]) == {"recall of people", "recall of scenes", "false alarms"}
+        assert set(found["people in rows"]) == {"pck@0.2 given boxes"}
+        recalls = {"recall of people", "recall of people in rows", "recall of scenes"}
+        assert set(found["above"]["0.33"]) == recalls | {"false alarms"}
         assert found["above"]["0.15"]["recall of people"] >= found["above"]["0.5"]["recall of people"]
     assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 12
 
@@ -126,11 +137,22 @@ def test_images_left_out_of_training_are_a_part_of_a_cache(tmp_path: Path) -> No
             load_part(tmp_path, wrong, 0)
 
 
+def test_what_is_evaluated_is_not_shown_as_an_example() -> None:
+    limits = {source.cache: source.limit for source in left_to_show("lspet_train:8600", "synthetic_test")}
+    assert limits == {"lspet_train": 8600, "synthetic_train": 0}
+
+
+def test_a_size_that_is_none_is_refused(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", *load_weights("nano", "random"), {"person": "person"})
+    with pytest.raises(SystemExit, match="HEIGHTxWIDTH"):
+        main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", "256")
+
+
 def test_weights_without_categories_are_refused(tmp_path: Path) -> None:
     model, clip = load_weights("nano", "random")
     save_weights(tmp_path / "w.safetensors", model, clip)
     with pytest.raises(SystemExit, match="does not name the categories"):
-        main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", 64, 0.3, 1, 0)
+        main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", "64x64", 0.3, 1, 0)
 
 
 OVERFIT = """

@@ -63,7 +63,7 @@ size_hw = [64, 48]
 batch = 4
 lr = 1e-3
 lr_end = 1e-3
-image_tower = true
+learns = "image_tower"
 [[phases]]
 steps = 3
 size_hw = [64, 48]
@@ -191,6 +191,21 @@ def test_the_image_tower_alone_learns_to_name_examples(data: Path, tmp_path: Pat
     assert not trainer.average.tensors["model.bbox_embed.0.layers.0.weight"].any()
 
 
+def test_the_training_only_head_alone_learns(data: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(data / "tiny.toml")
+    phase = msgspec.structs.replace(recipe.phases[0], steps=30, lr=1e-2, lr_end=1e-2, learns="head")
+    trainer = Trainer(msgspec.structs.replace(recipe, phases=[phase]), data, tmp_path / "run")
+    before = {key: value.clone() for key, value in trainer.trainee.state_dict().items()}
+    losses = []
+    for _ in range(30):
+        losses.append(trainer.train_step()["dense"])
+        trainer.step += 1
+    changed = {key for key, value in trainer.trainee.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert all(key.startswith("dense.") for key in changed)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
 def test_two_processes_share_their_gradients(data: Path, tmp_path: Path) -> None:
     """Both end with the same weights, though they drew different images."""
     with socket.socket() as probe:
@@ -226,6 +241,12 @@ def test_a_recipe_with_an_unknown_key_or_model_is_refused_by_name(tmp_path: Path
         load_recipe(path)
     path.write_text(TINY.replace('optimiser = "muon"', 'optimiser = "sgd"'))
     with pytest.raises(ValueError, match="sgd"):
+        load_recipe(path)
+    path.write_text(TINY.replace('learns = "image_tower"', 'learns = "tail"'))
+    with pytest.raises(ValueError, match="tail"):
+        load_recipe(path)
+    path.write_text(TINY.replace('learns = "image_tower"', 'learns = "head"').replace("dense = 1.0", "dense = 0.0"))
+    with pytest.raises(ValueError, match=r"weights\.dense"):
         load_recipe(path)
 
 
