@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks._record import record
 from benchmarks.line import encode_clip
 from engines.engine import Engine, EngineConfig
+from engines.preprocess import parse_size
 from engines.prompts import parse_prompt
-from pipeline.cli import parse_size
 from pipeline.config import PipelineConfig
 from pipeline.publisher import PublishConfig
 from pipeline.runner import Line

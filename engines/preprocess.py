@@ -54,6 +54,18 @@ class Placement:
         return np.concatenate([self.points_to_image(boxes_N4[:, :2]), size_N2.astype(np.float32)], axis=1)
 
 
+def parse_size(size: str) -> tuple[int, int]:
+    """Turn "800x1344" into (800, 1344): height and width of an input in pixels.
+
+    Raises:
+        InputError: it is written in another way.
+    """
+    height, separator, width = size.partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise InputError(f"--size {size}: give HEIGHTxWIDTH in px, such as 800x1344")
+    return int(height), int(width)
+
+
 def check_image(rgb_HW3: NDArray[np.uint8]) -> None:
     """Raise InputError unless this is an 8-bit RGB image with at least one pixel."""
     if rgb_HW3.dtype != np.uint8 or rgb_HW3.ndim != 3 or rgb_HW3.shape[2] != 3 or 0 in rgb_HW3.shape:

@@ -156,6 +156,7 @@ def build_engine(
 ) -> None:
     """Compile an engine for this machine, compare it with PyTorch in pixels, and keep it in the cache."""
     from engines.engine import build
+    from engines.preprocess import parse_size
     from pipeline.config import load_config
 
     flags = {
@@ -175,18 +176,6 @@ def build_engine(
         if isinstance(value, int | float | str):
             console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
     print(built.path)
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Turn "800x1344" into (800, 1344).
-
-    Raises:
-        ConfigError: it is written in another way.
-    """
-    height, separator, width = size.partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise ConfigError(f"--size {size}: give HEIGHTxWIDTH in px, such as 800x1344")
-    return int(height), int(width)
 
 
 @app.command()

@@ -20,10 +20,9 @@ from rich.table import Table
 from engines.checkpoint import Kept, kept_of, load_weights, trained_categories
 from engines.clip import Clip
 from engines.errors import XPoseError
+from engines.preprocess import parse_size
 from engines.skeletons import load_skeleton
 from engines.xpose import XPose
-from pipeline.cli import parse_size
-from pipeline.errors import ConfigError
 from training import metrics
 from training.data.augment import beside_mirror_images
 from training.data.cache import ImageCache
@@ -249,7 +248,7 @@ def main(
         results = evaluate_all(
             network, clip, categories, data, people, scenes, size_hw, kept, shots, limit, out / "pictures"
         )
-    except (ValueError, FileNotFoundError, XPoseError, ConfigError) as error:
+    except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2))

@@ -104,10 +104,11 @@ def float64_run(request: pytest.FixtureRequest) -> Iterator[Float64Run]:
 
 def test_float64_agrees_with_the_original_in_float64(float64_run: Float64Run) -> None:
     logits, boxes, keypoints = differences(float64_run.output, 0, float64_run.image, "f64.")
-    # Issue 2 allows 2e-4 and 2e-6; ours rounds where the original rounds, so float64 leaves nothing to allow for.
-    assert logits < 1e-9
-    assert boxes < 1e-11
-    assert keypoints < 1e-11
+    # Issue 2 allows 2e-4 and 2e-6. The code of positions is float32 as in the original, and its powers are rounded as
+    # the processor's vector instructions round them: logits agree to 1e-13 on some machines and to 1e-6 on others.
+    assert logits < 1e-5
+    assert boxes < 1e-6
+    assert keypoints < 1e-6
 
 
 def test_scores_rank_tokens_as_the_original_does(float64_run: Float64Run) -> None:
