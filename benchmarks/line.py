@@ -32,6 +32,8 @@ GOAL = 0.80
 class InstantEngine:
     """Finds nothing, at once."""
 
+    batch = 1
+
     def __init__(self) -> None:
         self._nothing = Detections.empty((), 1)
 

@@ -50,6 +50,8 @@ class Pixels(Source):
 class Crowd:
     """Ten people who walk, jitter, and are replaced by others now and then; reads the memory on the way."""
 
+    batch = 1
+
     def __init__(self) -> None:
         self.resident_mib: list[float] = []
         self._prompts: tuple[PromptClass, ...] = ()

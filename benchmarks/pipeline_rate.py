@@ -48,6 +48,7 @@ def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[st
             "precision": config.precision,
             "input_hw": engine.input_hw,
             "threads": config.threads,
+            "batch": engine.batch,
             "frames_per_s_median": round(statistics.median(rates), 1),
             "frames_per_s_min": round(min(rates), 1),
             "frames_per_s_max": round(max(rates), 1),

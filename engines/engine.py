@@ -54,7 +54,7 @@ class EngineConfig:
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
-        batch: most images that run at once.
+        batch: most images that run at once; eager on a CPU, small inputs run as many as there are threads, or more.
         score_threshold: kept is what scores strictly more; None is the model's own (`kept_of`).
         nms_iou: dropped is what overlaps a better detection by strictly more, lower it where doubles appear; None is
             the model's own.
@@ -120,6 +120,11 @@ class Engine:
     def input_hw(self) -> tuple[int, int] | None:
         """Fixed input size, or None where it follows each image."""
         return self._backend.input_hw
+
+    @property
+    def batch(self) -> int:
+        """Most images that run at once; `infer` takes any number."""
+        return self._backend.batch
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
         """Look for these classes from the next call of `infer` on.

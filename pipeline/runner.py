@@ -69,7 +69,7 @@ class Line:
         engine: takes the prompts now, and images from then on; the caller makes it, of `config.engine_of_line`, and
             closes it.
         prompts: what to look for.
-        config: settings of every stage; `engine.batch` is the most frames per call.
+        config: settings of every stage.
         poses: file for the messages as JSON lines.
         video: file for the annotated video; with several sources each has its own, `<stem>.<source><suffix>`.
 
@@ -178,9 +178,7 @@ class Line:
         drawn = self._make_video_queues(config) if self._videos else {}
         self._queues: list[BoundedQueue] = [poses, tracks, *drawn.values()]  # type: ignore[type-arg]
         prompt_id = engine.set_prompts(prompts)
-        infer = InferStage(
-            lanes, engine, poses, metrics, config.line, batch=config.engine.batch, prompts=prompts, prompt_id=prompt_id
-        )
+        infer = InferStage(lanes, engine, poses, metrics, config.line, prompts=prompts, prompt_id=prompt_id)
         sure = max(config.line.sure_score, config.threshold)
         scale = ScoreScale(sure, config.tracker.association.new_score)
         track = TrackStage(

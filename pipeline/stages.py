@@ -42,6 +42,11 @@ _LATE_JOINER_WAIT_S = 0.02
 class PoseEngine(Protocol):
     """What the line needs of an engine; `engines.engine.Engine` is one."""
 
+    @property
+    def batch(self) -> int:
+        """Most images that run at once."""
+        ...
+
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
         """Take new prompts from the next `infer` on; return their id."""
         ...
@@ -171,7 +176,6 @@ class InferStage(Stage):
     """Batches the frames of all sources through one engine.
 
     Args:
-        batch: most frames per call of the engine.
         prompts, prompt_id: what the engine was prompted with; for stills without pixels before anything was inferred.
     """
 
@@ -183,7 +187,6 @@ class InferStage(Stage):
         metrics: Metrics,
         config: LineConfig,
         *,
-        batch: int,
         prompts: tuple[PromptClass, ...],
         prompt_id: int,
     ) -> None:
@@ -193,7 +196,6 @@ class InferStage(Stage):
         self._output = output
         self._metrics = metrics
         self._budget = AgeBudget(config.age_budget_s, self.name, live_names(lanes), metrics)
-        self._batch = batch
         self._nothing = Detections.empty(prompts, prompt_id)
         self._live = bool(live_names(lanes))
 
@@ -203,7 +205,7 @@ class InferStage(Stage):
             self._engine.infer([np.zeros((64, 64, 3), np.uint8)])
 
     def run(self) -> None:
-        while frames := self._frames.take(self._batch):
+        while frames := self._frames.take(self._engine.batch):
             for frame in frames:
                 self._metrics.count_in(self.name, frame.source)
             fresh = [frame for frame in frames if self._budget.allows(frame)]

@@ -1,6 +1,8 @@
 """The network as plain PyTorch: every size, every device, nothing to build. The reference for the compiled backends."""
 
+import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -14,16 +16,27 @@ from engines.prompts import PromptTensors
 from engines.xpose import XPose, XPoseOutput
 from engines.xpose.model import Prompts
 
+SMALL_PX = 512 * 512  # of an input, up to which its images run side by side on a CPU
+
 
 class EagerBackend:
-    """Runs an XPose; `input_hw` None means the official resize, which follows each image."""
+    """Runs an XPose; `input_hw` None means the official resize, which follows each image.
+
+    The images of a call are one batch. On a CPU, images of a small input run side by side instead, each on one of
+    PyTorch's threads: their operators are too short to be shared out well. A single image has all threads.
+    """
 
     def __init__(
         self, model: XPose, input_hw: tuple[int, int] | None, batch: int, precision: str, device: torch.device
     ) -> None:
         self.input_hw = input_hw
-        self.batch = batch
         self._device = device
+        self._side_by_side: ThreadPoolExecutor | None = None
+        if device.type == "cpu" and input_hw is not None and math.prod(input_hw) <= SMALL_PX:
+            threads = torch.get_num_threads()
+            batch = max(batch, threads)
+            self._side_by_side = ThreadPoolExecutor(threads, "eager")
+        self.batch = batch
         self._model = place(model, precision).eval().to(device)
         self._prompts: Prompts | None = None
 
@@ -40,9 +53,20 @@ class EagerBackend:
         )
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
-        """Run images of any sizes in one batch."""
-        poses = self._run(images)
+        """Run images of any sizes."""
+        if self._side_by_side is None or len(images) == 1:
+            poses = self._run(images)
+        else:
+            poses = self._run_side_by_side(images, self._side_by_side)
         return lambda: poses
+
+    def _run_side_by_side(self, images: Sequence[NDArray[np.uint8]], pool: ThreadPoolExecutor) -> list[RawPoses]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the pool's threads take the count over when they begin, MKL from call to call
+        try:
+            return [poses for (poses,) in pool.map(lambda image: self._run([image]), images)]
+        finally:
+            torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def _run(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
@@ -65,6 +89,8 @@ class EagerBackend:
     def close(self) -> None:
         """Stop; a later `infer` is an error."""
         self._prompts = None
+        if self._side_by_side is not None:
+            self._side_by_side.shutdown()
 
 
 def _repeat(prompts: Prompts, count: int) -> Prompts:

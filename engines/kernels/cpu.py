@@ -1,10 +1,10 @@
-"""The compiled CPU form of deformable attention: `deform_attn_cpu.cpp`, built on first use, called through ctypes.
+"""The compiled CPU forms of deformable and of window attention, built on first use, called through ctypes.
 
 Nothing happens at import. The first call runs the machine's own C++ compiler once (about two seconds) and keeps the
 library in the user's cache folder, under a hash of the sources, the compiler and the processor. A machine without a
 compiler is told so once, in the log, and `available()` is false.
 
-Shape suffixes as in `engines.kernels.reference`; R is 2 or 4.
+Shape suffixes as in `engines.kernels.reference` and, of windows, as in `engines.xpose.swin`; R is 2 or 4.
 """
 
 import ctypes
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
-_SOURCES = ("deform_attn_cpu.cpp", "deform_attn.h")
+_UNITS = ("deform_attn_cpu.cpp", "window_attn_cpu.cpp")
+_HEADERS = ("deform_attn.h", "lanes.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -38,6 +39,8 @@ _FLAGS = (
 _COMPILE_TIMEOUT_S = 120.0
 _MAX_SAMPLES = 64  # kMaxSamples in the source
 _DEPTHS = (16, 32, 64)
+_WINDOW = 4  # kWindow in the source
+_WINDOW_DEPTHS = (12, 24)
 _SERIAL_ROWS = 1 << 14  # below this many sampled rows, waking the other threads costs more than they save
 
 
@@ -55,6 +58,20 @@ class _Shape(ctypes.Structure):
         ("reference_size", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("sizes_L2", ctypes.c_void_p),
+    )
+
+
+class _WindowShape(ctypes.Structure):
+    """`struct WindowShape` in the source."""
+
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("heads", ctypes.c_int32),
+        ("depth", ctypes.c_int32),
+        ("shift", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
     )
 
 
@@ -87,15 +104,15 @@ def _build(compiler: str) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
     ).stdout
-    key = hashlib.sha256(b"\0".join([*((here / name).read_bytes() for name in _SOURCES), version]))
+    key = hashlib.sha256(b"\0".join([*((here / name).read_bytes() for name in (*_UNITS, *_HEADERS)), version]))
     key.update("\0".join([*_FLAGS, _processor()]).encode())
-    target = cache_folder() / f"deform_attn_cpu-{key.hexdigest()[:24]}.so"
+    target = cache_folder() / f"attention_cpu-{key.hexdigest()[:24]}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        command = [compiler, *_FLAGS, "-o", str(made), str(here / _SOURCES[0])]
+        command = [compiler, *_FLAGS, "-o", str(made), *(str(here / name) for name in _UNITS)]
         subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
         made.replace(target)
     return target
@@ -105,18 +122,20 @@ def _build(compiler: str) -> Path:
 def _library() -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
-        _LOG.warning("no C++ compiler found (g++, clang++ or $CXX): deformable attention runs its plain, slower form")
+        _LOG.warning("no C++ compiler found (g++, clang++ or $CXX): attention runs its plain, slower forms")
         return None
     try:
         library = ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or error
-        _LOG.warning("deformable attention runs its plain, slower form: %s did not compile it: %s", compiler, detail)
+        _LOG.warning("attention runs its plain, slower forms: %s did not compile the others: %s", compiler, detail)
         return None
     pointer, shape = ctypes.c_void_p, ctypes.POINTER(_Shape)
     for name, tensors in (("forward_float32", 5), ("forward_bfloat16", 5), ("backward_float32", 9)):
         function = getattr(library, f"xpose_{name}")
         function.argtypes, function.restype = [shape, *[pointer] * tensors], None
+    library.xpose_window_attention.argtypes = [ctypes.POINTER(_WindowShape), *[pointer] * 3]
+    library.xpose_window_attention.restype = None
     return library
 
 
@@ -184,3 +203,44 @@ def backward(
     _loaded().xpose_backward_float32(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, *grads)))
     value, reference, offsets, logits = (g.to(t.dtype) for g, t in zip(grads, tensors, strict=True))
     return value, reference, offsets, logits
+
+
+def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
+    """Whether the compiled form of window attention takes what a map with this weight makes of tokens.
+
+    It has no gradient, and a compiler could not see into it.
+
+    Args:
+        weight: of the queries, keys and values.
+        depth: channels of a head.
+        window: tokens along a side.
+    """
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and window == _WINDOW
+        and depth in _WINDOW_DEPTHS
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and _library() is not None
+    )
+
+
+def window_attention(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
+    """Attend inside shifted windows of 4 x 4 tokens, whose sides H and W are multiples of.
+
+    Args:
+        qkv_BHWC: queries, keys and values side by side, in the places that their tokens have in the image.
+        bias_MTT: added to the scores of each (query, key).
+        shift: tokens that the windows are shifted right and down by, around the edges.
+    Returns:
+        out_BHWC, a third as wide.
+    """
+    batch, height, width, channels = qkv_BHWC.shape
+    heads = bias_MTT.shape[0]
+    shape = _WindowShape(batch, height, width, heads, channels // (3 * heads), shift, torch.get_num_threads())
+    inputs = [_plain(qkv_BHWC), _plain(bias_MTT)]
+    out_BHWC = torch.empty((batch, height, width, channels // 3))
+    _loaded().xpose_window_attention(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, out_BHWC)))
+    return out_BHWC

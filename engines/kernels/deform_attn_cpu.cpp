@@ -3,27 +3,15 @@
 // Built by engines/kernels/cpu.py with the machine's own compiler. Each (query, head) first turns its points into a
 // list of row addresses and weights, which vectorises over the points, then sums the rows, which vectorises over the
 // channels. Shape suffixes as in reference.py: B, S, M, D, Q, L, P; R is 2 or 4.
-#include <stdint.h>
-#include <string.h>
-
 #include <vector>
 
 #include "deform_attn.h"
+#include "lanes.h"
 
 namespace {
 
 constexpr int kMaxSamples = 64;   // L * P; cpu.py checks it
 
-// Channels are summed in explicit vectors as wide as the processor's: left to itself the compiler gathers across points,
-// and vectors wider than the processor's it takes apart through memory.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
@@ -31,34 +19,15 @@ struct Bfloat16 {
     uint16_t bits;
 };
 
-inline Lanes load(const float* at) {
-    Lanes lanes;
-    memcpy(&lanes, at, sizeof lanes);
-    return lanes;
-}
 inline Lanes load(const Bfloat16* at) {
     Halves halves;
     memcpy(&halves, at, sizeof halves);
     return (Lanes)(__builtin_convertvector(halves, Words) << 16);
 }
-inline void store(float* at, const Lanes& lanes) { memcpy(at, &lanes, sizeof lanes); }
 inline void store(Bfloat16* at, const Lanes& lanes) {  // to nearest even; a sum of finite values, so no NaN to preserve
     const Words bits = (Words)lanes;
     const Halves halves = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves);
     memcpy(at, &halves, sizeof halves);
-}
-
-// exp(x) for x <= 0 to 1e-7 relative, in a form that vectorises: 2^n * 2^f with |f| <= 1/2.
-inline float exp_negative(float x) {
-    const float scaled = (x < -87.0f ? -87.0f : x) * 1.44269504f;
-    const float whole = __builtin_floorf(scaled + 0.5f);
-    const float f = scaled - whole;  // Taylor series of 2^f, ln(2)^k / k!
-    const float power = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f +
-                        f * (0.00133335581f + f * 0.000154035304f)))));
-    const int32_t exponent = ((int32_t)whole + 127) << 23;
-    float scale;
-    memcpy(&scale, &exponent, sizeof scale);
-    return power * scale;
 }
 
 struct Shape {

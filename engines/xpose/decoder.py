@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from engines.xpose.config import XPoseConfig
-from engines.xpose.encoder import DeformableAttention, Encoded, split_values
-from engines.xpose.layers import Attention, LayerNorm, Linear, Mlp, geometry_dtype, sine_code, to_dtype, to_weight
+from engines.xpose.encoder import DeformableAttention, Encoded
+from engines.xpose.layers import Attention, LayerNorm, Linear, Mlp, geometry_dtype, sine_code, to_dtype
 
 QUERY_TEMPERATURE = 10000.0
 TABLE_KEYPOINTS = 17  # the first table holds COCO's keypoints, the second the rest
@@ -88,7 +87,6 @@ class Decoder(nn.Module):
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
-        self.heads = config.heads
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = LayerNorm(dim)
         self.ref_point_head = Mlp(2 * dim, dim, dim, layers=2)
@@ -96,12 +94,9 @@ class Decoder(nn.Module):
         self.hw_append = nn.Embedding(config.max_keypoints - TABLE_KEYPOINTS, 2)
 
     def values(self, encoded: Encoded) -> list[Tensor]:
-        """Project the memory for every layer in one matrix product: [B, S, M, D / M] each."""
-        maps = [layer.get_submodule("cross_attn.value_proj") for layer in self.layers]
-        weight = torch.cat([linear.get_parameter("weight") for linear in maps])
-        bias = torch.cat([linear.get_parameter("bias") for linear in maps])
-        values = functional.linear(to_weight(encoded.memory_BND, weight), weight, bias).chunk(len(maps), dim=-1)
-        return [split_values(value, self.heads, encoded.geometry.padding_BN) for value in values]
+        """Project the memory for every layer: [B, S, M, D / M] each."""
+        padding_BN = encoded.geometry.padding_BN
+        return [layer.cross_attn.values(encoded.memory_BND, padding_BN) for layer in self.layers]  # type: ignore[call-arg, operator]
 
     def run_layer(
         self,

@@ -38,7 +38,10 @@ class DeformableAttention(nn.Module):
 
     def values(self, memory_BND: Tensor, padding_BN: Tensor | None) -> Tensor:
         """Project the pyramid: [B, S, M, D / M], zero on padding."""
-        return split_values(self.value_proj(memory_BND), self.heads, padding_BN)
+        value_BSD = self.value_proj(memory_BND)
+        if padding_BN is not None:
+            value_BSD = value_BSD.masked_fill(padding_BN[..., None], 0.0)
+        return torch.unflatten(value_BSD, -1, (self.heads, -1))
 
     def forward(
         self, query_BQD: Tensor, reference_BQLR: Tensor, value_BSMD: Tensor, sizes: Sequence[tuple[int, int]]
@@ -48,13 +51,6 @@ class DeformableAttention(nn.Module):
         offsets_BQMLP2 = torch.unflatten(self.sampling_offsets(query_BQD), -1, (*nesting, 2))
         logits_BQMLP = torch.unflatten(self.attention_weights(query_BQD), -1, nesting)
         return self.output_proj(ms_deform_attn(value_BSMD, sizes, reference_BQLR, offsets_BQMLP2, logits_BQMLP))  # type: ignore[no-any-return]
-
-
-def split_values(value_BSD: Tensor, heads: int, padding_BN: Tensor | None) -> Tensor:
-    """Blank padded tokens and split the heads: [B, S, M, D / M]."""
-    if padding_BN is not None:
-        value_BSD = value_BSD.masked_fill(padding_BN[..., None], 0.0)
-    return torch.unflatten(value_BSD, -1, (heads, -1))
 
 
 class TwoWayAttention(nn.Module):

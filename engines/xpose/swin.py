@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engines.kernels import cpu
 from engines.xpose.config import XPoseConfig
 from engines.xpose.layers import Conv2d, DropPath, LayerNorm, Linear, to_dtype
 
@@ -78,23 +79,37 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.window = heads, window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", relative_position_index(window))
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x_NTC: Tensor, region_mask_NTT: Tensor | None) -> Tensor:
-        """[B * N, T, C] -> [B * N, T, C]; `region_mask_NTT` is for one image and added to the scores."""
+    def forward(self, x_BHWC: Tensor, shift: int) -> Tensor:
+        """[B, H, W, C] -> [B, H, W, C]; windows are shifted right and down by `shift` tokens, around the edges."""
+        _, height, width, channels = x_BHWC.shape
+        if cpu.window_attention_available(self.qkv.weight, channels // self.heads, self.window):
+            return self.proj(cpu.window_attention(self.qkv(x_BHWC), self._bias(), shift))  # type: ignore[no-any-return]
+        mask = None
+        if shift:
+            x_BHWC = torch.roll(x_BHWC, (-shift, -shift), (1, 2))
+            mask = region_mask(height, width, self.window, x_BHWC.device)
+        y_BHWC = from_windows(self._attend(to_windows(x_BHWC, self.window), mask), self.window, height, width)
+        return torch.roll(y_BHWC, (shift, shift), (1, 2)) if shift else y_BHWC
+
+    def _attend(self, x_NTC: Tensor, region_mask_NTT: Tensor | None) -> Tensor:
         query, key, value = torch.unflatten(self.qkv(x_NTC), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        tokens = x_NTC.shape[1]
-        bias_TTM = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias_NMTT = torch.unflatten(bias_TTM, 0, (tokens, tokens)).permute(2, 0, 1)[None]
+        bias_NMTT = self._bias()[None]
         if region_mask_NTT is not None:
             bias_NMTT = bias_NMTT + to_dtype(region_mask_NTT, bias_NMTT.dtype)[:, None]
             bias_NMTT = bias_NMTT.repeat(x_NTC.shape[0] // region_mask_NTT.shape[0], 1, 1, 1)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=to_dtype(bias_NMTT, query.dtype))
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _bias(self) -> Tensor:
+        """What to add to the scores of each head's (query, key): [M, T, T]."""
+        bias_TTM = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        return torch.unflatten(bias_TTM, 0, self.relative_position_index.shape).permute(2, 0, 1)
 
 
 class FeedForward(nn.Module):
@@ -126,14 +141,7 @@ class SwinBlock(nn.Module):
         """[B, H, W, C] -> [B, H, W, C]."""
         _, height, width, _ = x_BHWC.shape
         y = pad_to_multiple(self.norm1(x_BHWC), self.window)  # after the norm: a padded token is all bias, and is seen
-        _, padded_height, padded_width, _ = y.shape
-        mask = None
-        if self.shift:
-            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
-            mask = region_mask(padded_height, padded_width, self.window, y.device)
-        y = from_windows(self.attn(to_windows(y, self.window), mask), self.window, padded_height, padded_width)
-        if self.shift:
-            y = torch.roll(y, (self.shift, self.shift), (1, 2))
+        y = self.attn(y, self.shift)
         x = x_BHWC + self.drop_path(y[:, :height, :width])
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 

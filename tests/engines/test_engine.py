@@ -64,6 +64,24 @@ def test_images_of_different_sizes_run_in_one_call() -> None:
     engine.close()
 
 
+def test_small_images_run_side_by_side_on_a_cpu_and_leave_the_threads_as_they_were() -> None:
+    threads = torch.get_num_threads()
+    engine = random_engine(threads=2)
+    try:
+        assert engine.batch == 2
+        engine.set_prompts(prompts_of("person"))
+        assert len(engine.infer(images_of((64, 96), (64, 96)))) == 2
+        assert torch.get_num_threads() == 2
+        with pytest.raises(InputError, match="needed is RGB"):
+            engine.infer([*images_of((64, 96)), np.zeros((64, 96), np.uint8)])
+        assert torch.get_num_threads() == 2
+        assert random_engine(threads=2, batch=3).batch == 3
+        large = Engine(EngineConfig(weights="random", size=(544, 512), threads=2))
+        assert large.batch == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_official_resize_follows_each_image_and_pads_with_a_mask() -> None:
     model, _ = load_weights("nano", "random")
     backend = EagerBackend(model, None, 2, "fp32", torch.device("cpu"))

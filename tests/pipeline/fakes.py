@@ -24,12 +24,16 @@ class FakeEngine:
         delay_s: how long an inference takes.
         fail_at: number of the image (from 0) at which `infer` raises RuntimeError.
         scores: of what is found in the first images; later ones score 0.9.
+        batch: most images per call.
     """
 
-    def __init__(self, delay_s: float = 0.0, fail_at: int | None = None, scores: Sequence[float] = ()) -> None:
+    def __init__(
+        self, delay_s: float = 0.0, fail_at: int | None = None, scores: Sequence[float] = (), batch: int = 1
+    ) -> None:
         self.delay_s = delay_s
         self.fail_at = fail_at
         self._scores = scores
+        self.batch = batch
         self.images = 0
         self.batches: list[int] = []
         self.on_infer: Callable[[int], None] = lambda images: None

@@ -62,9 +62,9 @@ def test_message_of_a_frame_tells_its_own_time_and_the_publishing(tmp_path: Path
 
 def test_several_sources_share_the_engine_in_batches_and_have_their_own_tracks(tmp_path: Path) -> None:
     poses = tmp_path / "poses.jsonl"
-    engine = FakeEngine(delay_s=0.01)
+    engine = FakeEngine(delay_s=0.01, batch=3)
     sources = [FakeSource(30, "a"), FakeSource(20, "b"), FakeSource(10, "a")]
-    run(make_line(*sources, engine=engine, config=PipelineConfig(engine=EngineConfig(batch=3)), poses=poses))
+    run(make_line(*sources, engine=engine, poses=poses))
     written = lines_of(poses)
     for name, count in (("a", 30), ("b", 20), ("a-2", 10)):
         own = [line for line in written if line["source"] == name]
