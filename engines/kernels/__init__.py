@@ -1,4 +1,7 @@
-"""Deformable attention: plain reference, compiled CPU kernel, CUDA kernel and TensorRT plugin behind one operator."""
+"""Deformable attention: plain reference, compiled CPU kernel, CUDA kernel and TensorRT plugin behind one operator.
+
+`cpu` holds a compiled form of Swin's window attention, too.
+"""
 
 from engines.kernels.operator import ms_deform_attn
 

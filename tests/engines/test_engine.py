@@ -23,6 +23,7 @@ from engines.errors import CheckpointError, InputError, PromptError
 from engines.prompts import PromptClass, PromptTensors, parse_prompt
 from engines.skeletons import Skeleton
 from engines.visual_prompts import Example
+from engines.xpose import XPose
 
 
 @pytest.fixture(autouse=True)
@@ -64,22 +65,32 @@ def test_images_of_different_sizes_run_in_one_call() -> None:
     engine.close()
 
 
-def test_small_images_run_side_by_side_on_a_cpu_and_leave_the_threads_as_they_were() -> None:
-    threads = torch.get_num_threads()
-    engine = random_engine(threads=2)
+def test_small_images_run_side_by_side_on_a_cpu_with_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, int]] = []
+    detect = XPose.detect
+
+    def note(*inputs: object) -> object:
+        seen.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return detect(*inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(XPose, "detect", note)
+    before = torch.get_num_threads()
     try:
+        engine = random_engine(threads=2)
         assert engine.batch == 2
         engine.set_prompts(prompts_of("person"))
-        assert len(engine.infer(images_of((64, 96), (64, 96)))) == 2
-        assert torch.get_num_threads() == 2
+        engine.infer(images_of((64, 96)))
+        engine.infer(images_of((64, 96), (64, 96)))
+        assert seen == [(True, 2), (False, 1), (False, 1)]
         with pytest.raises(InputError, match="needed is RGB"):
             engine.infer([*images_of((64, 96)), np.zeros((64, 96), np.uint8)])
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2, "a failure left the threads as they were within the call"
         assert random_engine(threads=2, batch=3).batch == 3
-        large = Engine(EngineConfig(weights="random", size=(544, 512), threads=2))
-        assert large.batch == 1
+        assert Engine(EngineConfig(weights="random", size=(544, 512), threads=2)).batch == 1, (
+            "large inputs need them all"
+        )
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def test_the_official_resize_follows_each_image_and_pads_with_a_mask() -> None:
