@@ -1,6 +1,6 @@
 """The compiled CPU forms of deformable and of window attention, built on first use, called through ctypes.
 
-Nothing happens at import. The first call runs the machine's own C++ compiler once (about two seconds) and keeps the
+Nothing happens at import. The first call runs the machine's own C++ compiler once (a few seconds) and keeps the
 library in the user's cache folder, under a hash of the sources, the compiler and the processor. A machine without a
 compiler is told so once, in the log, and `available()` is false.
 
