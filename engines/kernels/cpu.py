@@ -228,7 +228,7 @@ def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
 
 
 def window_attention(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
-    """Attend inside shifted windows of 4 x 4 tokens, whose sides H and W are multiples of.
+    """Attend inside shifted windows of 4 x 4 tokens; H and W are multiples of 4.
 
     Args:
         qkv_BHWC: queries, keys and values side by side, in the places that their tokens have in the image.

@@ -9,9 +9,9 @@ from engines.xpose.swin import WindowAttention
 WINDOW = 4
 
 
-def attention(dim: int, heads: int, window: int = WINDOW) -> WindowAttention:
+def attention(dim: int, heads: int) -> WindowAttention:
     torch.manual_seed(0)
-    layer = WindowAttention(dim, heads, window).eval()
+    layer = WindowAttention(dim, heads, WINDOW).eval()
     torch.nn.init.normal_(layer.relative_position_bias_table)
     return layer
 
