@@ -28,10 +28,10 @@ from training.data.augment import beside_mirror_images
 from training.data.cache import ImageCache
 from training.data.sample import Sample
 from training.data.stream import Examples, SourceConfig, Stream
+from training.draws import EXAMPLE_SIDE_PX
 from training.pictures import sheet
 from training.predict import Found, Predictor, in_batches
 from training.prompts import MODALITIES
-from training.trainer import EXAMPLE_SIDE_PX
 
 BATCH = 16
 EXAMPLE_SEED = 77

@@ -18,7 +18,7 @@ from engines.xpose import XPose
 from engines.xpose.model import Prompts
 from training.data.augment import letterbox
 from training.data.sample import Sample
-from training.data.stream import Examples, pixels_from_samples
+from training.data.stream import Examples, normalise, stack_images
 from training.prompts import MODALITIES, StepPrompts
 from training.targets import Offer
 
@@ -69,7 +69,7 @@ class Predictor:
         canvases = [letterbox(sample, *self.size_hw) for sample in samples]
         prompts = self.prompts.of_images(torch.full((len(samples),), self.row))
         valid_BC = self.prompts.offer.object_valid_BC.expand(len(samples), -1)
-        output = self.model.detect(pixels_from_samples(canvases), _with_valid(prompts, valid_BC))
+        output = self.model.detect(normalise(stack_images(canvases)), _with_valid(prompts, valid_BC))
         score_BG = output.logits_BGC.gather(2, output.class_BG[..., None])[..., 0].sigmoid()
         results = []
         for b, sample in enumerate(samples):

@@ -38,11 +38,14 @@ def main(
     data: Annotated[Path, typer.Option(help="folder of image caches, see training.data.build")],
     out: Annotated[Path, typer.Option(help="folder of the run; continued where it stopped")],
     stop_at: Annotated[int | None, typer.Option(help="stop after this step and save")] = None,
+    workers: Annotated[
+        int, typer.Option(help="processes that draw canvases ahead; beside a GPU, as many as there are cores", min=0)
+    ] = 0,
 ) -> None:
     """Run a recipe."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        trainer = Trainer(load_recipe(recipe), data, out)
+        trainer = Trainer(load_recipe(recipe), data, out, workers)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     if trainer.processes.device.type == "cpu":

@@ -5,8 +5,9 @@ Every draw is a function of (seed, rank, step), so a run that was interrupted go
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,35 +23,40 @@ from training import metrics
 from training.alignment import contrast, crowding, name_examples
 from training.data.cache import ImageCache
 from training.data.sample import Sample
-from training.data.stream import Stream, pixels_from_samples
+from training.data.stream import Stream, normalise
 from training.denoising import make_denoising
 from training.distributed import Processes
+from training.draws import Canvases, Drawn, Draws, Marked, draw_steps
 from training.forward import first_images, forward_train
 from training.objective import objective, weighted_sum
 from training.optimiser import Optimiser
 from training.pictures import sheet
 from training.predict import Predictor, in_batches
-from training.prompts import StepPrompts, draw_modality, spread_words
+from training.prompts import StepPrompts, spread_words
 from training.recipe import Phase, Recipe
 from training.state import Average, Trainee, load_checkpoint, load_start, save_checkpoint, save_snapshot
-from training.targets import Offer, Targets, draw_offer, targets_from_samples
+from training.targets import Offer, Targets
 
 logger = logging.getLogger(__name__)
-EXAMPLE_SIDE_PX = 224
 EVALUATION_BATCH = 16
 PICTURE_THRESHOLD = 0.3
 
 
 class Trainer:
-    """A run in a folder: checkpoint.pt, snapshot.safetensors, log.jsonl and TensorBoard files."""
+    """A run in a folder: checkpoint.pt, snapshot.safetensors, log.jsonl and TensorBoard files.
+
+    Args:
+        workers: processes that draw canvases ahead of the steps; 0 draws them in line.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         data: Path,
         folder: Path,
+        workers: int = 0,
     ) -> None:
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.workers = recipe, folder, workers
         self.processes = Processes()
         self.stream = Stream(recipe.sources, data, recipe.seed)
         self.evaluation = self._evaluation_samples(data)
@@ -83,8 +89,9 @@ class Trainer:
         writer = SummaryWriter(str(self.folder / "tensorboard")) if self.processes.rank == 0 else None
         last = self.recipe.steps if stop_at is None else min(stop_at, self.recipe.steps)
         with (self.folder / f"log{self.processes.rank}.jsonl").open("a") as log_file:
+            draws = self.draws(last)
             while self.step < last:
-                log = self.train_step()
+                log = self.train_step(draws)
                 log_file.write(json.dumps({"step": self.step, **{k: round(v, 5) for k, v in log.items()}}) + "\n")
                 log_file.flush()
                 self.step += 1
@@ -97,8 +104,12 @@ class Trainer:
             writer.close()
         self.processes.close()
 
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the losses."""
+    def draws(self, last: int) -> Iterator[Drawn]:
+        """What the steps from now to `last` - 1 read."""
+        return draw_steps(Draws(self.recipe, self.stream, self.processes.rank), self.step, last, self.workers)
+
+    def train_step(self, draws: Iterator[Drawn]) -> dict[str, float]:
+        """One optimiser step on the next of `draws`; returns the losses."""
         phase, _ = self.recipe.phase_at(self.step)
         rate = self.recipe.learning_rate(self.step)
         self.optimiser.set_rates(rate, rate * phase.backbone_lr)
@@ -106,9 +117,8 @@ class Trainer:
         self._freeze(phase)
         self.optimiser.zero_grad()
         log: dict[str, float] = {}
-        for micro in range(phase.accumulate):
-            make = self._named_examples if phase.learns == "image_tower" else self._micro_batch
-            loss, log = make(phase, self.step * phase.accumulate + micro)
+        for drawn in islice(draws, phase.accumulate):
+            loss, log = self._named_examples(drawn) if isinstance(drawn, Marked) else self._micro_batch(phase, drawn)
             (loss / phase.accumulate).backward()  # type: ignore[no-untyped-call]
         self.processes.average_gradients(self.trainee.parameters())
         norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_norm)
@@ -130,33 +140,19 @@ class Trainer:
         trainee.requires_grad_(False)
         nn.ModuleList(learning[phase.learns]).requires_grad_()
 
-    def _micro_batch(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
-        recipe, stream, rank = self.recipe, self.stream, self.processes.rank
-        torch.manual_seed((recipe.seed * 1_000_003 + draw) * 64 + rank)  # drop path
-        samples = stream.canvases(phase.batch, *phase.size_hw, stream.generator(rank, draw, 0))
-        rng = stream.generator(rank, draw, 1)
-        offer = draw_offer(samples, stream.vocabulary, recipe.most_classes, phase.absent_share, rng)
-        targets = targets_from_samples(samples, offer)
-        examples = None
-        modality_B = torch.zeros(len(samples), dtype=torch.int64)
-        if recipe.examples and any(phase.modality_weights[1:]):
-            slots = targets.keypoint_valid_CK.shape[1]
-            drawer = stream.generator(rank, draw, 2)
-            examples = [
-                stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer).to(self.processes.device)
-                for name in offer.names
-            ]
-            modality_B = draw_modality(len(samples), phase.modality_weights, rng)
-        device = self.processes.device
-        offer, targets = offer._replace(object_valid_BC=offer.object_valid_BC.to(device)), targets.to(device)
-        modality_B = modality_B.to(device)
+    def _micro_batch(self, phase: Phase, drawn: Canvases) -> tuple[Tensor, dict[str, float]]:
+        recipe, device = self.recipe, self.processes.device
+        torch.manual_seed(drawn.seed)  # drop path
+        offer = drawn.offer._replace(object_valid_BC=drawn.offer.object_valid_BC.to(device))
+        targets, modality_B = drawn.targets.to(device), drawn.modality_B.to(device)
+        examples = drawn.examples.to(device).parted(recipe.examples) if drawn.examples else None
         through = round(phase.batch * phase.decoder_share)
-        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        generator = torch.Generator(device).manual_seed(drawn.seed + 1)
         with torch.device(device), self._precision():
             trainee = self.trainee
             prompts = StepPrompts(trainee.model, trainee.clip_model, offer, examples)
             chosen = prompts.of_images(modality_B)
-            encoded = trainee.model.encode(pixels_from_samples(samples).to(device), chosen)
+            encoded = trainee.model.encode(normalise(drawn.images_BHW3.to(device)), chosen)
             extra = {}
             if recipe.weights.dense:
                 extra["dense"] = trainee.dense(encoded, prompts, modality_B, targets)
@@ -176,7 +172,7 @@ class Trainer:
                 total, log = total + decoded[0], {**log, **decoded[1], "total": log["total"] + decoded[1]["total"]}
         return total, log
 
-    def _named_examples(self, phase: Phase, draw: int) -> tuple[Tensor, dict[str, float]]:
+    def _named_examples(self, drawn: Marked) -> tuple[Tensor, dict[str, float]]:
         """Examples against the words of the whole vocabulary."""
         trainee, vocabulary = self.trainee, self.stream.vocabulary
         skeletons = tuple(load_skeleton(skeleton) for skeleton in vocabulary.values())
@@ -184,10 +180,8 @@ class Trainer:
         with torch.device(self.processes.device), self._precision():
             with torch.no_grad():
                 words = StepPrompts(trainee.model, trainee.clip_model, offer, None)
-            drawer = self.stream.generator(self.processes.rank, draw, 2)
-            categories, examples = self.stream.marked(phase.batch, words.names_CK.shape[1], EXAMPLE_SIDE_PX, drawer)
             loss = name_examples(
-                trainee.model, trainee.clip_model, words, categories, examples.to(self.processes.device)
+                trainee.model, trainee.clip_model, words, drawn.categories, drawn.examples.to(self.processes.device)
             )
         return loss, {"total": float(loss.detach())}
 

@@ -130,6 +130,15 @@ def test_a_cache_returns_what_was_written(tmp_path: Path) -> None:
         ImageCache(tmp_path / "absent")
 
 
+def test_scenes_are_the_same_whoever_renders_them() -> None:
+    scenes = SceneConfig(size_hw=(48, 48), categories=("chair",), instances=(1, 1))
+    alone, shared = (list(read_synthetic(scenes, 7, 20, workers)) for workers in (0, 2))
+    assert [sample.image_id for sample in shared] == [str(seed) for seed in range(7, 27)]
+    for a, b in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(a.image_HW3, b.image_HW3)
+        np.testing.assert_array_equal(a.instances[0].keypoints_K3, b.instances[0].keypoints_K3)
+
+
 def test_batches_are_a_function_of_seed_rank_and_step(tmp_path: Path) -> None:
     scenes = SceneConfig(size_hw=(48, 48), categories=("chair",), instances=(1, 1))
     write_cache(tmp_path / "c", read_synthetic(scenes, 0, 4), 4, 48)

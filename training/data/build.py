@@ -56,10 +56,16 @@ def lspet(source: Path, target: Path, split: str = "train", side: Side = 256) ->
 
 
 @app.command()
-def synthetic(recipe: Path, target: Path, side: Side = 256) -> None:
+def synthetic(
+    recipe: Path,
+    target: Path,
+    side: Side = 256,
+    workers: Annotated[int, typer.Option(help="processes that render; 0 renders in this one", min=0)] = 0,
+) -> None:
     """Render the scenes of a TOML file, for example training/recipes/synthetic_train.toml."""
     settings, config = load_synthetic_set(recipe)
-    written = write_cache(target, read_synthetic(config, settings.first_seed, settings.count), settings.count, side)
+    scenes = read_synthetic(config, settings.first_seed, settings.count, workers)
+    written = write_cache(target, scenes, settings.count, side)
     _finish(target, written, Report())
 
 

@@ -4,7 +4,7 @@ Legend: N examples of a class, K keypoint slots.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import msgspec
@@ -51,6 +51,16 @@ class Examples:
     def to(self, device: torch.device) -> "Examples":
         """The same examples on another device."""
         return Examples(self.pixels_N3SS.to(device), self.points_NK2.to(device), self.visible_NK.to(device))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Examples"]) -> "Examples":
+        """Examples of several classes one after another."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def parted(self, count: int) -> list["Examples"]:
+        """`count` examples each, in turn."""
+        columns = zip(*(getattr(self, field.name).split(count) for field in fields(self)), strict=True)
+        return [Examples(*parts) for parts in columns]
 
 
 class Stream:
@@ -142,8 +152,14 @@ class Stream:
         return {category: entry for category, entry in places.items() if entry[1]}
 
 
-def pixels_from_samples(samples: Sequence[Sample]) -> Tensor:
-    """Stack and normalise equally sized images: [B, 3, H, W] float32."""
-    stacked = torch.from_numpy(np.stack([sample.image_HW3 for sample in samples])).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN_255, PIXEL_STD_255))
-    return (stacked - mean) / std
+def stack_images(samples: Sequence[Sample]) -> Tensor:
+    """Equally sized images as [B, H, W, 3] uint8."""
+    return torch.from_numpy(np.stack([sample.image_HW3 for sample in samples]))
+
+
+def normalise(images_BHW3: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] to the network's [B, 3, H, W] float32, on the device of the images."""
+    mean, std = (
+        torch.tensor(values, device=images_BHW3.device).view(3, 1, 1) for values in (PIXEL_MEAN_255, PIXEL_STD_255)
+    )
+    return (images_BHW3.permute(0, 3, 1, 2).float() - mean) / std

@@ -1,17 +1,32 @@
 """Synthetic scenes as training samples: the generator of `pipeline.synthetic`, its labels in our schema."""
 
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing import get_context
 
+import cv2
 import numpy as np
 
 from pipeline.synthetic import CATEGORIES, Scene, SceneConfig, render_scene
 from training.data.sample import Instance, Sample
 
 
-def read_synthetic(config: SceneConfig, first_seed: int, count: int) -> Iterator[Sample]:
-    """Yield `count` scenes, one per seed from `first_seed` on; training and test sets take disjoint ranges."""
-    for seed in range(first_seed, first_seed + count):
-        yield sample_from_scene(render_scene(seed, config), str(seed))
+def read_synthetic(config: SceneConfig, first_seed: int, count: int, workers: int = 0) -> Iterator[Sample]:
+    """Yield `count` scenes, one per seed from `first_seed` on; training and test sets take disjoint ranges.
+
+    Args:
+        workers: processes that render; 0 renders in this one.
+    """
+    seeds, render = range(first_seed, first_seed + count), partial(_render, config)
+    if not workers:
+        yield from map(render, seeds)
+        return
+    with get_context("spawn").Pool(workers, cv2.setNumThreads, (1,)) as pool:
+        yield from pool.imap(render, seeds, chunksize=16)
+
+
+def _render(config: SceneConfig, seed: int) -> Sample:
+    return sample_from_scene(render_scene(seed, config), str(seed))
 
 
 def sample_from_scene(scene: Scene, image_id: str) -> Sample:

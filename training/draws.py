@@ -1,0 +1,92 @@
+"""What a step reads: canvases, their prompts and targets, as a pure function of (seed, rank, step).
+
+So other processes may draw it ahead, and a run is the same with any number of them.
+
+Legend: B images, H, W canvas.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, cast
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from engines.skeletons import load_skeleton
+from training.data.stream import Examples, Stream, stack_images
+from training.prompts import draw_modality
+from training.recipe import Phase, Recipe
+from training.targets import Offer, Targets, draw_offer, targets_from_samples
+
+EXAMPLE_SIDE_PX = 224
+
+
+class Canvases(NamedTuple):
+    """One micro-batch."""
+
+    images_BHW3: Tensor  # uint8
+    offer: Offer
+    targets: Targets
+    examples: Examples | None  # of the offered classes in turn, `Recipe.examples` of each; None where none is shown
+    modality_B: Tensor
+    seed: int  # of what the step itself draws
+
+
+class Marked(NamedTuple):
+    """Marked examples of any class, for a phase of the image tower."""
+
+    categories: list[str]
+    examples: Examples
+
+
+Drawn = Canvases | Marked
+
+
+class Draws(Dataset[Drawn]):
+    """Micro-batches by (step, number within the step)."""
+
+    def __init__(self, recipe: Recipe, stream: Stream, rank: int) -> None:
+        self.recipe, self.stream, self.rank = recipe, stream, rank
+
+    def __getitem__(self, place: tuple[int, int]) -> Drawn:
+        step, micro = place
+        phase, _ = self.recipe.phase_at(step)
+        draw = step * phase.accumulate + micro
+        return self._marked(phase, draw) if phase.learns == "image_tower" else self._canvases(phase, draw)
+
+    def _marked(self, phase: Phase, draw: int) -> Marked:
+        slots = max(len(load_skeleton(name).keypoints) for name in self.stream.vocabulary.values())
+        rng = self.stream.generator(self.rank, draw, 2)
+        return Marked(*self.stream.marked(phase.batch, slots, EXAMPLE_SIDE_PX, rng))
+
+    def _canvases(self, phase: Phase, draw: int) -> Canvases:
+        recipe, stream, rank = self.recipe, self.stream, self.rank
+        samples = stream.canvases(phase.batch, *phase.size_hw, stream.generator(rank, draw, 0))
+        rng = stream.generator(rank, draw, 1)
+        offer = draw_offer(samples, stream.vocabulary, recipe.most_classes, phase.absent_share, rng)
+        targets = targets_from_samples(samples, offer)
+        examples = None
+        modality_B = torch.zeros(len(samples), dtype=torch.int64)
+        if recipe.examples and any(phase.modality_weights[1:]):
+            slots = targets.keypoint_valid_CK.shape[1]
+            drawer = stream.generator(rank, draw, 2)
+            shown = [stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
+            examples = Examples.joined(shown)
+            modality_B = draw_modality(len(samples), phase.modality_weights, rng)
+        return Canvases(stack_images(samples), offer, targets, examples, modality_B, int(rng.integers(2**62)))
+
+
+def draw_steps(draws: Draws, first: int, last: int, workers: int) -> Iterator[Drawn]:
+    """The micro-batches of steps `first` to `last` - 1 in order; `workers` processes draw ahead, 0 draws in line."""
+    places = [(step, n) for step in range(first, last) for n in range(draws.recipe.phase_at(step)[0].accumulate)]
+    if workers:
+        cv2.setNumThreads(1)  # OpenCV's threads do not live through a fork
+    loader = DataLoader(
+        draws,
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # workers share the caches' labels
+    )
+    return cast(Iterator[Drawn], iter(loader))
