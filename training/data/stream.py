@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, rank, step): resuming needs no state of the loader.
+"""Canvases and examples from several caches; every draw comes from the generator that is handed in.
 
 Legend: N examples of a class, K keypoint slots.
 """
