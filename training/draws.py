@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from engines.skeletons import load_skeleton
 from training.data.stream import Examples, Stream, stack_images
 from training.prompts import draw_modality
 from training.recipe import Phase, Recipe
@@ -56,9 +55,8 @@ class Draws(Dataset[Drawn]):
         return self._marked(phase, draw) if phase.learns == "image_tower" else self._canvases(phase, draw)
 
     def _marked(self, phase: Phase, draw: int) -> Marked:
-        slots = max(len(load_skeleton(name).keypoints) for name in self.stream.vocabulary.values())
         rng = self.stream.generator(self.rank, draw, 2)
-        return Marked(*self.stream.marked(phase.batch, slots, EXAMPLE_SIDE_PX, rng))
+        return Marked(*self.stream.marked(phase.batch, EXAMPLE_SIDE_PX, rng))
 
     def _canvases(self, phase: Phase, draw: int) -> Canvases:
         recipe, stream, rank = self.recipe, self.stream, self.rank
@@ -69,10 +67,9 @@ class Draws(Dataset[Drawn]):
         examples = None
         modality_B = torch.zeros(len(samples), dtype=torch.int64)
         if recipe.examples and any(phase.modality_weights[1:]):
-            slots = targets.keypoint_valid_CK.shape[1]
             drawer = stream.generator(rank, draw, 2)
-            shown = [stream.examples(name, recipe.examples, slots, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
-            examples = Examples.joined(shown)
+            shown = [stream.examples(name, recipe.examples, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
+            examples = Examples.joined(shown)  # every tensor that a worker hands over costs a file handle
             modality_B = draw_modality(len(samples), phase.modality_weights, rng)
         return Canvases(stack_images(samples), offer, targets, examples, modality_B, int(rng.integers(2**62)))
 

@@ -21,7 +21,6 @@ from engines.checkpoint import Kept, kept_of, load_weights, trained_categories
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.preprocess import parse_size
-from engines.skeletons import load_skeleton
 from engines.xpose import XPose
 from training import metrics
 from training.data.augment import beside_mirror_images
@@ -64,13 +63,8 @@ def draw_examples(
 ) -> dict[str, Examples]:
     """Examples of every category from training caches, by a fixed seed."""
     stream = Stream(sources, data, EXAMPLE_SEED)
-    slots = _slots(categories)
     rng = stream.generator(0, 0, 0)
-    return {name: stream.examples(name, count, slots, EXAMPLE_SIDE_PX, rng) for name in categories}
-
-
-def _slots(categories: Mapping[str, str]) -> int:
-    return max(len(load_skeleton(name).keypoints) for name in categories.values())
+    return {name: stream.examples(name, count, EXAMPLE_SIDE_PX, rng) for name in categories}
 
 
 def evaluate_people(predictor: Predictor, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Found]]:

@@ -92,6 +92,7 @@ class Stream:
             for place in places:
                 self._marked[place[0]].append((name, place))
         self.vocabulary = {name: skeleton for name, (skeleton, _) in sorted(self._places.items())}
+        self._slots = max((len(load_skeleton(name).keypoints) for name in self.vocabulary.values()), default=0)
 
     def generator(self, rank: int, step: int, purpose: int) -> Generator:
         """The generator of one draw; purposes keep canvases, prompts and examples independent."""
@@ -108,32 +109,30 @@ class Stream:
         picks = rng.integers(self.lengths[chosen], size=layout[0] * layout[1])
         return compose([self.caches[chosen][int(i)] for i in picks], layout, height, width, augment, rng)
 
-    def examples(self, category: str, count: int, slots: int, side_px: int, rng: Generator) -> Examples:
-        """`count` marked examples of a category, cropped as visual prompts are."""
+    def examples(self, category: str, count: int, side_px: int, rng: Generator) -> Examples:
+        """`count` marked examples of a category, cropped as visual prompts are; K is of the longest known list."""
         places = self._places[category][1]
-        return self._crop([places[int(rng.integers(len(places)))] for _ in range(count)], slots, side_px)
+        return self._crop([places[int(rng.integers(len(places)))] for _ in range(count)], side_px)
 
-    def marked(self, count: int, slots: int, side_px: int, rng: Generator) -> tuple[list[str], Examples]:
+    def marked(self, count: int, side_px: int, rng: Generator) -> tuple[list[str], Examples]:
         """`count` marked examples of any category, from the sources by their weights; returns the categories too."""
         drawn = []
         for source in rng.choice(len(self.sources), size=count, p=self._weights):
             drawn.append(self._marked[source][int(rng.integers(len(self._marked[source])))])
         categories, places = zip(*drawn, strict=True)
-        return list(categories), self._crop(places, slots, side_px)
+        return list(categories), self._crop(places, side_px)
 
-    def _crop(self, places: Sequence[tuple[int, int, int]], slots: int, side_px: int) -> Examples:
-        pixels, points, visible = zip(*(self._example(place, slots, side_px) for place in places), strict=True)
+    def _crop(self, places: Sequence[tuple[int, int, int]], side_px: int) -> Examples:
+        pixels, points, visible = zip(*(self._example(place, side_px) for place in places), strict=True)
         return Examples(*(torch.from_numpy(np.stack(part)) for part in (pixels, points, visible)))
 
-    def _example(
-        self, place: tuple[int, int, int], slots: int, side_px: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _example(self, place: tuple[int, int, int], side_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         source, index, number = place
         sample = self.caches[source][index]
         instance = sample.instances[number]
         box = tuple(float(value) for value in instance.box_xyxy)
         pixels, points_K2, visible_K = crop_example(sample.image_HW3, box, instance.keypoints_K3, side_px)  # type: ignore[arg-type]
-        spare = slots - len(points_K2)
+        spare = self._slots - len(points_K2)
         return pixels, np.pad(points_K2, ((0, spare), (0, 0))), np.pad(visible_K, (0, spare))
 
     def _index_instances(self) -> dict[str, tuple[str, list[tuple[int, int, int]]]]:
