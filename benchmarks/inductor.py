@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks._record import record
-from engines.backends.inductor import compile_program
+from engines.backends.inductor import compile_program, load_package
 from engines.checkpoint import load_weights
 from engines.export import Detector, DetectorInputs, EngineShape, example_inputs, export
 
@@ -38,10 +38,11 @@ def compare(name: str, precision: str, repeats: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         package = Path(folder) / "engine.pt2"
         compile_s = seconds_of(lambda: compile_program(program, package))
-        compiled, eager = torch._inductor.aoti_load_package(str(package)), Detector(model)
-        for run in (eager, compiled):
-            run(*inputs)
-        pairs = [(seconds_of(lambda: eager(*inputs)), seconds_of(lambda: compiled(*inputs))) for _ in range(repeats)]
+        compiled, eager = load_package(package), Detector(model)
+        runs = (lambda: eager(*inputs), lambda: compiled(list(inputs)))
+        for run in runs:
+            run()
+        pairs = [tuple(map(seconds_of, runs)) for _ in range(repeats)]
     eager_s, compiled_s = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {
         "model": name,

@@ -125,7 +125,9 @@ def build_engine(
     def compile_to(path: Path) -> dict[str, Any]:
         started = time.monotonic()
         progress("tracing the network")
-        program = export(copy.deepcopy(model).to(request.device), request.shape, request.precision)
+        part = request.backend == "inductor" and inductor.takes_part_of_capacity(request.device)
+        traced = copy.deepcopy(model).to(request.device)
+        program = export(traced, request.shape, request.precision, part_of_capacity=part)
         progress(f"compiling with {request.backend}")
         _compile(request, program, path)
         seconds = time.monotonic() - started

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from engines.backends import Backend
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
+from engines.backends.side_by_side import runs_side_by_side
 from engines.build import BuildRequest, build_engine
 from engines.checkpoint import RANDOM, kept_of, load_weights, trained_categories
 from engines.clip import Clip
@@ -54,7 +55,7 @@ class EngineConfig:
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
-        batch: most images that run at once; eager on a CPU, small inputs run as many as there are threads, or more.
+        batch: most images that run at once; on a CPU, of small inputs as many as there are threads, whatever this says.
         score_threshold: kept is what scores strictly more; None is the model's own (`kept_of`).
         nms_iou: dropped is what overlaps a better detection by strictly more, lower it where doubles appear; None is
             the model's own.
@@ -231,8 +232,10 @@ def request_of(config: EngineConfig, model: XPose) -> BuildRequest | None:
     """
     if config.resize == "official":
         return None
-    shape = EngineShape(config.size or model.config.input_hw, config.batch, config.max_classes, config.max_keypoints)
-    return BuildRequest(config.backend, config.model, shape, config.precision, device_of(config))
+    device, input_hw = device_of(config), config.size or model.config.input_hw
+    batch = 1 if runs_side_by_side(device, input_hw) else config.batch
+    shape = EngineShape(input_hw, batch, config.max_classes, config.max_keypoints)
+    return BuildRequest(config.backend, config.model, shape, config.precision, device)
 
 
 def device_of(config: EngineConfig) -> torch.device:

@@ -64,6 +64,18 @@ class PromptTensors:
     keypoint_valid_CK: Tensor
 
 
+def without_spare(prompts: PromptTensors, least: int = 1) -> PromptTensors:
+    """Cut off the capacity that no prompt uses, but for `least` classes and keypoints; changes no result."""
+    classes = max(least, int(prompts.object_valid_C.sum()))
+    keypoints = max(least, int(prompts.keypoint_valid_CK.sum(dim=1).max()))
+    return PromptTensors(
+        objects_C512=prompts.objects_C512[:classes],
+        object_valid_C=prompts.object_valid_C[:classes],
+        keypoints_CK512=prompts.keypoints_CK512[:classes, :keypoints],
+        keypoint_valid_CK=prompts.keypoint_valid_CK[:classes, :keypoints],
+    )
+
+
 def object_text(name: str) -> str:
     """Return the sentence that CLIP reads for a class, as the published model was trained."""
     return "a photo of " + name.lower().replace("_", " ").replace("-", " ")

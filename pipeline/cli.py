@@ -149,7 +149,7 @@ def build_engine(
     weights: Annotated[str, typer.Option(help="Weights file; by default the model's own.")] = "",
     backend: Annotated[str, typer.Option(help="tensorrt, inductor, or auto: TensorRT where a GPU is.")] = "auto",
     size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per inference; of a small input on a CPU always one.")] = 1,
     classes: Annotated[int, typer.Option(min=1, help="Capacity for prompted classes.")] = 8,
     keypoints: Annotated[int, typer.Option(min=1, help="Capacity for keypoints per class.")] = 68,
     precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp32",

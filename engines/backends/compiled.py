@@ -10,18 +10,23 @@ from torch import Tensor
 
 from engines.backends import RawPoses
 from engines.errors import BackendError
-from engines.export import DetectorInputs, detector_inputs
+from engines.export import LEAST_PROMPTS, DetectorInputs, detector_inputs
 from engines.preprocess import Placement
-from engines.prompts import PromptTensors
+from engines.prompts import PromptTensors, without_spare
 from engines.xpose import XPose
 
 
 class EncodedPrompts:
-    """Encodes prompts with the float32 network, which a compiled engine leaves outside."""
+    """Encodes prompts with the float32 network, which a compiled engine leaves outside.
 
-    def __init__(self, model: XPose, max_classes: int, max_keypoints: int) -> None:
+    Args:
+        part_of_capacity: the engine takes fewer prompts than its capacity, so none are spent on nothing.
+    """
+
+    def __init__(self, model: XPose, max_classes: int, max_keypoints: int, *, part_of_capacity: bool = False) -> None:
         self._model = model
         self._capacity = (max_classes, max_keypoints)
+        self._part_of_capacity = part_of_capacity
         self._inputs: DetectorInputs | None = None
 
     def set(self, prompts: PromptTensors) -> DetectorInputs:
@@ -33,7 +38,10 @@ class EncodedPrompts:
         got = tuple(prompts.keypoints_CK512.shape[:2])
         if got != self._capacity:
             raise BackendError(f"prompts for {got} (classes, keypoints), but the engine was built for {self._capacity}")
-        self._inputs = detector_inputs(self._model, torch.empty(0), prompts)
+        if self._part_of_capacity:
+            prompts = without_spare(prompts, LEAST_PROMPTS)
+        inputs = detector_inputs(self._model, torch.empty(0), prompts)
+        self._inputs = DetectorInputs(*(tensor.contiguous() for tensor in inputs))  # engines read memory as traced
         return self._inputs
 
     def get(self) -> DetectorInputs:

@@ -1,30 +1,27 @@
 """The compiled CPU forms of deformable and of window attention, built on first use, called through ctypes.
 
-Nothing happens at import. The first call runs the machine's own C++ compiler once (a few seconds) and keeps the
-library in the user's cache folder, under a hash of the sources, the compiler and the processor. A machine without a
-compiler is told so once, in the log, and `available()` is false.
+Importing this module defines the operator of window attention, which a loaded program needs by name; it compiles
+nothing. The first call runs the machine's own C++ compiler once (a few seconds) and keeps the library in the user's
+cache folder, under a hash of the sources, the compiler and the processor. A machine without a compiler is told so once,
+in the log, and `available()` is false.
 
 Shape suffixes as in `engines.kernels.reference` and, of windows, as in `engines.xpose.swin`; R is 2 or 4.
 """
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from engines.kernels.compiler import build_library, find_compiler
+
 _LOG = logging.getLogger(__name__)
-_UNITS = ("deform_attn_cpu.cpp", "window_attn_cpu.cpp")
-_HEADERS = ("deform_attn.h", "lanes.h")
+_SOURCES = ("deform_attn_cpu.cpp", "window_attn_cpu.cpp", "deform_attn.h", "lanes.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -33,10 +30,7 @@ _FLAGS = (
     "-fno-trapping-math",
     "-fopenmp",
     "-Wno-psabi",
-    "-fPIC",
-    "-shared",
 )
-_COMPILE_TIMEOUT_S = 120.0
 _MAX_SAMPLES = 64  # kMaxSamples in the source
 _DEPTHS = (16, 32, 64)
 _WINDOW = 4  # kWindow in the source
@@ -75,57 +69,15 @@ class _WindowShape(ctypes.Structure):
     )
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/xpose-stream/kernels, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpose-stream" / "kernels"
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: the instruction sets, or at least the machine's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-def _compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-def _build(compiler: str) -> Path:
-    """Compile into the cache unless it is there already, so that two processes at once both end with a whole file.
-
-    Raises:
-        OSError: the cache cannot be written. subprocess.SubprocessError: the compiler failed or hung.
-    """
-    here = Path(__file__).resolve().parent
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S
-    ).stdout
-    key = hashlib.sha256(b"\0".join([*((here / name).read_bytes() for name in (*_UNITS, *_HEADERS)), version]))
-    key.update("\0".join([*_FLAGS, _processor()]).encode())
-    target = cache_folder() / f"attention_cpu-{key.hexdigest()[:24]}.so"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        command = [compiler, *_FLAGS, "-o", str(made), *(str(here / name) for name in _UNITS)]
-        subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
-        made.replace(target)
-    return target
-
-
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = _compiler()
+    compiler = find_compiler()
     if compiler is None:
         _LOG.warning("no C++ compiler found (g++, clang++ or $CXX): attention runs its plain, slower forms")
         return None
     try:
-        library = ctypes.CDLL(str(_build(compiler)))
+        sources = [Path(__file__).resolve().parent / name for name in _SOURCES]
+        library = ctypes.CDLL(str(build_library("attention_cpu", compiler, sources, _FLAGS)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or error
         _LOG.warning("attention runs its plain, slower forms: %s did not compile the others: %s", compiler, detail)
@@ -208,7 +160,7 @@ def backward(
 def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
     """Whether the compiled form of window attention takes what a map with this weight makes of tokens.
 
-    It has no gradient, and a compiler could not see into it.
+    It has no gradient. A program that is exported on a CPU calls it by name.
 
     Args:
         weight: of the queries, keys and values.
@@ -222,11 +174,12 @@ def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
         and depth in _WINDOW_DEPTHS
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_dynamo_compiling()
         and _library() is not None
     )
 
 
+@torch.library.custom_op("xpose::window_attention", mutates_args=(), device_types="cpu")
 def window_attention(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
     """Attend inside shifted windows of 4 x 4 tokens; H and W are multiples of 4.
 
@@ -244,3 +197,8 @@ def window_attention(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
     out_BHWC = torch.empty((batch, height, width, channels // 3))
     _loaded().xpose_window_attention(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, out_BHWC)))
     return out_BHWC
+
+
+@window_attention.register_fake
+def _(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
+    return qkv_BHWC.new_empty((*qkv_BHWC.shape[:3], qkv_BHWC.shape[3] // 3))

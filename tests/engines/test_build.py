@@ -41,14 +41,15 @@ def model() -> XPose:
     return model
 
 
-def prompts(seed: int = 0) -> PromptTensors:
-    """Two classes with two and three keypoints, in a capacity of three and four."""
+def prompts(seed: int = 0, keypoints: tuple[int, ...] = (2, 3)) -> PromptTensors:
+    """As many classes as there are numbers of keypoints, in a capacity of three and four."""
     generator = torch.Generator().manual_seed(seed)
+    counts_C1 = torch.tensor([*keypoints, 0, 0, 0])[:3, None]
     return PromptTensors(
         objects_C512=torch.randn(3, 512, generator=generator),
-        object_valid_C=torch.tensor([True, True, False]),
+        object_valid_C=counts_C1[:, 0] > 0,
         keypoints_CK512=torch.randn(3, 4, 512, generator=generator),
-        keypoint_valid_CK=torch.tensor([[True, True, False, False], [True, True, True, False], [False] * 4]),
+        keypoint_valid_CK=torch.arange(4) < counts_C1,
     )
 
 
@@ -125,10 +126,26 @@ def test_compiled_engine_passes_its_gate_and_runs(
     name, compiled = open_backend("auto", model, request_for(), cache, eager=pytest.fail)
     assert name == "inductor"
     eager = EagerBackend(copy.deepcopy(model), SHAPE.input_hw, 1, "fp32", CPU)
-    for seed in (5, 6):
-        figures = parity.measure(eager, compiled, prompts(seed), parity.bundled_images())
+    for seed, keypoints in enumerate([(2, 3), (1,), (4, 1, 2)], start=5):
+        figures = parity.measure(eager, compiled, prompts(seed, keypoints), parity.bundled_images())
         parity.check(figures, "fp32")
+    check_side_by_side(compiled, noise)
     compiled.close()
+
+
+def check_side_by_side(compiled: Backend, images: list[NDArray[np.uint8]]) -> None:
+    """Images that run at a time, a thread each, get what each gets alone on one thread."""
+    images = images[: compiled.batch]
+    together = compiled.submit(images)()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = [poses for image in images for poses in compiled.submit([image])()]
+    finally:
+        torch.set_num_threads(threads)
+    for got, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(got.class_G, expected.class_G)
+        np.testing.assert_array_equal(got.keypoints_GK2, expected.keypoints_GK2)
 
 
 def test_shifted_engine_fails_the_gate_and_leaves_no_plan(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engines.kernels import cpu, ms_deform_attn
+from engines.kernels.compiler import build_library, find_compiler
 from engines.kernels.reference import ms_deform_attn_reference
 from tests.engines.kernels.cases import CASES, FLOAT32_TOLERANCE, Case, random_case
 
@@ -136,11 +137,13 @@ def test_without_a_compiler_the_plain_form_runs_and_says_so_once(
 
 def test_a_library_is_compiled_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler = cpu._compiler()
+    compiler = find_compiler()
     assert compiler is not None
-    first = cpu._build(compiler)
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }')
+    first = build_library("one", compiler, [source], ["-O1"])
     stamp = first.stat().st_mtime_ns
-    assert cpu._build(compiler) == first
+    assert build_library("one", compiler, [source], ["-O1"]) == first
     assert first.stat().st_mtime_ns == stamp
     assert list(first.parent.iterdir()) == [first], "a temporary folder was left behind"
 

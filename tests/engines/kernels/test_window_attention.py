@@ -48,3 +48,12 @@ def test_it_stands_aside_for_gradients_autocast_and_other_windows() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert not cpu.window_attention_available(weight, 12, WINDOW)
     assert not cpu.window_attention_available(weight, 12, WINDOW)
+
+
+def test_an_exported_program_calls_it_by_name() -> None:
+    layer = attention(48, 4)
+    x_BHWC = torch.randn(1, WINDOW, 2 * WINDOW, 48)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x_BHWC, 2))
+        assert torch.ops.xpose.window_attention.default in {node.target for node in program.graph.nodes}
+        torch.testing.assert_close(program.module()(x_BHWC, 2), layer(x_BHWC, 2), rtol=0, atol=0)
