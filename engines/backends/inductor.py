@@ -84,7 +84,9 @@ def _package_class() -> Any:
         torch.classes.load_library(str(library))
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or error
-        raise BackendError(f"{compiler} could not make what runs a compiled engine: {detail}") from error
+        raise BackendError(
+            f"{compiler} could not make what runs a compiled engine; take --backend eager: {detail}"
+        ) from error
     return torch.classes.xpose_inductor.Package
 
 

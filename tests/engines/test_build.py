@@ -148,6 +148,18 @@ def check_side_by_side(compiled: Backend, images: list[NDArray[np.uint8]]) -> No
         np.testing.assert_array_equal(got.keypoints_GK2, expected.keypoints_GK2)
 
 
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("no-such-compiler", "need a C\\+\\+ compiler"), ("false", "could not make")]
+)
+def test_a_package_without_a_working_compiler_is_an_error_that_names_the_way_out(
+    compiler: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    inductor._package_class.cache_clear()
+    with pytest.raises(BackendError, match=rf"{message}.*--backend eager"):
+        inductor.load_package(Path("engine.pt2"))
+
+
 def test_shifted_engine_fails_the_gate_and_leaves_no_plan(
     model: XPose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
