@@ -81,7 +81,8 @@ def test_operator_passes_the_checks_of_torch_library() -> None:
     """Schema, fake tensors, autograd registration and AOT dispatch, by PyTorch's own checker."""
     case = random_case("small", ((3, 4), (2, 2)), heads=2, queries=3)
     leaves = [tensor.clone().requires_grad_() for tensor in case.tensors]
-    torch.library.opcheck(torch.ops.xpose.ms_deform_attn.default, (*leaves, "3x4,2x2"))
+    verdicts = torch.library.opcheck(torch.ops.xpose.ms_deform_attn.default, (*leaves, "3x4,2x2"))
+    assert set(verdicts.values()) == {"SUCCESS"}
 
 
 class _Layer(torch.nn.Module):

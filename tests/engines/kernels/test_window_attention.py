@@ -57,3 +57,13 @@ def test_an_exported_program_calls_it_by_name() -> None:
         program = torch.export.export(layer, (x_BHWC, 2))
         assert torch.ops.xpose.window_attention.default in {node.target for node in program.graph.nodes}
         torch.testing.assert_close(program.module()(x_BHWC, 2), layer(x_BHWC, 2), rtol=0, atol=0)
+
+
+def test_operator_passes_the_checks_of_torch_library() -> None:
+    """All of PyTorch's own but those of gradients, which it has none of."""
+    qkv_BHWC, bias_MTT = torch.randn(1, WINDOW, 2 * WINDOW, 3 * 48), torch.randn(4, WINDOW**2, WINDOW**2)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    verdicts = torch.library.opcheck(
+        torch.ops.xpose.window_attention.default, (qkv_BHWC, bias_MTT, 2), test_utils=checks
+    )
+    assert verdicts == dict.fromkeys(checks, "SUCCESS")
