@@ -55,7 +55,7 @@ class EngineConfig:
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
-        batch: most images that run at once; on a CPU, of small inputs as many as there are threads, whatever this says.
+        batch: images to take at a time; on a CPU, of small inputs, at least as many as there are threads.
         score_threshold: kept is what scores strictly more; None is the model's own (`kept_of`).
         nms_iou: dropped is what overlaps a better detection by strictly more, lower it where doubles appear; None is
             the model's own.
@@ -124,8 +124,8 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """Most images that run at once; `infer` takes any number."""
-        return self._backend.batch
+        """Images to hand over at a time: those that run at once, or more; `infer` takes any number."""
+        return max(self.config.batch, self._backend.batch)
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
         """Look for these classes from the next call of `infer` on.

@@ -44,7 +44,7 @@ class PoseEngine(Protocol):
 
     @property
     def batch(self) -> int:
-        """Most images that run at once."""
+        """Images to hand over at a time."""
         ...
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:

@@ -45,10 +45,7 @@ class EagerBackend:
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
         """Run images of any sizes."""
-        if self._side_by_side is None:
-            poses = self._run(images)
-        else:
-            poses = self._side_by_side.map(lambda image: self._run([image])[0], images)
+        poses = self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
         return lambda: poses
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ from engines.backends.compiled import EncodedPrompts, raw_poses
 from engines.backends.side_by_side import SideBySide, runs_side_by_side
 from engines.errors import BackendError
 from engines.export import EngineShape
-from engines.kernels.compiler import build_library, find_compiler
+from engines.kernels.compiler import build_library, find_compiler, reason_of
 from engines.preprocess import letterbox_batch
 from engines.prompts import PromptTensors
 from engines.xpose import XPose
@@ -83,9 +83,8 @@ def _package_class() -> Any:
         library = build_library(f"inductor_package-{torch.__version__}", compiler, [source], flags)
         torch.classes.load_library(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or error
         raise BackendError(
-            f"{compiler} could not make what runs a compiled engine; take --backend eager: {detail}"
+            f"{compiler} could not make what runs a compiled engine; take --backend eager: {reason_of(error)}"
         ) from error
     return torch.classes.xpose_inductor.Package
 
@@ -101,10 +100,11 @@ class InductorBackend:
         self.input_hw = shape.input_hw
         self._places = shape.batch
         self._device = device
-        alone = shape.batch == 1 and runs_side_by_side(device, shape.input_hw)
-        self._side_by_side = SideBySide() if alone else None
-        self.batch = shape.batch if self._side_by_side is None else self._side_by_side.count
-        self._package = load_package(path, self.batch if alone else 1)
+        one_at_a_time = shape.batch == 1 and runs_side_by_side(device, shape.input_hw)
+        self._side_by_side = SideBySide() if one_at_a_time else None
+        runs = 1 if self._side_by_side is None else self._side_by_side.count
+        self.batch = shape.batch * runs
+        self._package = load_package(path, runs)
         self._prompts = EncodedPrompts(
             model.to(device),
             shape.max_classes,
@@ -118,10 +118,7 @@ class InductorBackend:
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
         """Run 1 to `batch` RGB images [H, W, 3] of any sizes."""
-        if self._side_by_side is None:
-            poses = self._run(images)
-        else:
-            poses = self._side_by_side.map(lambda image: self._run([image])[0], images)
+        poses = self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
         return lambda: poses
 
     @torch.inference_mode()

@@ -26,14 +26,16 @@ class SideBySide:
         self.count = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.count, "side-by-side")
 
-    def map(self, run: Callable[[NDArray[np.uint8]], _T], images: Sequence[NDArray[np.uint8]]) -> list[_T]:
-        """Call `run` with each of up to `count` images."""
+    def map(
+        self, run: Callable[[Sequence[NDArray[np.uint8]]], list[_T]], images: Sequence[NDArray[np.uint8]]
+    ) -> list[_T]:
+        """Call `run`, which gives a result per image, with one image at a time."""
         if len(images) == 1:
-            return [run(images[0])]
+            return run(images)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the pool's threads take the count over when they begin, MKL from call to call
         try:
-            return list(self._pool.map(run, images))
+            return [result for (result,) in self._pool.map(lambda image: run([image]), images)]
         finally:
             torch.set_num_threads(threads)
 

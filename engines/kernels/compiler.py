@@ -60,3 +60,8 @@ def build_library(name: str, compiler: str, sources: Sequence[Path], flags: Sequ
         subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT_S)
         made.replace(target)
     return target
+
+
+def reason_of(error: OSError | subprocess.SubprocessError) -> str:
+    """What the compiler said, or else the error itself."""
+    return (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)

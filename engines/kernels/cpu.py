@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engines.kernels.compiler import build_library, find_compiler
+from engines.kernels.compiler import build_library, find_compiler, reason_of
 
 _LOG = logging.getLogger(__name__)
 _SOURCES = ("deform_attn_cpu.cpp", "window_attn_cpu.cpp", "deform_attn.h", "lanes.h")
@@ -79,8 +79,8 @@ def _library() -> ctypes.CDLL | None:
         sources = [Path(__file__).resolve().parent / name for name in _SOURCES]
         library = ctypes.CDLL(str(build_library("attention_cpu", compiler, sources, _FLAGS)))
     except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or error
-        _LOG.warning("attention runs its plain, slower forms: %s did not compile the others: %s", compiler, detail)
+        reason = reason_of(error)
+        _LOG.warning("attention runs its plain, slower forms: %s did not compile the others: %s", compiler, reason)
         return None
     pointer, shape = ctypes.c_void_p, ctypes.POINTER(_Shape)
     for name, tensors in (("forward_float32", 5), ("forward_bfloat16", 5), ("backward_float32", 9)):

@@ -85,7 +85,7 @@ def test_small_images_run_side_by_side_on_a_cpu_with_a_thread_each(monkeypatch: 
         with pytest.raises(InputError, match="needed is RGB"):
             engine.infer([*images_of((64, 96)), np.zeros((64, 96), np.uint8)])
         assert torch.get_num_threads() == 2, "a failure left the threads as they were within the call"
-        assert random_engine(threads=2, batch=3).batch == 2
+        assert random_engine(threads=2, batch=3).batch == 3
         assert Engine(EngineConfig(weights="random", size=(544, 512), threads=2)).batch == 1, (
             "large inputs need them all"
         )
