@@ -12,6 +12,7 @@ from torch import nn
 
 from engines.clip import Clip
 from engines.xpose import XPose
+from training.muon import Muon
 from training.recipe import Recipe
 
 BETAS = (0.9, 0.98)
@@ -41,12 +42,11 @@ class Optimiser:
         ]
         if matrices:
             self.parts.append(
-                torch.optim.Muon(
+                Muon(
                     _split([p for p in every if p in matrices], backbone),
-                    lr=1.0,
-                    weight_decay=recipe.weight_decay,
+                    torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
                     momentum=MOMENTUM,
-                    adjust_lr_fn="match_rms_adamw",
+                    weight_decay=recipe.weight_decay,
                 )
             )
 

@@ -62,7 +62,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         warmup_steps: the learning rate grows evenly over so many first steps.
         clip_norm: global gradient norm.
         ema_decay: per step, reached gradually.
-        precision: "bf16" (autocast) or "fp32".
+        precision: "bf16" (autocast, and Muon's products) or "fp32".
         snapshot_steps, evaluate_steps: every so many steps; 0 never.
         evaluate_cache, evaluate_images: what it is evaluated on, averaged weights, prompts by words.
     """

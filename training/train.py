@@ -25,12 +25,8 @@ logger = logging.getLogger(__name__)
 
 def warn_of_slow_bf16(recipe: Recipe) -> None:
     """Say what to change where a recipe asks this processor for what it cannot do fast."""
-    if torch.backends.cpu.get_cpu_capability() not in NARROW:
-        return
-    if recipe.precision == "bf16":
+    if recipe.precision == "bf16" and torch.backends.cpu.get_cpu_capability() in NARROW:
         logger.warning('bf16 is many times slower than fp32 on this processor: set precision = "fp32" in the recipe')
-    if recipe.optimiser == "muon":
-        logger.warning('PyTorch\'s Muon multiplies in bf16, slow on this processor: optimiser = "adamw" does not')
 
 
 def main(

@@ -11,23 +11,11 @@ RECIPE = Recipe(model="nano", phases=[Phase(1, (64, 64), 1, 1e-3, 1e-3)], source
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision", "optimiser", "warned"),
-    [
-        ("AVX2", "bf16", "muon", ['precision = "fp32"', 'optimiser = "adamw"']),
-        ("AVX2", "bf16", "adamw", ['precision = "fp32"']),
-        ("AVX2", "fp32", "adamw", []),
-        ("AVX512", "bf16", "muon", []),
-    ],
+    ("capability", "precision", "warned"), [("AVX2", "bf16", True), ("AVX2", "fp32", False), ("AVX512", "bf16", False)]
 )
 def test_a_processor_without_fast_bf16_is_told_what_to_change(
-    capability: str,
-    precision: str,
-    optimiser: str,
-    warned: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capability: str, precision: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    warn_of_slow_bf16(msgspec.structs.replace(RECIPE, precision=precision, optimiser=optimiser))
-    assert len(caplog.messages) == len(warned)
-    assert all(text in message for text, message in zip(warned, caplog.messages, strict=True))
+    warn_of_slow_bf16(msgspec.structs.replace(RECIPE, precision=precision))
+    assert ['precision = "fp32"' in message for message in caplog.messages] == [True] * warned
