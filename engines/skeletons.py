@@ -104,8 +104,13 @@ def skeletons_by_instance() -> Mapping[str, Skeleton]:
 
 
 def fold(name: str) -> str:
-    """Reduce a name to what comparisons look at: case, blanks, "_" and "-" do not matter."""
+    """Reduce a name to lower-case words: case, "_", "-" and the number of blanks do not matter."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def letters(name: str) -> str:
+    """Reduce a keypoint's name further, to what is left of `fold` without blanks: "leftear" is "left ear"."""
+    return fold(name).replace(" ", "")
 
 
 def nearest(name: str, allowed: tuple[str, ...] | list[str]) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 from engines.clip import PIXEL_MEAN, PIXEL_STD
 from engines.errors import PromptError
-from engines.skeletons import Skeleton, fold, skeletons_by_instance
+from engines.skeletons import Skeleton, fold, letters, skeletons_by_instance
 
 CROP_MARGIN = 1.1
 """Side of the square crop over the longer side of the box."""
@@ -68,9 +68,9 @@ class Example:
         """Return the example with its keypoints matched by name to another list; what it lacks is invisible."""
         if skeleton.keypoints == self.skeleton.keypoints:
             return self
-        rows = dict(zip(map(fold, self.skeleton.keypoints), self.keypoints_K3, strict=True))
+        rows = dict(zip(map(letters, self.skeleton.keypoints), self.keypoints_K3, strict=True))
         absent = np.zeros(3, dtype=np.float32)
-        keypoints_K3 = np.stack([rows.get(fold(name), absent) for name in skeleton.keypoints])
+        keypoints_K3 = np.stack([rows.get(letters(name), absent) for name in skeleton.keypoints])
         if not (keypoints_K3[:, 2] > 0).any():
             raise PromptError(
                 f"no visible keypoint of the example of {self.name!r} ({', '.join(self.skeleton.keypoints[:5])}, …) "
@@ -195,7 +195,7 @@ def example_of(coco: CocoFile, rgb_HW3: NDArray[np.uint8]) -> Example:
             f"needed are x y v for each of the {len(category.keypoints)} names of {category.name!r}"
         )
     published = skeletons_by_instance().get(fold(category.name))
-    if published is not None and [*map(fold, published.keypoints)] == [*map(fold, category.keypoints)]:
+    if published is not None and [*map(letters, published.keypoints)] == [*map(letters, category.keypoints)]:
         skeleton = published  # COCO writes left_eye, the published list left eye
     else:
         edges = tuple((a - 1, b - 1) for a, b in category.skeleton)

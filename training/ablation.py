@@ -5,6 +5,7 @@ test set with prompts by words and by examples.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,21 +26,20 @@ from training.state import Trainee
 from training.trainer import Trainer
 
 VARIANTS = {
-    "both": (1.0, 1.0),
-    "without the contrast of prompts": (0.0, 1.0),
-    "without the dense alignment": (1.0, 0.0),
-    "neither": (0.0, 0.0),
+    "all": (),
+    "without the contrast of prompts": ("alignment",),
+    "without the dense alignment": ("dense",),
+    "words not kept apart": ("crowding",),
+    "none": ("alignment", "dense", "crowding"),
 }
-"""Factors on the recipe's weights of `alignment` and of `dense`."""
+"""Weights of the recipe that are set to 0."""
 
 RECIPE = Path(__file__).parent / "recipes" / "ablation.toml"
 
 
-def variant(recipe: Recipe, contrast: float, dense: float) -> Recipe:
-    """The recipe with its two alignment weights scaled."""
-    weights: LossWeights = msgspec.structs.replace(
-        recipe.weights, alignment=recipe.weights.alignment * contrast, dense=recipe.weights.dense * dense
-    )
+def variant(recipe: Recipe, left_out: Sequence[str]) -> Recipe:
+    """The recipe without some of its losses."""
+    weights: LossWeights = msgspec.structs.replace(recipe.weights, **dict.fromkeys(left_out, 0.0))
     return msgspec.structs.replace(recipe, weights=weights)
 
 
@@ -69,8 +69,8 @@ def main(
     base = load_recipe(recipe)
     size_hw, nms_iou = base.phases[-1].size_hw, kept_of(base.model).nms_iou
     results: dict[str, dict[str, float]] = {}
-    for name, (contrast, dense) in VARIANTS.items():
-        trainer = Trainer(variant(base, contrast, dense), data, out / name.replace(" ", "_"))
+    for name, left_out in VARIANTS.items():
+        trainer = Trainer(variant(base, left_out), data, out / name.replace(" ", "_"))
         trainer.run()
         results[name] = score(trainer.averaged(), data, trainer.stream.vocabulary, size_hw, nms_iou, limit)
         (out / "ablation.json").write_text(json.dumps({"steps": base.steps, **results}, indent=2))

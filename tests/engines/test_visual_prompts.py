@@ -44,9 +44,11 @@ def test_an_example_is_read_with_its_names_and_edges(tmp_path: Path) -> None:
     np.testing.assert_array_equal(example.keypoints_K3, [[12, 12, 2], [0, 0, 0]])
 
 
-def test_published_names_bring_the_published_list(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", [" ", "_", ""])
+def test_published_names_bring_the_published_list_however_they_are_spelled(tmp_path: Path, between: str) -> None:
     content = coco(keypoints=[20, 20, 2] * 17)
-    content["categories"] = [{"id": 2, "name": "person", "keypoints": list(load_skeleton("person").keypoints)}]
+    names = [name.replace(" ", between) for name in load_skeleton("person").keypoints]
+    content["categories"] = [{"id": 2, "name": "person", "keypoints": names}]
     assert load_example(*write(tmp_path, content)).skeleton is load_skeleton("person")
 
 

@@ -110,7 +110,7 @@ def test_lspet_joins_the_twelve_shared_joints_to_the_person() -> None:
 def test_a_users_own_animal_reads_with_a_skeleton_file(tmp_path: Path) -> None:
     folder = need_shared("data/labelled_animals/dlc_openfield")
     skeleton = tmp_path / "mouse.toml"
-    skeleton.write_text('name = "mouse"\nkeypoints = ["tailbase", "snout", "leftear", "rightear"]\n')
+    skeleton.write_text('name = "mouse"\nkeypoints = ["tail base", "snout", "left ear", "right_ear"]\n')
     report = Report()
     rules = CocoRules("own", str(skeleton))
     records = list(read_coco_layout(folder / "annotations.json", ImageFinder(folder), rules, report))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from engines.skeletons import Skeleton, fold, load_skeleton, nearest, skeletons_by_instance
+from engines.skeletons import Skeleton, fold, letters, load_skeleton, nearest, skeletons_by_instance
 from training.unikpt.schema import AnnotationFileError
 
 _OWN_FOLDER = Path(__file__).resolve().parent / "skeletons"
@@ -81,13 +81,13 @@ def columns(
                 f"{len(skeleton.keypoints)}; name them in the file's category or give another skeleton"
             )
         return [(slot, slot) for slot in range(slots)]
-    own = {fold(name): slot for slot, name in enumerate(skeleton.keypoints)}
+    own = {letters(name): slot for slot, name in enumerate(skeleton.keypoints)}
     pairs = []
     for column, name in enumerate(names[:slots]):
-        known = fold(_ALIASES.get(fold(name), name))
-        if known in own:
-            pairs.append((own[known], column))
-        elif known not in ignored:
+        known = _ALIASES.get(fold(name), name)
+        if letters(known) in own:
+            pairs.append((own[letters(known)], column))
+        elif fold(known) not in ignored:
             raise AnnotationFileError(
                 f"{where}: keypoint {name!r} is not in the list {skeleton.name!r}"
                 f"{nearest(name, skeleton.keypoints)}; rename it or give a skeleton file that has it"
