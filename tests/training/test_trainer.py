@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from engines.skeletons import load_skeleton
 from pipeline.synthetic import SceneConfig
 from tests.support import REPOSITORY
 from training.data.cache import write_cache
@@ -251,6 +253,16 @@ RECIPES = REPOSITORY / "training" / "recipes"
 def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
     model_configs(recipe)
+
+
+def test_the_keypoint_list_and_the_recipe_of_the_readme_are_valid(tmp_path: Path) -> None:
+    text = (REPOSITORY / "training" / "README.md").read_text(encoding="utf-8")
+    skeleton, recipe = (tmp_path / name for name in ("newt.toml", "newts_recipe.toml"))
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    for path, block in zip((skeleton, recipe), blocks, strict=True):
+        path.write_text(block, encoding="utf-8")
+    assert load_skeleton(skeleton).name == "newt"
+    model_configs(load_recipe(recipe))
 
 
 def test_the_learning_rate_warms_up_and_goes_to_its_end(data: Path) -> None:
