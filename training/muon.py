@@ -1,7 +1,7 @@
 """PyTorch's Muon, with matrices of one shape taken together and products in the precision that is asked for.
 
-PyTorch's own takes one matrix after another and multiplies in bf16: on a GPU launching that is an eighth of a step of
-nano, and a processor without instructions for bf16 takes twenty times as long over it as in float32.
+PyTorch's own takes one matrix after another and multiplies in bf16: a GPU then mostly waits for launches, and a
+processor without instructions for bf16 takes many times as long over it as in float32.
 
 Legend: N matrices of one shape, of which tall ones lie on their side: H rows of W, H no more than W.
 """

@@ -169,7 +169,9 @@ def test_two_thousand_detections_do_not_break_the_defaults() -> None:
     boxes = np.concatenate((corner, corner + SIZE), axis=1)
     tracker = Tracker()
     for frame in range(2):
-        check(tracker.update(Detections.of(boxes, rng.uniform(0.75, 1.0, 2000)), frame / 30))
+        tracks = tracker.update(Detections.of(boxes, rng.uniform(0.75, 1.0, 2000)), frame / 30)
+        check(tracks)
+        assert len(tracks) == TrackerConfig().association.max_detections
 
 
 def test_tracks_are_bounded() -> None:

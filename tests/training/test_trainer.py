@@ -253,6 +253,8 @@ RECIPES = REPOSITORY / "training" / "recipes"
 def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
     model_configs(recipe)
+    buildable = {"lspet_train", *(settings.stem for settings in RECIPES.glob("synthetic_*.toml")), "ablation_train"}
+    assert {source.cache for source in recipe.sources} <= buildable
 
 
 def test_the_keypoint_list_and_the_recipe_of_the_readme_are_valid(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from engines.skeletons import fold, load_skeleton
+from engines.skeletons import fold, letters, load_skeleton
 from training.unikpt import naming
 from training.unikpt.checks import Candidate, checked
 from training.unikpt.coco_layout import split_of
@@ -122,11 +122,11 @@ def read_macaque_table(path: Path, finder: ImageFinder, report: Report) -> Itera
 
 
 def _macaque(animal: list[dict[str, Any]], segments: list[dict[str, Any]], number: str) -> Candidate:
-    slots = {name: slot for slot, name in enumerate(load_skeleton("person").keypoints)}
+    slots = {letters(name): slot for slot, name in enumerate(load_skeleton("person").keypoints)}
     points_K2 = np.full((len(slots), 2), np.nan)
     for point in animal:
         if point["position"] is not None:
-            points_K2[slots[fold(point["name"])]] = point["position"]
+            points_K2[slots[letters(point["name"])]] = point["position"]
     outline = [corner for segment in segments for corner in segment["segment"]]
     box = None
     if outline:
