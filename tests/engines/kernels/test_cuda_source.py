@@ -1,10 +1,6 @@
 """The CUDA source without a GPU: its threads on the host against the float64 reference, and NVRTC's verdict on it."""
 
-import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from engines.errors import BackendError
 from engines.kernels import cuda, ms_deform_attn, nvrtc
 from engines.kernels.reference import ms_deform_attn_reference
 from tests.engines.kernels.cases import CASES, FLOAT32_TOLERANCE, Case, random_case
+from tests.engines.kernels.host import host_library, run_on_host
 
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 ENCODER = cuda.Launch(True, 1, 22_223, 22_223, 8, 32, 4, 2, (100, 167, 50, 84, 25, 42, 13, 21))
@@ -31,30 +28,9 @@ def _launch(case: Case, half: bool) -> cuda.Launch:
     return cuda.launch_of(half, value.shape, reference.shape, offsets.shape, sizes)
 
 
-def _host_library(launch: cuda.Launch, folder: Path) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler: the host build of the CUDA header needs one")
-    target = folder / "deform_attn_host.so"
-    defines = [f"-D{key}={value}" for key, value in launch.macros().items()]
-    source = Path(__file__).with_name("deform_attn_host.cpp")
-    flags = ["-std=c++17", "-O1", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{nvrtc.HERE}"]
-    subprocess.run([compiler, *flags, *defines, "-o", str(target), str(source)], check=True, timeout=60)
-    library = ctypes.CDLL(str(target))
-    library.xpose_threads.restype = ctypes.c_longlong
-    library.xpose_run.argtypes = [ctypes.c_void_p] * 5
-    library.xpose_run_one.argtypes = [ctypes.c_longlong, *[ctypes.c_void_p] * 5]
-    return library
-
-
-def _run_on_host(case: Case, half: bool, folder: Path) -> Tensor:
-    """Run every thread once; the output starts as NaN, so that a gap shows."""
-    dtype = torch.float16 if half else torch.float32
-    value, *others = case.value_BSMD.to(dtype).contiguous(), *(t.contiguous() for t in case.tensors[1:])
-    batch, _, heads, depth = value.shape
-    out = torch.full((batch, others[0].shape[1], heads * depth), torch.nan, dtype=dtype)
-    _host_library(_launch(case, half), folder).xpose_run(*(t.data_ptr() for t in (value, *others, out)))
-    return out
+def _run_on_host(case: Case, half: bool) -> Tensor:
+    value = case.value_BSMD.to(torch.float16 if half else torch.float32)
+    return run_on_host(_launch(case, half), value, *case.tensors[1:])
 
 
 def _exact(case: Case) -> Tensor:
@@ -62,29 +38,29 @@ def _exact(case: Case) -> Tensor:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_float32_threads_agree_with_the_float64_reference(case: Case, tmp_path: Path) -> None:
-    out = _run_on_host(case, half=False, folder=tmp_path)
+def test_float32_threads_agree_with_the_float64_reference(case: Case) -> None:
+    out = _run_on_host(case, half=False)
     torch.testing.assert_close(out.double(), _exact(case), atol=FLOAT32_TOLERANCE, rtol=FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_float16_threads_err_at_most_twice_as_much_as_eager_half_precision(case: Case, tmp_path: Path) -> None:
+def test_float16_threads_err_at_most_twice_as_much_as_eager_half_precision(case: Case) -> None:
     """Eager half precision rounds the values, the offsets, the logits and the result to float16."""
     exact = _exact(case)
     halved = [tensor.half().float().nan_to_num(posinf=65504.0, neginf=-65504.0) for tensor in case.tensors[1:]]
     eager = ms_deform_attn_reference(case.value_BSMD.half(), case.sizes_L2, *halved)
-    got = _run_on_host(case, half=True, folder=tmp_path)
+    got = _run_on_host(case, half=True)
     assert (got.double() - exact).abs().max() <= 2 * (eager.double() - exact).abs().max() + FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_every_thread_writes_its_own_16_bytes_and_nothing_else(half: bool, tmp_path: Path) -> None:
+def test_every_thread_writes_its_own_16_bytes_and_nothing_else(half: bool) -> None:
     """So every byte of the output is written exactly once, in whatever order the threads run."""
     case = random_case("small", ((3, 4), (2, 2)), batch=2, heads=3, queries=5)
     dtype = torch.float16 if half else torch.float32
     value, *others = case.value_BSMD.to(dtype), *case.tensors[1:]
     out = torch.full((2, 5, 96), torch.nan, dtype=dtype)
-    library = _host_library(_launch(case, half), tmp_path)
+    library = host_library(_launch(case, half))
     threads = library.xpose_threads()
     assert threads * cuda.LOAD_BYTES == out.numel() * out.element_size()
     lanes = cuda.LOAD_BYTES // out.element_size()
