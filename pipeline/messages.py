@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from engines.detections import Detections
-    from trackers import Track
+    from trackers import Tracks
 
 Clock = Literal["file", "receive"]
 
@@ -87,7 +87,7 @@ class FrameTracks:
 
     frame: Frame
     detections: Detections
-    tracks: tuple[Track, ...]
+    tracks: Tracks
 
 
 def now_ns() -> tuple[int, int]:

@@ -26,9 +26,10 @@ from pipeline.metrics import Metrics
 from pipeline.publisher import PublishConfig, Publisher
 from pipeline.queues import BoundedQueue, FanIn, QueueClosed
 from pipeline.recording import PoseFile, VideoFile
-from pipeline.tracking import MakeTracker, PromptedTracker, ScoreScale, still_track
+from pipeline.tracking import MakeTracker, PromptedTracker, ScoreScale
 from pipeline.wire import PoseMessage, SkeletonMessage, pose_message, skeleton_message
-from trackers import Track
+from trackers import Detections as TrackerDetections
+from trackers import StillTracker, Tracks
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
@@ -258,7 +259,7 @@ class TrackStage(Stage):
         self._scale = scale
         self._threshold = threshold
         self._trackers: dict[str, PromptedTracker] = {}
-        self._still_ids: dict[str, int] = {}
+        self._stills: dict[str, StillTracker] = {}
 
     def run(self) -> None:
         while (poses := self._input.get()) is not None:
@@ -271,19 +272,19 @@ class TrackStage(Stage):
     def close(self) -> None:
         self._output.close()
 
-    def _tracked(self, poses: FramePoses) -> tuple[Track, ...]:
+    def _tracked(self, poses: FramePoses) -> Tracks:
         frame = poses.frame
         tracker = self._trackers.get(frame.source)
         if tracker is None:
             tracker = self._trackers[frame.source] = PromptedTracker(self._make_tracker, self._scale)
         return tracker.update(poses, predict_to_now=frame.source in self._live)
 
-    def _still(self, poses: FramePoses) -> tuple[Track, ...]:
+    def _still(self, poses: FramePoses) -> Tracks:
         found = poses.detections
-        rows = np.flatnonzero(found.scores_N > self._threshold)
-        first = self._still_ids.get(poses.frame.source, 1)
-        self._still_ids[poses.frame.source] = first + len(rows)
-        return tuple(still_track(first + place, found, int(row)) for place, row in enumerate(rows))
+        tracker = self._stills.get(poses.frame.source)
+        if tracker is None:
+            tracker = self._stills[poses.frame.source] = StillTracker(self._threshold)
+        return tracker.update(TrackerDetections(found.boxes_N4, found.scores_N, found.class_N, found.keypoints_NK2))
 
 
 class PublishStage(Stage):

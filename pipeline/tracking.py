@@ -1,9 +1,10 @@
-"""What a tracker needs around it in the line: prompts that change, predictions to now, and stills without tracking."""
+"""What a tracker needs around it in the pipeline: prompts that change, and predictions for the present moment."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from engines.detections import Detections
 from pipeline.messages import FramePoses
 from trackers import Detections as TrackerDetections
-from trackers import Track, Tracker, TrackState
+from trackers import Tracker, Tracks
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
@@ -39,9 +40,9 @@ class ScoreScale:
         """Return what the tracker is told."""
         return np.interp(scores_N, self._network, self._tracker)
 
-    def to_network(self, score: float) -> float:
+    def to_network(self, scores_T: NDArray[np.float64]) -> NDArray[np.float64]:
         """Undo `to_tracker`."""
-        return float(np.interp(score, self._tracker, self._network))
+        return np.interp(scores_T, self._tracker, self._network)
 
 
 class PromptedTracker:
@@ -54,7 +55,7 @@ class PromptedTracker:
         self._prompt_id = -1
         self._prompts: tuple[PromptClass, ...] = ()
 
-    def update(self, poses: FramePoses, *, predict_to_now: bool) -> tuple[Track, ...]:
+    def update(self, poses: FramePoses, *, predict_to_now: bool) -> Tracks:
         """Return the tracks of this frame; their predictions are for now, or else for the frame's own time."""
         tracker = self._follow(poses.detections)
         frame, found = poses.frame, poses.detections
@@ -66,7 +67,7 @@ class PromptedTracker:
         if predict_to_now:
             age_s = (time.monotonic_ns() - frame.capture_monotonic_ns) / 1e9
             tracks = tracker.predict_to(frame.pts_s + age_s)
-        return tuple(track._replace(score=self._scale.to_network(track.score)) for track in tracks)
+        return replace(tracks, scores_T=self._scale.to_network(tracks.scores_T))
 
     def _follow(self, found: Detections) -> Tracker:
         sigmas = {index: np.array(prompt.skeleton.oks_sigmas) for index, prompt in enumerate(found.prompts)}
@@ -76,29 +77,6 @@ class PromptedTracker:
             self._tracker.set_classes(_kept_classes(self._prompts, found.prompts), sigmas)
         self._prompt_id, self._prompts = found.prompt_id, found.prompts
         return self._tracker
-
-
-def still_track(track_id: int, found: Detections, row: int) -> Track:
-    """Return a detection of a still as a track; a still tells nothing of velocity and covariance."""
-    keypoints_K2 = np.asarray(found.keypoints_NK2[row], np.float64)
-    unknown_K3 = np.full((len(keypoints_K2), 3), np.nan)
-    return Track(
-        id=track_id,
-        class_index=int(found.class_N[row]),
-        state=TrackState.CONFIRMED,
-        score=float(found.scores_N[row]),
-        measured=True,
-        detection_index=row,
-        age_s=0.0,
-        since_measured_s=0.0,
-        box_xyxy=np.asarray(found.boxes_N4[row], np.float64),
-        keypoints_raw_K2=keypoints_K2,
-        keypoints_K2=keypoints_K2,
-        keypoints_predicted_K2=keypoints_K2,
-        velocity_K2=unknown_K3[:, :2],
-        covariance_K3=unknown_K3,
-        measured_K=np.asarray(np.isfinite(keypoints_K2).all(axis=1)),
-    )
 
 
 def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) -> dict[int, int]:

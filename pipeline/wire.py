@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
     from pipeline.messages import FrameTracks
-    from trackers import Track
+    from trackers import Tracks
 
 SCHEMA = 1
 """Version of these messages; grows when a field changes its meaning. New fields alone do not change it."""
@@ -205,51 +205,51 @@ def skeleton_message(
     return SkeletonMessage(SCHEMA, session, source, prompt_id, publish_unix_ns, classes)
 
 
-def _track_messages(tracks: Sequence[Track], prompts: Sequence[PromptClass]) -> list[TrackMessage]:
-    """All tracks of a frame; field by field, since one numpy call per field and frame is what the time goes into.
+def _track_messages(tracks: Tracks, prompts: Sequence[PromptClass]) -> list[TrackMessage]:
+    """Turn the rows of a frame's tracks into messages.
 
-    Keypoints beyond a class's own list, which pad the tracker's arrays, are left out.
+    Each array is rounded and converted once for the whole frame: a numpy call per track would take most of the time.
+    A class with fewer keypoints than the arrays have columns leaves the rest out.
     """
-    if not tracks:
-        return []
-    predicted_TK2 = np.stack([track.keypoints_predicted_K2 for track in tracks])
-    unknown_TK1 = np.isnan(predicted_TK2[:, :, :1])  # never measured: velocity and covariance say nothing
+    unknown_TK1 = np.isnan(tracks.keypoints_predicted_TK2[:, :, :1])  # never measured: no velocity, no covariance
     columns = zip(
-        tracks,
-        [prompts[track.class_index] for track in tracks],
-        np.stack([track.box_xyxy for track in tracks]).astype(np.float64).round(3).tolist(),
-        _rows([track.keypoints_raw_K2 for track in tracks]),
-        _rows([track.keypoints_K2 for track in tracks]),
-        _rows(predicted_TK2),
-        _rows(np.where(unknown_TK1, np.nan, np.stack([track.velocity_K2 for track in tracks]))),
-        _rows(np.where(unknown_TK1, np.nan, np.stack([track.covariance_K3 for track in tracks]))),
-        np.stack([track.measured_K for track in tracks]).tolist(),
+        tracks.ids_T.tolist(),
+        [prompts[index] for index in tracks.classes_T.tolist()],
+        tracks.scores_T.round(5).tolist(),
+        tracks.boxes_T4.round(3).tolist(),
+        tracks.measured_T.tolist(),
+        _rows(tracks.keypoints_raw_TK2),
+        _rows(tracks.keypoints_TK2),
+        _rows(tracks.keypoints_predicted_TK2),
+        _rows(np.where(unknown_TK1, np.nan, tracks.velocity_TK2)),
+        _rows(np.where(unknown_TK1, np.nan, tracks.covariance_TK3)),
+        tracks.measured_TK.tolist(),
         strict=True,
     )
     messages = []
-    for track, prompt, box_xyxy, raw, smoothed, predicted, velocity, covariance, measured in columns:
+    for track_id, prompt, score, box, measured, raw, smoothed, predicted, velocity, covariance, measured_K in columns:
         count = len(prompt.skeleton.keypoints)
         messages.append(
             TrackMessage(
-                id=track.id,
+                id=track_id,
                 class_name=prompt.name,
-                score=round(track.score, 5),
-                box_xyxy=tuple(box_xyxy),
+                score=score,
+                box_xyxy=tuple(box),
                 keypoints_raw=list(map(tuple, raw[:count])),
                 keypoints=list(map(tuple, smoothed[:count])),
                 keypoints_predicted=list(map(tuple, predicted[:count])),
                 keypoints_velocity=list(map(tuple, velocity[:count])),
                 keypoints_covariance=list(map(tuple, covariance[:count])),
-                keypoints_measured=measured[:count],
-                measured=track.measured,
+                keypoints_measured=measured_K[:count],
+                measured=measured,
             )
         )
     return messages
 
 
-def _rows(numbers_TKD: Sequence[NDArray[np.floating]] | NDArray[np.floating]) -> list[Any]:
+def _rows(numbers_TKD: NDArray[np.float64]) -> list[Any]:
     """Round to 0.001 and turn what is not finite into None: msgpack could carry NaN, JSON cannot."""
-    rounded_TKD = np.asarray(numbers_TKD, np.float64).round(3)
+    rounded_TKD = numbers_TKD.round(3)
     finite_TKD = np.isfinite(rounded_TKD)
     if finite_TKD.all():
         return list(rounded_TKD.tolist())

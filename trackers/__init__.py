@@ -10,6 +10,7 @@ from trackers.config import (
     TrackerConfig,
 )
 from trackers.errors import TrackerConfigError, TrackerError, TrackerInputError
+from trackers.stills import StillTracker
 from trackers.tracker import Tracker
 from trackers.types import Detections, Track, Tracks, TrackState
 
@@ -21,6 +22,7 @@ __all__ = [
     "NoiseConfig",
     "SmoothingConfig",
     "SmoothingGroup",
+    "StillTracker",
     "Track",
     "TrackState",
     "Tracker",

@@ -6,7 +6,7 @@ Legend: N detections, T tracks, K keypoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import NamedTuple, overload
 
@@ -93,35 +93,50 @@ class Detections:
 
 
 class Track(NamedTuple):
-    """One object at one time. Arrays are rows of the update's own arrays: read, do not write.
+    """One object at one time: a row of `Tracks`. Fields as there; K keypoints."""
 
-    Coordinates are px of the source image, velocities px/s, covariances px². Keypoint rows are NaN where nothing is
-    known: never measured (predicted and smoothed), or not measured in this update (raw).
-    """
-
-    id: int  # unique for the tracker's lifetime, from 1
+    id: int
     class_index: int
     state: TrackState
-    score: float  # of the last matched detection
-    measured: bool  # a detection was matched in this update
-    detection_index: int  # row of that detection in the update's input, -1 when coasting
-    age_s: float  # since the first detection
+    score: float
+    measured: bool
+    detection_index: int
+    age_s: float
     since_measured_s: float
-    box_xyxy: Floats  # the detection's box when measured, the filter's when coasting
+    box_xyxy: Floats
     keypoints_raw_K2: Floats
-    keypoints_K2: Floats  # smoothed
-    keypoints_predicted_K2: Floats  # the motion filter's estimate at the time asked for
+    keypoints_K2: Floats
+    keypoints_predicted_K2: Floats
     velocity_K2: Floats
-    covariance_K3: Floats  # xx, xy, yy of keypoints_predicted_K2
-    measured_K: Booleans  # this keypoint was measured and passed its gate
-    smoothing_lag_s: float = 0.0  # keypoints_K2 are for this long before the update (fixed-lag smoothing)
+    covariance_K3: Floats
+    measured_K: Booleans
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tracks(Sequence[Track]):
-    """The published tracks of one update, as arrays; iterating or indexing gives `Track` views.
+    """The published tracks of one update, one row each; iterating or indexing gives `Track` views.
 
-    Arrays because building one object per track costs more than tracking it.
+    Arrays are read-only. Coordinates are px of the source image. Keypoint rows are NaN where nothing is known: never
+    measured (predicted and smoothed), or not measured in this update (raw).
+
+    Attributes:
+        time_s: the time that boxes and predicted keypoints are for, on the caller's clock.
+        ids_T: unique for the tracker's lifetime, from 1.
+        classes_T: class indices of the detections; a track never changes its class.
+        states_T: `TrackState` values.
+        scores_T: score of the last matched detection.
+        measured_T: whether a detection was matched in this update.
+        detection_T: row of that detection in the update's input; -1 for a coasting track.
+        age_s_T: time since the first detection.
+        since_measured_s_T: time since the last detection.
+        boxes_T4: (x1, y1, x2, y2): the detection's box when measured, the motion filter's when coasting.
+        keypoints_raw_TK2: as measured in this update.
+        keypoints_TK2: smoothed; for the time `smoothing_lag_s` before the update.
+        keypoints_predicted_TK2: the motion filter's estimate for `time_s`.
+        velocity_TK2: px/s.
+        covariance_TK3: xx, xy, yy of the predicted keypoints, px².
+        measured_TK: whether the keypoint was measured in this update and passed its gate.
+        smoothing_lag_s: delay of fixed-lag smoothing; 0 where smoothing has none.
     """
 
     time_s: float
@@ -141,6 +156,10 @@ class Tracks(Sequence[Track]):
     covariance_TK3: Floats
     measured_TK: Booleans
     smoothing_lag_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in _TRACK_ARRAYS:
+            getattr(self, name).flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.ids_T)
@@ -168,5 +187,7 @@ class Tracks(Sequence[Track]):
             self.velocity_TK2[index],
             self.covariance_TK3[index],
             self.measured_TK[index],
-            self.smoothing_lag_s,
         )
+
+
+_TRACK_ARRAYS = tuple(item.name for item in fields(Tracks) if item.name not in ("time_s", "smoothing_lag_s"))
