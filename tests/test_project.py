@@ -16,7 +16,7 @@ ALLOWED = {
     "pipeline": {"engines", "trackers"},
     "training": {"engines", "pipeline.synthetic"},
 }
-TRACKERS_LIBRARIES = {"numpy", "scipy", "lap", "filterpy"}
+TRACKERS_LIBRARIES = {"numpy", "scipy", "filterpy"}
 
 
 def imported_names(path: Path) -> set[str]:
@@ -46,7 +46,7 @@ def test_imports_go_in_the_allowed_direction_only(package: str) -> None:
     assert not wrong
 
 
-def test_trackers_need_no_library_beyond_numpy_scipy_lapx_and_filterpy() -> None:
+def test_trackers_need_no_library_beyond_numpy_scipy_and_filterpy() -> None:
     paths = (REPOSITORY / "trackers").rglob("*.py")
     roots = {name.split(".")[0] for path in paths for name in imported_names(path)}
     assert roots - TRACKERS_LIBRARIES - {"trackers"} <= set(sys.stdlib_module_names)
