@@ -22,7 +22,7 @@ from benchmarks._record import record
 from engines.detections import Detections
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
-from pipeline.runner import Line
+from pipeline.flow.pipeline import Line
 from pipeline.sources import open_source
 
 INPUT_PX = 320

@@ -20,11 +20,11 @@ from benchmarks._record import record
 from engines.detections import Detections
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
-from pipeline.messages import Frame, now_ns
-from pipeline.publisher import PublishConfig
-from pipeline.runner import Line
+from pipeline.flow.pipeline import Line
+from pipeline.frames import Frame, now_ns
+from pipeline.outputs.publisher import PublishConfig
 from pipeline.sources import Source
-from pipeline.subscriber import PoseSubscriber
+from xpose_client.subscriber import PoseSubscriber
 
 PEOPLE = 10
 EVERY = 500

@@ -21,8 +21,8 @@ from engines.engine import Engine, EngineConfig
 from engines.preprocess import parse_size
 from engines.prompts import parse_prompt
 from pipeline.config import PipelineConfig
-from pipeline.publisher import PublishConfig
-from pipeline.runner import Line
+from pipeline.flow.pipeline import Line
+from pipeline.outputs.publisher import PublishConfig
 from pipeline.sources import open_source
 
 GOAL = 15.0

@@ -16,12 +16,12 @@ import numpy as np
 from benchmarks._record import record
 from engines.detections import Detections
 from engines.prompts import parse_prompt
-from pipeline.messages import Frame, FramePoses, FrameTracks, now_ns
-from pipeline.publisher import PublishConfig, Publisher
-from pipeline.subscriber import PoseSubscriber
-from pipeline.tracking import PromptedTracker, ScoreScale
-from pipeline.wire import pose_message
+from pipeline.flow.tracking import PromptedTracker, ScoreScale
+from pipeline.frames import Frame, FramePoses, FrameTracks, now_ns
+from pipeline.outputs.messages import pose_message
+from pipeline.outputs.publisher import PublishConfig, Publisher
 from trackers import Tracker
+from xpose_client.subscriber import PoseSubscriber
 
 PEOPLE = 10
 INTERVAL_S = 1 / 200
@@ -62,7 +62,7 @@ def main() -> None:
 
 def publish(publisher: Publisher, messages: int) -> int:
     """Publish `messages` frames of ten moving people at a steady rate; return the bytes of one as a JSON line."""
-    from pipeline.wire import to_json_line
+    from xpose_client.messages import to_json_line
 
     prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
     rng = np.random.default_rng(0)

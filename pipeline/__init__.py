@@ -1,1 +1,1 @@
-"""X-Pose on live video: sources, stages, wire format, publisher and subscriber."""
+"""X-Pose on live video: sources, the flow of frames through bounded queues, outputs, and the command line."""

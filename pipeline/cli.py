@@ -27,7 +27,7 @@ from trackers import TrackerError
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
     from pipeline.config import PipelineConfig
-    from pipeline.runner import Line, LineResult
+    from pipeline.flow.pipeline import Line, LineResult
 
 _log = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def listen(
     count: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
 ) -> None:
     """Print the messages of a publisher, one line each, with their age and what was missed."""
-    from pipeline.subscriber import PoseSubscriber
-    from pipeline.wire import to_json_line
+    from xpose_client.messages import to_json_line
+    from xpose_client.subscriber import PoseSubscriber
 
     with PoseSubscriber(endpoint, source=source, conflate=newest) as subscriber:
         for message in subscriber:
@@ -230,7 +230,7 @@ def _run(
     """Open everything, run the line, show how it goes; return the exit status."""
     from engines.engine import Engine
     from pipeline.display import LiveDisplay, print_closing
-    from pipeline.runner import Line
+    from pipeline.flow.pipeline import Line
     from pipeline.sources import open_source
 
     with ExitStack() as opened:

@@ -21,10 +21,10 @@ import msgspec
 from engines.checkpoint import kept_of
 from engines.engine import EngineConfig
 from pipeline.errors import ConfigError
-from pipeline.publisher import PublishConfig
-from pipeline.recording import VideoConfig
+from pipeline.flow.stages import LineConfig
+from pipeline.outputs.files import VideoConfig
+from pipeline.outputs.publisher import PublishConfig
 from pipeline.sources import SourceConfig
-from pipeline.stages import LineConfig
 from trackers import TrackerConfig
 
 Table = dict[str, Any]

@@ -21,8 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pipeline.metrics import Metrics
-from pipeline.runner import Line, LineResult
+from pipeline.flow.metrics import Metrics
+from pipeline.flow.pipeline import Line, LineResult
 
 _RATE_WINDOW_S = 3.0
 

@@ -9,12 +9,20 @@ import pytest
 
 from tests.support import REPOSITORY
 
-PACKAGES = ("pipeline", "engines", "trackers", "training", "benchmarks")
+PACKAGES = ("pipeline", "engines", "trackers", "training", "benchmarks", "xpose_client")
 ALLOWED = {
     "trackers": set(),
     "engines": set(),
-    "pipeline": {"engines", "trackers"},
+    "pipeline": {"engines", "trackers", "xpose_client"},
     "training": {"engines", "pipeline.synthetic"},
+    "clients/python/xpose_client": set(),
+}
+# Inside pipeline: cli → {service, flow} → {sources, outputs} → frames.
+PIPELINE_ALLOWED = {
+    "sources": {"errors", "frames", "synthetic"},
+    "outputs": {"errors", "frames"},
+    "flow": {"config", "errors", "frames", "sources", "outputs"},
+    "synthetic": set(),
 }
 TRACKERS_LIBRARIES = {"numpy", "scipy", "filterpy"}
 
@@ -40,10 +48,27 @@ def test_imports_go_in_the_allowed_direction_only(package: str) -> None:
         for path in sorted((REPOSITORY / package).rglob("*.py"))
         for name in sorted(imported_names(path))
         if name.split(".")[0] in PACKAGES
-        and name.split(".")[0] != package
+        and name.split(".")[0] != package.rpartition("/")[2]
         and not any(name == target or name.startswith(f"{target}.") for target in ALLOWED[package])
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("folder", sorted(PIPELINE_ALLOWED))
+def test_imports_inside_pipeline_go_in_one_direction(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(REPOSITORY)} imports {name}"
+        for path in sorted((REPOSITORY / "pipeline" / folder).rglob("*.py"))
+        for name in sorted(imported_names(path))
+        if name.startswith("pipeline.") and name.split(".")[1] not in {folder, *PIPELINE_ALLOWED[folder]}
+    ]
+    assert not wrong
+
+
+def test_client_needs_msgspec_and_pyzmq_only() -> None:
+    paths = (REPOSITORY / "clients" / "python" / "xpose_client").rglob("*.py")
+    roots = {name.split(".")[0] for path in paths for name in imported_names(path)}
+    assert roots - {"msgspec", "zmq", "xpose_client"} <= set(sys.stdlib_module_names)
 
 
 def test_trackers_need_no_library_beyond_numpy_scipy_and_filterpy() -> None:
@@ -52,7 +77,7 @@ def test_trackers_need_no_library_beyond_numpy_scipy_and_filterpy() -> None:
     assert roots - TRACKERS_LIBRARIES - {"trackers"} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("module", ["pipeline.subscriber", "pipeline.wire", "trackers"])
+@pytest.mark.parametrize("module", ["xpose_client.subscriber", "xpose_client.messages", "trackers"])
 def test_module_imports_without_torch(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60, check=False).returncode == 0

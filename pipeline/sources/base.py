@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from pipeline.errors import ConfigError
-from pipeline.messages import Frame
+from pipeline.frames import Frame
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame, now_ns
+from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.truncation import missing_bytes
 from pipeline.sources.video import RgbConverter, open_video, reason

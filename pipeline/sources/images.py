@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame, now_ns
+from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
 
 IMAGE_SUFFIXES = frozenset(

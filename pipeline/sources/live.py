@@ -29,7 +29,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame, now_ns
+from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.video import RgbConverter, open_video, reason
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame, now_ns
+from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.synthetic import CATEGORIES, SceneConfig, SceneVideo
 

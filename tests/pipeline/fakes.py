@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engines.detections import Detections
 from engines.prompts import PromptClass
 from engines.skeletons import Skeleton
-from pipeline.messages import Frame, now_ns
+from pipeline.frames import Frame, now_ns
 from pipeline.sources import Source
 
 MUG = PromptClass("mug", Skeleton("mug", ("rim", "base", "handle"), edges=((0, 1), (1, 2))))

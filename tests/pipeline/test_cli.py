@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
-from pipeline.publisher import PublishConfig, Publisher
+from pipeline.outputs.publisher import PublishConfig, Publisher
 from tests.pipeline.fakes import FakeEngine
 from tests.support import REPOSITORY
 

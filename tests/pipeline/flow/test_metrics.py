@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.metrics import LatencyHistogram, Metrics
+from pipeline.flow.metrics import LatencyHistogram, Metrics
 
 
 def test_percentiles_are_right_to_two_percent_over_seven_decades() -> None:

@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import SourceError
-from pipeline.messages import Frame, FramePoses, FrameTracks
-from pipeline.metrics import Metrics
-from pipeline.queues import BoundedQueue, QueueClosed
-from pipeline.recording import PoseFile, VideoFile
-from pipeline.stages import (
+from pipeline.flow.metrics import Metrics
+from pipeline.flow.queues import BoundedQueue, QueueClosed
+from pipeline.flow.stages import (
     DecodeStage,
     Drawn,
     InferStage,
@@ -33,7 +31,9 @@ from pipeline.stages import (
     TrackStage,
     VideoStage,
 )
-from pipeline.tracking import ScoreScale
+from pipeline.flow.tracking import ScoreScale
+from pipeline.frames import Frame, FramePoses, FrameTracks
+from pipeline.outputs.files import PoseFile, VideoFile
 from trackers import Tracker
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Self
 
 import zmq
 
-from pipeline.errors import PublishError
-from pipeline.wire import POSES, SEPARATOR, SKELETONS, PoseMessage, SkeletonMessage, decode
+from xpose_client.errors import EndpointError
+from xpose_client.messages import POSES, SEPARATOR, SKELETONS, PoseMessage, SkeletonMessage, decode
 
 _LOOPBACK = ("tcp://127.", "tcp://localhost:", "tcp://[::1]", "ipc://")
 
@@ -39,7 +39,7 @@ class PoseSubscriber:
         skeletons: last skeleton message of each source: keypoint names and edges.
 
     Raises:
-        PublishError: the endpoint is malformed.
+        EndpointError: the endpoint is malformed.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PoseSubscriber:
             self._poses = self._connect(endpoint, POSES + exact, conflate=conflate)
         except zmq.ZMQError as error:
             self.close()
-            raise PublishError(
+            raise EndpointError(
                 f"{endpoint}: is not a ZeroMQ address ({error.strerror}); give tcp://ADDRESS:PORT or ipc://FILE"
             ) from error
 

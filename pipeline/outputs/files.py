@@ -21,9 +21,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, OutputError
-from pipeline.messages import Frame
-from pipeline.overlay import OverlayConfig, draw
-from pipeline.wire import Message, PoseMessage, SkeletonMessage, to_json_line
+from pipeline.frames import Frame
+from pipeline.outputs.overlay import OverlayConfig, draw
+from xpose_client.messages import Message, PoseMessage, SkeletonMessage, to_json_line
 
 _TIME_BASE = Fraction(1, 90_000)  # MPEG's clock: exact for 24, 25, 30 and 60 frames per second
 _STILL_S = 1.0

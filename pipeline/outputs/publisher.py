@@ -15,7 +15,7 @@ from typing import Self
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
-from pipeline.wire import SEPARATOR, Message, encode, topic_of
+from xpose_client.messages import SEPARATOR, Message, encode, topic_of
 
 _SUBSCRIBE = b"\x01"
 _LARGEST_PORT = 65535

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.queues import BoundedQueue, FanIn, QueueClosed
+from pipeline.flow.queues import BoundedQueue, FanIn, QueueClosed
 
 pytestmark = pytest.mark.timeout(20)
 

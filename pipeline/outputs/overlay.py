@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.wire import PoseMessage, SkeletonMessage, TrackMessage
+from xpose_client.messages import PoseMessage, SkeletonMessage, TrackMessage
 
 Canvas = NDArray[np.uint8]
 Colour = tuple[int, int, int]

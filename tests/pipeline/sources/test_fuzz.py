@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame
+from pipeline.frames import Frame
 from pipeline.sources import open_source
 from tests.pipeline.videos import noise, write_video
 from tests.support import need_shared

@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.detections import Detections
-from pipeline.age_budget import AgeBudget
 from pipeline.errors import ConfigError, SourceError
-from pipeline.messages import Frame, FramePoses, FrameTracks
-from pipeline.metrics import Metrics
-from pipeline.publisher import PublishConfig, Publisher
-from pipeline.queues import BoundedQueue, FanIn, QueueClosed
-from pipeline.recording import PoseFile, VideoFile
-from pipeline.tracking import MakeTracker, PromptedTracker, ScoreScale
-from pipeline.wire import PoseMessage, SkeletonMessage, pose_message, skeleton_message
+from pipeline.flow.age import AgeBudget
+from pipeline.flow.metrics import Metrics
+from pipeline.flow.queues import BoundedQueue, FanIn, QueueClosed
+from pipeline.flow.tracking import MakeTracker, PromptedTracker, ScoreScale
+from pipeline.frames import Frame, FramePoses, FrameTracks
+from pipeline.outputs.files import PoseFile, VideoFile
+from pipeline.outputs.messages import pose_message, skeleton_message
+from pipeline.outputs.publisher import PublishConfig, Publisher
 from trackers import Detections as TrackerDetections
 from trackers import StillTracker, Tracks
+from xpose_client.messages import PoseMessage, SkeletonMessage
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass

@@ -7,11 +7,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline import wire
-from pipeline.messages import FramePoses, FrameTracks
-from pipeline.tracking import PromptedTracker, ScoreScale
+from pipeline.flow.tracking import PromptedTracker, ScoreScale
+from pipeline.frames import FramePoses, FrameTracks
+from pipeline.outputs.messages import pose_message, skeleton_message
 from tests.pipeline.fakes import LAMP, MUG, FakeSource, seen
 from trackers import Tracker
+from xpose_client.errors import WireError
+from xpose_client.messages import PoseMessage, decode, encode, to_json_line
 
 POSE_KEYS = [
     "schema", "session", "seq", "source", "frame", "file", "pts_s", "capture_unix_ns", "capture_monotonic_ns",
@@ -33,12 +35,12 @@ def tracked() -> FrameTracks:
     return FrameTracks(frame, found, tracks)
 
 
-def message() -> wire.PoseMessage:
-    return wire.pose_message(tracked(), session=11, seq=3, publish_unix_ns=12)
+def message() -> PoseMessage:
+    return pose_message(tracked(), session=11, seq=3, publish_unix_ns=12)
 
 
 def test_message_has_the_documented_fields_in_order() -> None:
-    plain = msgspec.msgpack.decode(wire.encode(message()).partition(b"\0")[2])
+    plain = msgspec.msgpack.decode(encode(message()).partition(b"\0")[2])
     assert list(plain) == POSE_KEYS
     assert list(plain["tracks"][0]) == TRACK_KEYS
     assert (plain["source"], plain["session"], plain["seq"], plain["prompt_id"]) == ("cam/1", 11, 3, 5)
@@ -47,7 +49,7 @@ def test_message_has_the_documented_fields_in_order() -> None:
 
 
 def test_encoding_and_decoding_give_the_same_message() -> None:
-    received = wire.decode(wire.encode(message()))
+    received = decode(encode(message()))
     assert received.topic == "poses/cam/1"
     assert msgspec.structs.replace(
         received.message, capture_unix_ns=0, capture_monotonic_ns=0
@@ -66,7 +68,7 @@ def test_absent_coordinates_are_null_in_msgpack_and_in_json() -> None:
     assert mug.keypoints_velocity[1] == (None, None)
     assert mug.keypoints_covariance[1] == (None, None, None)
     assert mug.keypoints_measured == [True, False, True]
-    line = wire.to_json_line(message())
+    line = to_json_line(message())
     assert b"NaN" not in line
     assert line.endswith(b"\n")
     raw = json.loads(line)["tracks"][0]["keypoints_raw"]
@@ -76,8 +78,8 @@ def test_absent_coordinates_are_null_in_msgpack_and_in_json() -> None:
 
 
 def test_skeleton_message_names_keypoints_and_edges() -> None:
-    skeleton = wire.skeleton_message((MUG, LAMP), 5, source="cam", session=11, publish_unix_ns=12)
-    received = wire.decode(wire.encode(skeleton))
+    skeleton = skeleton_message((MUG, LAMP), 5, source="cam", session=11, publish_unix_ns=12)
+    received = decode(encode(skeleton))
     assert received.topic == "skeletons/cam"
     assert received.message == skeleton
     assert skeleton.classes[0].keypoints == ["rim", "base", "handle"]
@@ -87,7 +89,7 @@ def test_skeleton_message_names_keypoints_and_edges() -> None:
 def test_fields_of_a_later_program_are_passed_over() -> None:
     plain = msgspec.to_builtins(message())
     data = b"poses/cam\0" + msgspec.msgpack.encode({**plain, "humidity": 0.4})
-    assert wire.decode(data).message.session == 11
+    assert decode(data).message.session == 11
 
 
 @pytest.mark.parametrize(
@@ -100,11 +102,11 @@ def test_fields_of_a_later_program_are_passed_over() -> None:
     ],
 )
 def test_what_is_no_message_is_refused(data: bytes, reason: str) -> None:
-    with pytest.raises(wire.WireError, match=reason):
-        wire.decode(data)
+    with pytest.raises(WireError, match=reason):
+        decode(data)
 
 
 def test_another_schema_is_refused() -> None:
     plain = msgspec.to_builtins(message())
-    with pytest.raises(wire.WireError, match="schema 2"):
-        wire.decode(b"poses/cam\0" + msgspec.msgpack.encode({**plain, "schema": 2}))
+    with pytest.raises(WireError, match="schema 2"):
+        decode(b"poses/cam\0" + msgspec.msgpack.encode({**plain, "schema": 2}))

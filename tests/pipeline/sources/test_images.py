@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.messages import Frame
+from pipeline.frames import Frame
 from pipeline.sources import open_source
 from tests.pipeline.videos import corners, quadrants
 

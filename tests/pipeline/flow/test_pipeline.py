@@ -11,12 +11,12 @@ import pytest
 from engines.engine import EngineConfig
 from pipeline.config import PipelineConfig
 from pipeline.errors import OutputError, PublishError, SourceError
-from pipeline.publisher import PublishConfig, Publisher
-from pipeline.runner import Line, LineResult
+from pipeline.flow.pipeline import Line, LineResult
+from pipeline.flow.stages import LineConfig
+from pipeline.outputs.publisher import PublishConfig, Publisher
 from pipeline.sources import Source
-from pipeline.stages import LineConfig
-from pipeline.subscriber import PoseSubscriber
 from tests.pipeline.fakes import LAMP, MUG, FakeEngine, FakeSource
+from xpose_client.subscriber import PoseSubscriber
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.detections import Detections
-from pipeline.messages import FramePoses
+from pipeline.frames import FramePoses
 from trackers import Detections as TrackerDetections
 from trackers import Tracker, Tracks
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, OutputError
-from pipeline.messages import Frame
-from pipeline.recording import PoseFile, VideoConfig, VideoFile
-from pipeline.wire import PoseMessage, SkeletonMessage
+from pipeline.frames import Frame
+from pipeline.outputs.files import PoseFile, VideoConfig, VideoFile
+from xpose_client.messages import PoseMessage, SkeletonMessage
 
 pytestmark = pytest.mark.timeout(30)
 

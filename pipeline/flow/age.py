@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Sequence
 
-from pipeline.messages import Frame
-from pipeline.metrics import Metrics
+from pipeline.flow.metrics import Metrics
+from pipeline.frames import Frame
 
 _log = logging.getLogger(__name__)
 

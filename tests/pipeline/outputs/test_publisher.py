@@ -9,9 +9,10 @@ import pytest
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
-from pipeline.publisher import PublishConfig, Publisher
-from pipeline.subscriber import PoseSubscriber
-from pipeline.wire import PoseMessage, SkeletonClass, SkeletonMessage, decode
+from pipeline.outputs.publisher import PublishConfig, Publisher
+from xpose_client.errors import EndpointError
+from xpose_client.messages import PoseMessage, SkeletonClass, SkeletonMessage, decode
+from xpose_client.subscriber import PoseSubscriber
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -166,5 +167,5 @@ def test_ipc_never_removes_a_file_that_is_no_socket(tmp_path: Path) -> None:
 
 
 def test_subscriber_refuses_a_malformed_endpoint() -> None:
-    with pytest.raises(PublishError, match="is not a ZeroMQ address"):
+    with pytest.raises(EndpointError, match="is not a ZeroMQ address"):
         PoseSubscriber("5555")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.stages import LineConfig
-from pipeline.tracking import ScoreScale
+from pipeline.flow.stages import LineConfig
+from pipeline.flow.tracking import ScoreScale
 
 
 def test_a_sure_detection_of_the_network_is_sure_for_the_tracker() -> None:

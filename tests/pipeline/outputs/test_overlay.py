@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.overlay import OverlayConfig, colour_of, draw
-from pipeline.wire import PoseMessage, SkeletonClass, SkeletonMessage, TrackMessage
+from pipeline.outputs.overlay import OverlayConfig, colour_of, draw
+from xpose_client.messages import PoseMessage, SkeletonClass, SkeletonMessage, TrackMessage
 
 SKELETONS = SkeletonMessage(1, 1, "cam", 1, 0, [SkeletonClass("mug", ["rim", "base"], [(0, 1)])])
 BARE = OverlayConfig(boxes=False, labels=False, caption=False)

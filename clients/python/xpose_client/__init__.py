@@ -1,0 +1,1 @@
+"""Receive the poses that X-Pose Stream publishes: messages, their codec, and `PoseSubscriber`."""

@@ -1,0 +1,1 @@
+"""Bounded queues, the stages that they join, and the pipeline that runs them."""

@@ -1,0 +1,1 @@
+"""Where poses go: messages, the publisher, pose lines and annotated video."""
