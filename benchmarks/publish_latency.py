@@ -79,9 +79,9 @@ def publish(publisher: Publisher, messages: int) -> int:
         boxes_N4 = np.concatenate([keypoints_NK2.min(axis=1), keypoints_NK2.max(axis=1)], axis=1)
         scores_N = np.full(PEOPLE, 0.9, np.float32)
         found = Detections(boxes_N4, scores_N, np.zeros(PEOPLE, np.int64), keypoints_NK2, 1, prompts)
-        frame = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receive")
+        frame = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receipt")
         tracks = tracker.update(FramePoses(frame, found), predict_to_now=True)
-        stamped = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receive")  # the clock starts here
+        stamped = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receipt")  # the clock starts here
         message = pose_message(FrameTracks(stamped, found, tracks), session=1, seq=seq, publish_unix_ns=time.time_ns())
         publisher.publish(message)
         size_bytes = len(to_json_line(message))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engines.detections import Detections
     from trackers import Tracks
 
-Clock = Literal["file", "receive"]
+CaptureClock = Literal["sender", "stream", "receipt", "file"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +33,15 @@ class Frame:
         pts_s: presentation time in seconds, strictly increasing within a source; None for stills.
         capture_unix_ns: wall clock at capture, nanoseconds since 1970.
         capture_monotonic_ns: the same moment on `time.monotonic_ns()`.
-        clock: what both capture stamps mean: "file" is the moment at which the frame was read from a file, which says
-            nothing about when it was filmed; "receive" is the moment at which a live frame arrived and was decoded.
+        capture_clock: what both capture stamps come from. "sender": the sender's own clock. "stream": the stream's
+            clock, corrected for the delay of the link. "receipt": the moment at which a live frame arrived. "file": the
+            moment at which the frame was read from a file, which says nothing about when it was filmed.
         file: file name of a still within its folder; None for video.
         still: True for unrelated pictures, which must not be tracked from one to the next.
         error: one sentence where there are no pixels; None otherwise.
+        lag_s: delay that the link has built up, which the capture stamps include; None where unknown.
+        capture_uncertainty_s: how far the capture stamps may be off; None where unknown.
+        source_pts_s: the source's own time stamp where `pts_s` had to be mended; None otherwise.
     """
 
     source: str
@@ -46,10 +50,13 @@ class Frame:
     pts_s: float | None
     capture_unix_ns: int
     capture_monotonic_ns: int
-    clock: Clock
+    capture_clock: CaptureClock
     file: str | None = None
     still: bool = False
     error: str | None = None
+    lag_s: float | None = None
+    capture_uncertainty_s: float | None = None
+    source_pts_s: float | None = None
 
     def __post_init__(self) -> None:
         if (self.rgb_HW3 is None) == (self.error is None):

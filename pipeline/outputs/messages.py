@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.frames import FrameTracks
+from xpose_client.host import boot_id
 from xpose_client.messages import SCHEMA, PoseMessage, SkeletonClass, SkeletonMessage, TrackMessage
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
     from trackers import Tracks
+
+_HOST = boot_id()
 
 
 def pose_message(tracked: FrameTracks, *, session: int, seq: int, publish_unix_ns: int) -> PoseMessage:
@@ -28,8 +31,13 @@ def pose_message(tracked: FrameTracks, *, session: int, seq: int, publish_unix_n
         frame=frame.index,
         file=frame.file,
         pts_s=frame.pts_s,
+        source_pts_s=frame.source_pts_s,
+        host=_HOST,
+        capture_clock=frame.capture_clock,
         capture_unix_ns=frame.capture_unix_ns,
         capture_monotonic_ns=frame.capture_monotonic_ns,
+        capture_uncertainty_s=frame.capture_uncertainty_s,
+        lag_s=frame.lag_s,
         publish_unix_ns=publish_unix_ns,
         width=frame.width,
         height=frame.height,

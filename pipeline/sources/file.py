@@ -132,7 +132,7 @@ class FileSource(Source):
             pts_s=self._pts_s(picture),
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
-            clock="file",
+            capture_clock="file",
         )
         self._index += 1
         self._last_pts_s = frame.pts_s

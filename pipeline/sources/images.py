@@ -74,7 +74,7 @@ class ImageSource(Source):
             pts_s=None,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
-            clock="file",
+            capture_clock="file",
             file=path.name,
             still=True,
             error=error,

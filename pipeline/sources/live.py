@@ -87,7 +87,7 @@ class LiveSource(Source):
                 pts_s=arrival.pts_s,
                 capture_unix_ns=arrival.unix_ns,
                 capture_monotonic_ns=arrival.monotonic_ns,
-                clock="receive",
+                capture_clock="receipt",
             )
 
     def stop(self) -> None:

@@ -54,7 +54,7 @@ class TestSource(Source):
                 return
             rgb_HW3 = self.scenes.frame(index).rgb_HW3
             unix_ns, monotonic_ns = now_ns()
-            yield Frame(self.name, index, rgb_HW3, index / self.fps, unix_ns, monotonic_ns, clock="file")
+            yield Frame(self.name, index, rgb_HW3, index / self.fps, unix_ns, monotonic_ns, capture_clock="file")
 
     def close(self) -> None:
         """Nothing is held open."""

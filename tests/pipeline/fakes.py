@@ -128,7 +128,7 @@ class FakeSource(Source):
             pts_s=None if self._stills else index / 30,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
-            clock="receive" if self.live else "file",
+            capture_clock="receipt" if self.live else "file",
             file=f"{index:03}.png" if self._stills else None,
             still=self._stills,
             error=None if readable else "damaged",

@@ -1,50 +1,51 @@
-"""The messages on the wire: one ZeroMQ frame each, `topic NUL msgpack`.
+"""The messages on the wire. Each is one ZeroMQ frame: topic, a NUL byte, msgpack.
 
-Topics: `poses/<source>` carries one `PoseMessage` for every decoded frame, `skeletons/<source>` one `SkeletonMessage`
-at the start, whenever the prompts change, and for every late joiner. One part per message, so that a subscriber may use
-CONFLATE; the NUL after the topic makes `poses/cam1 NUL` a subscription to that source alone and not to `cam10`.
+Topics: `poses/<source>` carries one `PoseMessage` for every decoded frame. `skeletons/<source>` carries one
+`SkeletonMessage` at the start, whenever the prompts change, and for every late joiner. `status/<source>` carries one
+`StatusMessage` at a steady beat. A message has one part, so that a subscriber may use CONFLATE. The NUL ends the topic:
+`poses/cam1 NUL` subscribes to that source alone and not to `cam10`.
 
-Coordinates are pixels of the source, x right, y down, after the file's rotation; (0, 0) is the outer corner of the
+Coordinates are pixels of the source, x right, y down, after the file's rotation. (0, 0) is the outer corner of the
 upper left pixel. A coordinate that does not exist is null, never NaN: a keypoint that was not measured is [null, null].
 `numpy.array(track.keypoints, dtype=float)` turns null back into NaN. Positions are rounded to 0.001 px.
 
-Needs msgspec and nothing else.
+This module needs msgspec and nothing else. msgspec evaluates the types, so they are written for
+Python 3.9: `Optional[int]`, not `int | None`.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import Any, Optional, Union
 
 import msgspec
 
 from xpose_client.errors import WireError
 
-SCHEMA = 1
-"""Version of these messages; grows when a field changes its meaning. New fields alone do not change it."""
+SCHEMA = 2
+"""Version of these messages. It grows when a field changes its meaning; a new field alone does not change it."""
 
 POSES = "poses/"
 SKELETONS = "skeletons/"
+STATUS = "status/"
 SEPARATOR = b"\0"
 
-Pair = tuple[float | None, float | None]
-Triple = tuple[float | None, float | None, float | None]
+Pair = tuple[Optional[float], Optional[float]]
+Triple = tuple[Optional[float], Optional[float], Optional[float]]
 
 
 class TrackMessage(msgspec.Struct, frozen=True, rename={"class_name": "class"}):
-    """One object in one frame; every list of keypoints has the order of the skeleton message of its class.
+    """One object in one frame. Every list of keypoints has the order of the skeleton message of its class.
 
     Attributes:
-        id: number of the track, never reused within a session.
+        id: number of the track; never reused within a session.
         class_name: the prompted class; the key on the wire is `class`.
-        score: sigmoid of the class logit, 0..1; of the last detection while the track coasts.
+        score: sigmoid of the class logit, 0..1; that of the last detection while the track coasts.
         box_xyxy: left, top, right, bottom; px.
-        keypoints_raw: [x, y] as the network gave them in this frame; null where nothing was measured.
-        keypoints: [x, y] smoothed.
-        keypoints_predicted: [x, y] predicted to the moment of publishing.
-        keypoints_velocity: [x, y] in px/s; null where unknown, as in stills.
-        keypoints_covariance: [xx, xy, yy] of the position, px squared; null where unknown, as in stills.
-        keypoints_measured: per keypoint, whether this frame's detection moved it; False where it coasts.
-        measured: whether this frame's detection belongs to the track; False while it coasts.
+        keypoints_raw: [x, y] as the network gave them in this frame, px; null where nothing was measured.
+        keypoints: [x, y] smoothed; px.
+        keypoints_predicted: [x, y] predicted to the moment of publishing; px.
+        keypoints_velocity: [x, y]; px/s; null where unknown, as in stills.
+        keypoints_covariance: [xx, xy, yy] of the position; px²; null where unknown, as in stills.
+        keypoints_measured: per keypoint, whether this frame's detection updated it; false while it coasts.
+        measured: whether this frame has a detection of the track; false while the track coasts.
     """
 
     id: int
@@ -61,21 +62,28 @@ class TrackMessage(msgspec.Struct, frozen=True, rename={"class_name": "class"}):
 
 
 class PoseMessage(msgspec.Struct, frozen=True):
-    """All tracks of one frame; there is one for every frame, also when `tracks` is empty.
+    """All tracks of one frame. There is one message for every frame, also when `tracks` is empty.
 
     Attributes:
         schema: version of this format.
-        session: start of the publishing process, ns since 1970; another value means that sequence numbers start again.
-        seq: 0, 1, 2, … per session and source, without gaps: a gap seen by a subscriber is a lost message.
+        session: start of the publishing process, ns since 1970; a new value means that sequence numbers start again.
+        seq: 0, 1, 2, … per session and source, without gaps; a gap seen by a subscriber is a lost message.
         source: name of the source.
-        frame: index of the frame in its source; gaps of live sources are frames dropped for newer ones.
+        frame: index of the frame in its source; a gap of a live source is frames dropped for newer ones.
         file: file name of a still; null for video.
-        pts_s: presentation time of the source, seconds; null for stills.
-        capture_unix_ns: wall clock when the frame was received (live) or read (file), ns since 1970.
-        capture_monotonic_ns: the same moment on the monotonic clock of the publishing machine; compare it only there.
-        publish_unix_ns: wall clock when the message was made.
-        width, height: size of the frame in px; 0 for a still that could not be read.
-        prompt_id: grows by one with each change of prompts; the skeleton message with this id tells the keypoints.
+        pts_s: presentation time of the source, continuous; s; null for stills.
+        source_pts_s: the source's own time stamp, s, where `pts_s` had to be mended; null otherwise.
+        host: boot id of the machine that took the monotonic times; compare them only on the machine with this id.
+        capture_clock: what the capture times come from: "sender" (the sender's own clock), "stream" (the stream's
+            clock, corrected for the link's delay), "receipt" (the moment of receipt), "file" (the moment of reading).
+        capture_unix_ns: wall clock at capture; ns since 1970.
+        capture_monotonic_ns: the same moment on the monotonic clock of `host`; ns.
+        capture_uncertainty_s: how far the capture times may be off; s; null where unknown.
+        lag_s: delay that the link has built up; s; the capture times include it; null where unknown.
+        publish_unix_ns: wall clock when the message was made; ns since 1970.
+        width: width of the frame; px; 0 for a still that could not be read.
+        height: height of the frame; px; 0 for a still that could not be read.
+        prompt_id: grows by one with each change of prompts; the skeleton message with this id names the keypoints.
         tracks: the objects, by id.
     """
 
@@ -84,10 +92,15 @@ class PoseMessage(msgspec.Struct, frozen=True):
     seq: int
     source: str
     frame: int
-    file: str | None
-    pts_s: float | None
+    file: Optional[str]
+    pts_s: Optional[float]
+    source_pts_s: Optional[float]
+    host: str
+    capture_clock: str
     capture_unix_ns: int
     capture_monotonic_ns: int
+    capture_uncertainty_s: Optional[float]
+    lag_s: Optional[float]
     publish_unix_ns: int
     width: int
     height: int
@@ -96,7 +109,13 @@ class PoseMessage(msgspec.Struct, frozen=True):
 
 
 class SkeletonClass(msgspec.Struct, frozen=True):
-    """Keypoint names of one prompted class, and which of them are joined: pairs of indices into `keypoints`."""
+    """The keypoints of one prompted class.
+
+    Attributes:
+        name: the prompted class.
+        keypoints: names of the keypoints, in the order of every list of keypoints in a track.
+        edges: pairs of indices into `keypoints` that are joined by a line.
+    """
 
     name: str
     keypoints: list[str]
@@ -104,7 +123,16 @@ class SkeletonClass(msgspec.Struct, frozen=True):
 
 
 class SkeletonMessage(msgspec.Struct, frozen=True):
-    """What the keypoints of the pose messages with the same session, source and prompt_id are."""
+    """Names the keypoints of the pose messages with the same session, source and prompt_id.
+
+    Attributes:
+        schema: version of this format.
+        session: start of the publishing process; ns since 1970.
+        source: name of the source.
+        prompt_id: grows by one with each change of prompts.
+        publish_unix_ns: wall clock when the message was made; ns since 1970.
+        classes: the prompted classes.
+    """
 
     schema: int
     session: int
@@ -114,24 +142,68 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
     classes: list[SkeletonClass]
 
 
-Message = PoseMessage | SkeletonMessage
+class StatusMessage(msgspec.Struct, frozen=True):
+    """How one source is doing. It comes at a steady beat, so that silence means that the publisher is gone.
+
+    Attributes:
+        schema: version of this format.
+        session: start of the publishing process; ns since 1970.
+        host: boot id of the publishing machine.
+        source: name of the source.
+        state: "connecting", "live", "late" (the newest picture is older than the age budget), "lost" (no picture comes)
+            or "ended".
+        since_unix_ns: wall clock when the state began; ns since 1970.
+        publish_unix_ns: wall clock when the message was made; ns since 1970.
+        frame_rate: frames received in the last seconds; frames/s.
+        lag_s: delay that the link has built up; s; null where unknown.
+        drops: frames dropped since the start, by reason.
+        last_error: what went wrong last, one sentence; null where nothing did.
+        last_capture_unix_ns: capture time of the newest picture; ns since 1970; null before the first.
+        capture_clock: what the capture times come from, as in the pose messages.
+        clock_offset_s: constant error of the camera's clock; s; positive where it is ahead; null where unknown.
+        beat_s: longest time until the next status message; s.
+    """
+
+    schema: int
+    session: int
+    host: str
+    source: str
+    state: str
+    since_unix_ns: int
+    publish_unix_ns: int
+    frame_rate: float
+    lag_s: Optional[float]
+    drops: dict[str, int]
+    last_error: Optional[str]
+    last_capture_unix_ns: Optional[int]
+    capture_clock: str
+    clock_offset_s: Optional[float]
+    beat_s: float
 
 
-class Received(NamedTuple):
-    """A message and the topic under which it came."""
+Message = Union[PoseMessage, SkeletonMessage, StatusMessage]
 
-    topic: str
-    message: Message
+TOPICS: dict[str, type[msgspec.Struct]] = {POSES: PoseMessage, SKELETONS: SkeletonMessage, STATUS: StatusMessage}
+"""The message type of each topic; the topic is the key and the name of the source."""
+
+
+class _Version(msgspec.Struct):
+    """The one field that every schema has."""
+
+    schema: int
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_POSE_DECODER = msgspec.msgpack.Decoder(PoseMessage)
-_SKELETON_DECODER = msgspec.msgpack.Decoder(SkeletonMessage)
+_DECODERS: dict[str, "msgspec.msgpack.Decoder[Any]"] = {
+    prefix: msgspec.msgpack.Decoder(kind) for prefix, kind in TOPICS.items()
+}
+_VERSION_DECODER = msgspec.msgpack.Decoder(_Version)
 
 
 def topic_of(message: Message) -> str:
-    """Return `poses/<source>` or `skeletons/<source>`."""
-    return (POSES if isinstance(message, PoseMessage) else SKELETONS) + message.source
+    """Return `poses/<source>`, `skeletons/<source>` or `status/<source>`."""
+    prefix = next(prefix for prefix, kind in TOPICS.items() if isinstance(message, kind))
+    return prefix + message.source
 
 
 def encode(message: Message) -> bytes:
@@ -139,25 +211,40 @@ def encode(message: Message) -> bytes:
     return topic_of(message).encode() + SEPARATOR + _ENCODER.encode(message)
 
 
-def decode(data: bytes) -> Received:
-    """Undo `encode`; fields that are not known are ignored.
+def decode(data: bytes) -> Message:
+    """Undo `encode`. Unknown fields are ignored.
 
     Raises:
         WireError: no NUL, an unknown topic, another schema, or a body that is not the message of its topic.
     """
     head, separator, body = data.partition(SEPARATOR)
     topic = head.decode(errors="replace")
-    if not separator or not topic.startswith((POSES, SKELETONS)):
-        raise WireError(f"expected '{POSES}…' or '{SKELETONS}…' and a NUL byte, got {bytes(data[:40])!r}")
+    decoder = _DECODERS.get(topic.partition("/")[0] + "/")
+    if not separator or decoder is None:
+        raise WireError(f"expected a topic such as '{POSES}cam1' and a NUL byte, got {bytes(data[:40])!r}")
     try:
-        message: Message = (_POSE_DECODER if topic.startswith(POSES) else _SKELETON_DECODER).decode(body)
+        message: Message = decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _check_schema(topic, body)
         raise WireError(f"the body of a message on {topic!r} is not of schema {SCHEMA}: {error}") from error
     if message.schema != SCHEMA:
-        raise WireError(f"message of schema {message.schema} on {topic!r}; this subscriber understands {SCHEMA}")
-    return Received(topic, message)
+        _check_schema(topic, body)
+    return message
 
 
 def to_json_line(message: Message) -> bytes:
-    """Return the message as one line of JSON with its newline, same keys as on the wire."""
+    """Return the message as one line of JSON with its newline; the keys are those of the wire."""
     return msgspec.json.encode(message) + b"\n"
+
+
+def _check_schema(topic: str, body: bytes) -> None:
+    """Name the other schema, where `body` says that it has one."""
+    try:
+        schema = _VERSION_DECODER.decode(body).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    if schema != SCHEMA:
+        raise WireError(
+            f"message of schema {schema} on {topic!r}, but this client reads schema {SCHEMA}: "
+            "install the version of xpose-client that belongs to the publisher"
+        )

@@ -89,7 +89,7 @@ class PoseSubscriber:
             if not self._poses.poll(left_ms):
                 self._take_skeletons()
                 return None
-            message = decode(self._poses.recv()).message
+            message = decode(self._poses.recv())
             self._take_skeletons()
             if isinstance(message, PoseMessage) and self._is_new(message):
                 self.received += 1
@@ -133,7 +133,7 @@ class PoseSubscriber:
 
     def _take_skeletons(self) -> None:
         while self._skeletons.poll(0):
-            message = decode(self._skeletons.recv()).message
+            message = decode(self._skeletons.recv())
             if isinstance(message, SkeletonMessage):
                 self.skeletons[message.source] = message
 

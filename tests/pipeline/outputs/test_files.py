@@ -10,19 +10,15 @@ import pytest
 from pipeline.errors import ConfigError, OutputError
 from pipeline.frames import Frame
 from pipeline.outputs.files import PoseFile, VideoConfig, VideoFile
-from xpose_client.messages import PoseMessage, SkeletonMessage
+from tests.clients.python.made import pose, skeleton
 
 pytestmark = pytest.mark.timeout(30)
 
-NO_SKELETONS = SkeletonMessage(1, 1, "cam", 1, 0, [])
+NO_SKELETONS = skeleton(classes=[])
 
 
 def frame(index: int, width: int = 64, height: int = 48, pts_s: float | None = None, grey: int = 90) -> Frame:
     return Frame("cam", index, np.full((height, width, 3), grey, np.uint8), pts_s, 1, 1, "file", still=pts_s is None)
-
-
-def pose(index: int) -> PoseMessage:
-    return PoseMessage(1, 1, index, "cam", index, None, 0.0, 1, 1, 1, 64, 48, 1, [])
 
 
 def times_and_sizes(path: Path) -> tuple[list[float], set[tuple[int, int]]]:

@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.outputs.overlay import OverlayConfig, colour_of, draw
-from xpose_client.messages import PoseMessage, SkeletonClass, SkeletonMessage, TrackMessage
+from tests.clients.python.made import pose, skeleton
+from xpose_client.messages import SkeletonClass, TrackMessage
 
-SKELETONS = SkeletonMessage(1, 1, "cam", 1, 0, [SkeletonClass("mug", ["rim", "base"], [(0, 1)])])
+SKELETONS = skeleton(classes=[SkeletonClass("mug", ["rim", "base"], [(0, 1)])])
 BARE = OverlayConfig(boxes=False, labels=False, caption=False)
 
 
@@ -27,7 +28,7 @@ def drawn(
     tracks: list[TrackMessage], config: OverlayConfig = BARE, size: int = 100, zoom: float = 1.0
 ) -> NDArray[np.uint8]:
     canvas_HW3 = np.zeros((size, size, 3), np.uint8)
-    draw(canvas_HW3, PoseMessage(1, 1, 0, "cam", 0, None, 0.0, 1, 1, 1, 100, 100, 1, tracks), SKELETONS, config, zoom)
+    draw(canvas_HW3, pose(tracks=tracks, width=100, height=100), SKELETONS, config, zoom)
     return canvas_HW3
 
 

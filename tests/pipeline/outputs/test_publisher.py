@@ -10,22 +10,12 @@ import zmq
 
 from pipeline.errors import ConfigError, PublishError
 from pipeline.outputs.publisher import PublishConfig, Publisher
+from tests.clients.python.made import pose, skeleton
 from xpose_client.errors import EndpointError
-from xpose_client.messages import PoseMessage, SkeletonClass, SkeletonMessage, decode
+from xpose_client.messages import decode, topic_of
 from xpose_client.subscriber import PoseSubscriber
 
 pytestmark = pytest.mark.timeout(30)
-
-
-def pose(seq: int, source: str = "cam1", session: int = 1, prompt_id: int = 1) -> PoseMessage:
-    now_unix_ns, now_monotonic_ns = time.time_ns(), time.monotonic_ns()
-    return PoseMessage(
-        1, session, seq, source, seq, None, seq / 30, now_unix_ns, now_monotonic_ns, now_unix_ns, 64, 48, prompt_id, []
-    )
-
-
-def skeleton(source: str = "cam1", session: int = 1, prompt_id: int = 1) -> SkeletonMessage:
-    return SkeletonMessage(1, session, source, prompt_id, time.time_ns(), [SkeletonClass("mug", ["rim"], [])])
 
 
 @pytest.fixture
@@ -129,7 +119,7 @@ def test_bare_zeromq_socket_with_a_prefix_gets_one_part_of_topic_nul_msgpack(pub
         assert bare.poll(2000)
         (part,) = bare.recv_multipart()
         assert part.startswith(b"poses/cam1\0")
-        assert decode(part).topic == "poses/cam1"
+        assert topic_of(decode(part)) == "poses/cam1"
 
 
 def test_port_in_use_is_one_sentence() -> None:

@@ -73,7 +73,7 @@ def test_frame_carries_read_only_pixels_and_both_clocks(tmp_path: Path) -> None:
     assert error is None
     assert all(frame.rgb_HW3 is not None and not frame.rgb_HW3.flags.writeable for frame in frames)
     assert all(frame.rgb_HW3 is not None and frame.rgb_HW3.flags.c_contiguous for frame in frames)
-    assert {frame.clock for frame in frames} == {"file"}
+    assert {frame.capture_clock for frame in frames} == {"file"}
     assert [frame.source for frame in frames] == ["clip"] * 3
     stamps = [(frame.capture_unix_ns, frame.capture_monotonic_ns) for frame in frames]
     assert stamps == sorted(stamps)

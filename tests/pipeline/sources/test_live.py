@@ -81,7 +81,7 @@ def test_rtsp_frames_carry_true_times(rtsp: RtspServer) -> None:
         assert source.frame_count is None
         assert source.name == f"127.0.0.1:{rtsp.port}/ball"
         frames = take(source, 45)
-    assert all((frame.width, frame.height, frame.clock) == (160, 120, "receive") for frame in frames)
+    assert all((frame.width, frame.height, frame.capture_clock) == (160, 120, "receipt") for frame in frames)
     assert all(frame.rgb_HW3 is not None and not frame.rgb_HW3.flags.writeable for frame in frames)
     times = np.array([(frame.index, frame.pts_s, frame.capture_monotonic_ns / 1e9) for frame in frames], float)
     assert np.all(np.diff(times, axis=0) > 0)

@@ -17,7 +17,9 @@ def test_address_decides_size_rate_count_and_pixels() -> None:
         frames, same = list(source), list(again)
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     assert [frame.pts_s for frame in frames] == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert all((frame.width, frame.height, frame.clock, frame.still) == (96, 64, "file", False) for frame in frames)
+    assert all(
+        (frame.width, frame.height, frame.capture_clock, frame.still) == (96, 64, "file", False) for frame in frames
+    )
     for frame, twin in zip(frames, same, strict=True):
         assert frame.rgb_HW3 is not None
         assert not frame.rgb_HW3.flags.writeable
