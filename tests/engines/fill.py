@@ -1,10 +1,11 @@
 """Weights that anyone can make again: deterministic noise by the rule that the goldens were taken under.
 
-Source: `golden/README.md` of the shared data.
+Source: the README of the goldens, in the shared data.
 """
 
 import csv
 import functools
+import gzip
 import math
 import re
 import zlib
@@ -30,10 +31,13 @@ TABLES = {
 }
 
 
+KEY_TABLE = Path(__file__).with_name("golden_small") / "state_dict.tsv.gz"
+
+
 @functools.cache
-def key_table(path: Path) -> dict[str, tuple[tuple[int, ...], str, str]]:
-    """Every official key with its shape, dtype and the first of its aliases, from `spec/state_dict.tsv`."""
-    with path.open(encoding="utf-8", newline="") as file:
+def key_table() -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Return every official key with its shape, dtype and the first of its aliases."""
+    with gzip.open(KEY_TABLE, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     return {row["key"]: (_shape(row["shape"]), row["dtype"], row["canonical"]) for row in rows}
 
@@ -69,13 +73,13 @@ def _scaled(noise: np.ndarray, key: str, shape: tuple[int, ...]) -> np.ndarray:
     return noise / math.sqrt(math.prod(shape[1:]))
 
 
-def filled(seed: int, table: Path, *, clip: bool = False) -> Iterator[tuple[str, Tensor]]:
+def filled(seed: int, *, clip: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield every official floating-point key with its weights; aliases share one tensor.
 
     `clip` includes the keys under `clip_model.`.
     """
     canonical: dict[str, Tensor] = {}
-    for key, (shape, dtype, first) in key_table(table).items():
+    for key, (shape, dtype, first) in key_table().items():
         if not dtype.startswith("float") or (key.startswith("clip_model.") and not clip):
             continue
         if first not in canonical:

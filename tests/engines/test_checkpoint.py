@@ -13,7 +13,6 @@ from engines.errors import CheckpointError
 from engines.fetch import CLIP_FILE, OFFICIAL_FILE
 from engines.xpose import XPose, XPoseConfig
 from tests.engines.fill import key_table
-from tests.support import need_shared
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def official(swin_t: XPose, clip: Clip) -> dict[str, Tensor]:
 
 
 def test_names_and_shapes_are_the_official_ones(official: dict[str, Tensor]) -> None:
-    table = key_table(need_shared("spec/state_dict.tsv"))
+    table = key_table()
     assert {key: tuple(value.shape) for key, value in official.items()} == {key: row[0] for key, row in table.items()}
     for key, (_, dtype, canonical) in table.items():
         assert str(official[key].dtype) == f"torch.{dtype}"
