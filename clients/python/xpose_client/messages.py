@@ -148,12 +148,14 @@ class StatusMessage(msgspec.Struct, frozen=True):
     Attributes:
         schema: version of this format.
         session: start of the publishing process; ns since 1970.
-        host: boot id of the publishing machine.
+        host: boot id of the publishing machine, whose monotonic clock `publish_monotonic_ns` is of.
         source: name of the source.
         state: "connecting", "live", "late" (the newest picture is older than the age budget), "lost" (no picture comes)
             or "ended".
         since_unix_ns: wall clock when the state began; ns since 1970.
         publish_unix_ns: wall clock when the message was made; ns since 1970.
+        publish_monotonic_ns: the same moment on the monotonic clock of `host`; ns. A client that reads late can tell
+            from it how long the publisher has been silent, whatever the wall clocks do.
         frame_rate: frames received in the last seconds; frames/s.
         lag_s: delay that the link has built up; s; null where unknown.
         drops: frames dropped since the start, by reason.
@@ -171,6 +173,7 @@ class StatusMessage(msgspec.Struct, frozen=True):
     state: str
     since_unix_ns: int
     publish_unix_ns: int
+    publish_monotonic_ns: int
     frame_rate: float
     lag_s: Optional[float]
     drops: dict[str, int]

@@ -60,6 +60,7 @@ def status(source: str = "cam1", state: str = "live", **fields: Any) -> StatusMe
         state=state,
         since_unix_ns=now_unix_ns,
         publish_unix_ns=now_unix_ns,
+        publish_monotonic_ns=time.monotonic_ns(),
         frame_rate=30.0,
         lag_s=None,
         drops={},
