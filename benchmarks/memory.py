@@ -10,7 +10,7 @@ import argparse
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,9 @@ class Pixels(Source):
         self.frame_count = frames
         self._frames = frames
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
         for index in range(self._frames):
             yield Frame(self.name, index, np.zeros((480, 640, 3), np.uint8), index / 30, *now_ns(), "file")
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class Crowd:

@@ -234,7 +234,7 @@ def _run(
     from pipeline.sources import open_source
 
     with ExitStack() as opened:
-        sources = [opened.enter_context(open_source(uri, settings.source)) for uri in uris]
+        sources = [open_source(uri, settings.source) for uri in uris]
         engine = opened.enter_context(closing(Engine(settings.engine_of_line)))
         line = Line(sources, engine, prompts, settings, poses=poses, video=video)
         start_s = time.monotonic()

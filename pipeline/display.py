@@ -47,8 +47,7 @@ class LiveDisplay:
 
     def __enter__(self) -> Self:
         for source in self._line.sources:
-            total = None if source.live else source.frame_count
-            self._tasks[source.name] = self._progress.add_task(source.name, total=total, facts="")
+            self._tasks[source.name] = self._progress.add_task(source.name, total=None, facts="")
             self._seen[source.name] = deque([(time.monotonic(), 0)])
         self._progress.start()
         return self
@@ -66,7 +65,8 @@ class LiveDisplay:
             dropped = self._line.metrics.dropped(source.name)
             if dropped:
                 facts += f", {dropped} dropped"
-            self._progress.update(self._tasks[source.name], completed=done, facts=facts)
+            total = None if source.live else source.frame_count  # known once the source is open
+            self._progress.update(self._tasks[source.name], completed=done, total=total, facts=facts)
 
     def _rate(self, name: str, done: int) -> float:
         seen = self._seen[name]

@@ -1,15 +1,15 @@
 """What crosses the queues: Frame ⇒ FramePoses ⇒ FrameTracks.
 
 Shape suffixes: H, W = height and width in source pixels, after the file's rotation.
-All of it lives in host memory and is frozen; arrays are read-only, so that a frame may be looked at by several
-threads (inference, overlay) without copies. This module imports neither torch nor av.
+All of it lives in host memory and is frozen. Arrays are read-only, so that several threads (inference, overlay) can
+read a frame without copies. This module imports neither torch nor av.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,28 @@ if TYPE_CHECKING:
 CaptureClock = Literal["sender", "stream", "receipt", "file"]
 
 
+class Picture(Protocol):
+    """A decoded picture that becomes RGB when somebody asks for it."""
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Return the picture as read-only uint8 rgb_HW3; the conversion runs once. Thread-safe.
+
+        Raises:
+            SourceError: the pixel format cannot be converted.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One decoded picture with its times.
 
     Attributes:
         source: name of the source, the same for all its frames.
-        index: 0-based count of the frames that the source decoded. Without gaps for files; for live sources a gap
-            is the number of frames that were dropped because a newer one was there.
-        rgb_HW3: uint8 RGB, read-only; None where a still could not be read (then `error` says why).
+        index: 0-based count of the frames that the source decoded. The indices of a file have no gaps. A gap in those
+            of a live source is the number of frames that were dropped for newer ones.
+        picture: uint8 rgb_HW3, which becomes read-only, or a decoded picture that is not converted yet. None if a
+            still could not be read.
         pts_s: presentation time in seconds, strictly increasing within a source; None for stills.
         capture_unix_ns: wall clock at capture, nanoseconds since 1970.
         capture_monotonic_ns: the same moment on `time.monotonic_ns()`.
@@ -38,7 +51,7 @@ class Frame:
             moment at which the frame was read from a file, which says nothing about when it was filmed.
         file: file name of a still within its folder; None for video.
         still: True for unrelated pictures, which must not be tracked from one to the next.
-        error: one sentence where there are no pixels; None otherwise.
+        error: one sentence where there is no picture; None otherwise.
         lag_s: delay that the link has built up, which the capture stamps include; None where unknown.
         capture_uncertainty_s: how far the capture stamps may be off; None where unknown.
         source_pts_s: the source's own time stamp where `pts_s` had to be mended; None otherwise.
@@ -46,7 +59,7 @@ class Frame:
 
     source: str
     index: int
-    rgb_HW3: NDArray[np.uint8] | None
+    picture: NDArray[np.uint8] | Picture | None
     pts_s: float | None
     capture_unix_ns: int
     capture_monotonic_ns: int
@@ -59,42 +72,69 @@ class Frame:
     source_pts_s: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.rgb_HW3 is None) == (self.error is None):
-            raise ValueError(f"frame {self.index} of {self.source}: needs either pixels or an error, not both or none")
-        if self.rgb_HW3 is None:
-            return
-        if self.rgb_HW3.dtype != np.uint8 or self.rgb_HW3.ndim != 3 or self.rgb_HW3.shape[2] != 3:
-            raise ValueError(
-                f"frame {self.index}: pixels must be uint8 [H,W,3], got {self.rgb_HW3.dtype} {self.rgb_HW3.shape}"
-            )
-        self.rgb_HW3.flags.writeable = False
+        if (self.picture is None) == (self.error is None):
+            raise ValueError(f"frame {self.index} of {self.source}: needs a picture or an error, and not both")
+        if isinstance(self.picture, np.ndarray):
+            if self.picture.dtype != np.uint8 or self.picture.ndim != 3 or self.picture.shape[2] != 3:
+                raise ValueError(
+                    f"frame {self.index}: pixels must be uint8 [H,W,3], got {self.picture.dtype} {self.picture.shape}"
+                )
+            self.picture.flags.writeable = False
+
+    @property
+    def rgb_HW3(self) -> NDArray[np.uint8] | None:
+        """Read-only uint8 RGB; None where there is no picture. The first call converts the picture.
+
+        Raises:
+            SourceError: the pixel format cannot be converted.
+        """
+        if self.picture is None or isinstance(self.picture, np.ndarray):
+            return self.picture
+        return self.picture.rgb()
 
     @property
     def width(self) -> int:
-        """Width in pixels; 0 where there are no pixels."""
-        return 0 if self.rgb_HW3 is None else int(self.rgb_HW3.shape[1])
+        """Width in pixels; 0 where there is no picture."""
+        rgb_HW3 = self.rgb_HW3
+        return 0 if rgb_HW3 is None else int(rgb_HW3.shape[1])
 
     @property
     def height(self) -> int:
-        """Height in pixels; 0 where there are no pixels."""
-        return 0 if self.rgb_HW3 is None else int(self.rgb_HW3.shape[0])
+        """Height in pixels; 0 where there is no picture."""
+        rgb_HW3 = self.rgb_HW3
+        return 0 if rgb_HW3 is None else int(rgb_HW3.shape[0])
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since capture."""
+        return (time.monotonic_ns() - self.capture_monotonic_ns) / 1e9
 
 
 @dataclass(frozen=True, eq=False)
 class FramePoses:
-    """A frame with what the engine saw in it; a frame without pixels has empty detections."""
+    """A frame with the engine's detections; a frame without a picture has none."""
 
     frame: Frame
     detections: Detections
+
+    @property
+    def source(self) -> str:
+        """Name of the frame's source."""
+        return self.frame.source
 
 
 @dataclass(frozen=True, eq=False)
 class FrameTracks:
-    """A frame with its detections and the tracks after the tracker took them in."""
+    """A frame with its detections and with the tracks after the tracker's update."""
 
     frame: Frame
     detections: Detections
     tracks: Tracks
+
+    @property
+    def source(self) -> str:
+        """Name of the frame's source."""
+        return self.frame.source
 
 
 def now_ns() -> tuple[int, int]:

@@ -65,7 +65,7 @@ class Line:
     """Sources, an engine and outputs, joined by threads.
 
     Args:
-        sources: opened sources; the line closes them. Equal names are made different by a number.
+        sources: sources of `open_source`, not yet iterated. Equal names are made different by a number.
         engine: takes the prompts now, and images from then on; the caller makes it, of `config.engine_of_line`, and
             closes it.
         prompts: what to look for.

@@ -12,6 +12,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -138,36 +139,29 @@ class DecodeStage(Stage):
 
     def run(self) -> None:
         source = self._lane.source
-        frames = iter(source)
         decoded = 0
-        while True:
-            try:
-                with self._metrics.timed(self.name):
-                    frame = next(frames)
-            except StopIteration:
-                return
-            except SourceError as error:
-                if decoded == 0:
-                    raise
-                self._on_broken(error)
-                return
-            decoded += 1
-            self._metrics.count_out(self.name, source.name)
-            self._count_lost()
-            try:
-                self._lane.frames.put(frame)
-            except QueueClosed:
-                self._metrics.count_drop("infer", source.name, "stopped")
+        try:
+            with closing(iter(source)) as frames:
+                for frame in frames:
+                    decoded += 1
+                    self._metrics.count_out(self.name, source.name)
+                    self._count_lost()
+                    self._lane.frames.put(frame)
+        except SourceError as error:
+            if decoded == 0:
                 raise
+            self._on_broken(error)
+        except QueueClosed:
+            self._metrics.count_drop("infer", source.name, "stopped")
+            raise
 
     def close(self) -> None:
         self._count_lost()
-        self._lane.source.close()
         self._lane.frames.close()
 
     def _count_lost(self) -> None:
         """Count what the source itself dropped since the last call."""
-        for reason, count in self._lane.source.drops().items():
+        for reason, count in self._lane.source.drops.items():
             new = count - self._lost.get(reason, 0)
             if new:
                 self._metrics.count_drop(self.name, self._lane.source.name, reason, new)

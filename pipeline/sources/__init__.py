@@ -25,34 +25,36 @@ _RECORDING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"
 """A server's file with one of these names is a recording, which has an end and loses nothing; all else is live."""
 
 
-def open_source(uri: str, config: SourceConfig | None = None) -> Source:
-    """Open what `uri` names.
+def open_source(address: str, config: SourceConfig | None = None) -> Source:
+    """Return the source that `address` names. Only the address is looked at: iterating the source opens it.
 
     Raises:
-        SourceError: it does not exist, cannot be reached in time, or is not something that this program reads.
+        SourceError: the address is malformed, or a path that does not exist.
     """
     config = config or SourceConfig()
-    if uri.startswith("/dev/"):
-        return LiveSource(uri, config)
-    if "://" not in uri:
-        return _open_path(uri, config)
-    parts = urlsplit(uri)
+    if address.startswith("/dev/"):
+        return LiveSource(address, config)
+    if "://" not in address:
+        return _source_of_path(address, config)
+    parts = urlsplit(address)
     if parts.scheme == "testsrc":
-        return TestSource(uri, config)
+        return TestSource(address, config)
     if parts.scheme == "file":
-        return _open_path(parts.path, config)
+        return _source_of_path(parts.path, config)
     if parts.scheme in ("http", "https") and PurePosixPath(parts.path).suffix.lower() in _RECORDING_SUFFIXES:
-        return FileSource(uri, config, name=PurePosixPath(parts.path).stem)
+        return FileSource(address, config, name=PurePosixPath(parts.path).stem)
     if parts.scheme in LIVE_SCHEMES:
-        return LiveSource(uri, config)
+        return LiveSource(address, config)
     allowed = ", ".join(f"{scheme}://" for scheme in (*sorted(LIVE_SCHEMES), "file", "testsrc"))
     raise SourceError(
         f"{parts.scheme}:// is not a kind of source; give a file, a folder, /dev/videoN or one of {allowed}"
     )
 
 
-def _open_path(text: str, config: SourceConfig) -> Source:
+def _source_of_path(text: str, config: SourceConfig) -> Source:
     path = Path(text)
+    if not path.exists():
+        raise SourceError(f"{text}: there is no such file; check the path")
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource(path, config)
     return FileSource(text, config, name=path.stem)

@@ -1,13 +1,13 @@
-"""What every source is: an iterator of frames with a name, that can be stopped from another thread."""
+"""What every source is: a name, and an iterator of frames that any thread can ask to end."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame
@@ -19,14 +19,14 @@ class SourceConfig:
 
     Attributes:
         name: name of the source in messages and topics; "" takes it from the address.
-        decode_threads: threads of the video decoder; 0 lets FFmpeg take one per core.
-        open_timeout_s: longest wait for an address or a device to deliver its first packets.
-        read_timeout_s: longest silence of a live source before it counts as lost; FFmpeg may take twice this to notice.
-        reconnect_first_s: wait before the first attempt to reconnect; it doubles with each further one, …
-        reconnect_longest_s: … up to this.
-        reconnect_give_up_s: time without a frame after which a lost live source is given up.
-        rtsp_transport: "tcp" loses nothing on the way; "udp" is for cameras that have no TCP.
-        options: further FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.
+        decode_threads: threads of the video decoder; 0 lets FFmpeg use one per core.
+        open_timeout_s: longest wait for the first packets of an address or a device.
+        read_timeout_s: longest silence of a live source before it counts as lost. FFmpeg may need twice this time.
+        reconnect_first_s: first back-off in seconds; it doubles on each retry.
+        reconnect_longest_s: longest back-off in seconds.
+        reconnect_give_up_s: a live source without a frame for this long is given up.
+        rtsp_transport: "tcp" loses no packets; "udp" is for cameras without TCP.
+        options: more FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.
     """
 
     name: str = ""
@@ -54,14 +54,18 @@ class SourceConfig:
 
 
 class Source(ABC):
-    """An iterator of frames; iterate it once, in one thread, inside `with`.
+    """Frames from one address. Making a source opens nothing: the thread that iterates opens, reads and closes.
+
+    Iterate a source once. Where the iteration may end early, close its iterator, so that the resources are freed on
+    the iterating thread: `with contextlib.closing(iter(source)) as frames`.
 
     Attributes:
         name: the same in all its frames.
         live: True where the newest frame wins; False where no frame may be lost.
-        frame_count: number of frames as far as it is known beforehand. Containers estimate or lie: good enough for a
-            progress bar and for nothing else. None where there is no end in sight.
-        fps: nominal frames per second; None where there is none.
+        frame_count: number of frames as far as it is known; None until the source is open, and where no end is in
+            sight. Containers estimate or lie: good enough for a progress bar and for nothing else.
+        fps: nominal frames per second; None until the source is open, and where there is none.
+        drops: pictures that never became a frame, by reason, such as "undecodable"; the iterating thread counts them.
     """
 
     name: str
@@ -71,33 +75,21 @@ class Source(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.drops: Counter[str] = Counter()
         self._stopped = threading.Event()
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Frame]:
-        """Yield the frames in order.
+    def __iter__(self) -> Generator[Frame]:
+        """Open the source, yield its frames in order, and close it.
 
         Raises:
-            SourceError: the source broke off (`partial` is True: the frames before were good), or some of it could
-                not be read (raised after everything that could be read was yielded).
+            SourceError: the source cannot be opened or broke off, or some of it could not be read (raised after
+                everything that could be read was yielded). `partial` is True where good frames came before.
         """
 
-    @abstractmethod
-    def close(self) -> None:
-        """Release what the source holds; call it from the thread that iterates. Idempotent."""
-
     def stop(self) -> None:
-        """End the iteration before its next frame. For any thread; a live source that waits wakes at once."""
+        """Ask the iteration to end before its next frame; returns at once. For any thread.
+
+        A read that is under way ends by itself or by its time-out.
+        """
         self._stopped.set()
-
-    def drops(self) -> Mapping[str, int]:
-        """Frames that were decoded or arrived but not yielded, by reason; only live sources have any."""
-        return {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,7 +6,7 @@ damage was. A frame count in the container is never trusted; a stated length in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import av
@@ -30,31 +30,35 @@ class FileSource(Source):
     Memory is flat: the decoder's own pictures, and one RGB array per frame that lives as long as the frame does.
     """
 
-    def __init__(self, address: str, config: SourceConfig, name: str) -> None:
-        """Open the video.
+    _container: InputContainer
+    _stream: VideoStream
 
-        Raises:
-            SourceError: missing, empty, not a video.
-        """
+    def __init__(self, address: str, config: SourceConfig, name: str) -> None:
         super().__init__(config.name or name)
         remote = address.startswith(("http://", "https://"))
+        self._address = address
+        self._config = config
         self._path = None if remote else Path(address)
         self._label = name if remote else address
-        if self._path is not None:
-            _check_file(self._path)
-        self._container, self._stream = self._open(address, config)
-        self._stream.thread_type = "AUTO"
-        self._stream.thread_count = config.decode_threads
         self._rgb = RgbConverter(self._label)
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        self.fps = float(rate) if rate else None
-        self.frame_count = self._stream.frames or _estimated_frames(self._container, self.fps)
         self._first_damage = ""
         self._damage_count = 0
         self._index = 0
         self._last_pts_s: float | None = None
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
+        if self._path is not None:
+            _check_file(self._path)
+        self._container, self._stream = self._open()
+        with self._container:
+            self._stream.thread_type = "AUTO"
+            self._stream.thread_count = self._config.decode_threads
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            self.fps = float(rate) if rate else None
+            self.frame_count = self._stream.frames or _estimated_frames(self._container, self.fps)
+            yield from self._frames()
+
+    def _frames(self) -> Iterator[Frame]:
         for picture in self._pictures():
             if self._stopped.is_set():
                 return
@@ -67,14 +71,12 @@ class FileSource(Source):
         if self._damage_count:
             raise SourceError(self._verdict(), partial=self._index > 0)
 
-    def close(self) -> None:
-        self._container.close()
-
-    def _open(self, address: str, config: SourceConfig) -> tuple[InputContainer, VideoStream]:
+    def _open(self) -> tuple[InputContainer, VideoStream]:
         if self._path is None:
-            return open_video(address, self._label, timeout_s=(config.open_timeout_s, config.read_timeout_s))
+            timeout_s = (self._config.open_timeout_s, self._config.read_timeout_s)
+            return open_video(self._address, self._label, timeout_s=timeout_s)
         try:
-            return open_video(f"file:{address}", self._label)
+            return open_video(f"file:{self._address}", self._label)
         except SourceError as error:
             missing = missing_bytes(self._path)
             if not missing:
@@ -128,7 +130,7 @@ class FileSource(Source):
         frame = Frame(
             source=self.name,
             index=self._index,
-            rgb_HW3=self._rgb.rgb(picture),
+            picture=self._rgb.rgb(picture),
             pts_s=self._pts_s(picture),
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,

@@ -11,7 +11,7 @@ width, height and coordinates are those of the upright picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +31,14 @@ class ImageSource(Source):
     """Stills: each frame stands alone, carries its file name, and has no presentation time."""
 
     def __init__(self, path: Path, config: SourceConfig) -> None:
-        """List the images of a folder, or take the one file.
-
-        Raises:
-            SourceError: no such file or folder, or a folder without images.
-        """
         super().__init__(config.name or (path.resolve().name if path.is_dir() else path.stem))
         self._path = path
-        self._files = _image_files(path)
-        self.frame_count = len(self._files)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
         errors = []
-        for index, path in enumerate(self._files):
+        files = _image_files(self._path)
+        self.frame_count = len(files)
+        for index, path in enumerate(files):
             if self._stopped.is_set():
                 return
             frame = self._frame(index, path)
@@ -52,13 +47,10 @@ class ImageSource(Source):
             yield frame
         if errors:
             raise SourceError(
-                f"{self._path}: {len(errors)} of {len(self._files)} images could not be read, first {errors[0]}; "
+                f"{self._path}: {len(errors)} of {len(files)} images could not be read, first {errors[0]}; "
                 "replace or remove them",
-                partial=len(errors) < len(self._files),
+                partial=len(errors) < len(files),
             )
-
-    def close(self) -> None:
-        """Nothing is held open between two images."""
 
     def _frame(self, index: int, path: Path) -> Frame:
         unix_ns, monotonic_ns = now_ns()
@@ -70,7 +62,7 @@ class ImageSource(Source):
         return Frame(
             source=self.name,
             index=index,
-            rgb_HW3=rgb_HW3,
+            picture=rgb_HW3,
             pts_s=None,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,

@@ -1,11 +1,11 @@
-"""Live addresses and devices: the newest frame wins.
+"""Live addresses and devices: every picture as it arrives, across lost connections.
 
-A thread of its own opens the connection, reads and decodes without pause, and keeps the newest picture only; whoever
-iterates takes that one and converts it, so that a slow consumer costs neither delay nor conversions. Each picture that
-was replaced before it was taken is counted. A connection that is lost is opened again with growing waits.
+One thread opens the connection, reads, decodes and yields. It never waits for a consumer: its frames go into a queue
+that keeps the newest (`pipeline.flow.queues`). A picture becomes RGB only when somebody asks for it, so that a dropped
+frame costs no conversion. A lost connection is opened again after a back-off.
 
-What the thread opens, it closes. FFmpeg cannot be woken from a blocking read, but every read has a time-out: `close`
-waits for the thread for at most `_JOIN_S` and then leaves it to its time-out.
+FFmpeg cannot be woken from a blocking read, but every read has a time-out: after `stop` the iteration ends within
+`read_timeout_s`, and sooner while packets come.
 
 Times: `capture_*` are the moment at which the picture's packet arrived (before decoding); `pts_s` is the stream's
 own time since the first picture, which is free of network jitter, carried on across reconnects by the monotonic clock.
@@ -14,9 +14,8 @@ own time since the first picture, which is free of network jitter, carried on ac
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -31,119 +30,39 @@ from av.video.stream import VideoStream
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
-from pipeline.sources.video import RgbConverter, open_video, reason
+from pipeline.sources.video import LazyPicture, RgbConverter, open_video, reason
 
 logger = logging.getLogger(__name__)
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https", "rtmp", "udp", "rtp", "srt", "tcp"})
 
-_JOIN_S = 0.5  # so that stop and close together stay under a second
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """A decoded picture and when it arrived."""
-
-    picture: VideoFrame
-    index: int
-    pts_s: float
-    unix_ns: int
-    monotonic_ns: int
-
 
 class LiveSource(Source):
-    """A camera or a stream; ends only by `stop`, or with a SourceError when it stays lost."""
+    """A camera or a stream. It ends by `stop`, or with a SourceError when it stays lost."""
 
     live = True
 
     def __init__(self, uri: str, config: SourceConfig) -> None:
-        """Connect.
-
-        Raises:
-            SourceError: nothing answers within the open time-out, or what answers is no video.
-        """
         super().__init__(config.name or _name(uri))
         self._address = _Address.of(uri, config)
         self._config = config
-        self._changed = threading.Condition()
-        self._newest: _Arrival | None = None
         self._connected = False
-        self._failure: Exception | None = None
         self._decoded = 0
-        self._replaced = 0
-        self._undecodable = 0
         self._clock = _StreamClock()
         self._rgb = RgbConverter(self._address.label)
-        self._thread = threading.Thread(target=self._run, name=f"live {self.name}", daemon=True)
-        self._thread.start()
-        self._await_connection()
 
-    def __iter__(self) -> Iterator[Frame]:
-        while (arrival := self._take()) is not None:
-            yield Frame(
-                source=self.name,
-                index=arrival.index,
-                rgb_HW3=self._rgb.rgb(arrival.picture),
-                pts_s=arrival.pts_s,
-                capture_unix_ns=arrival.unix_ns,
-                capture_monotonic_ns=arrival.monotonic_ns,
-                capture_clock="receipt",
-            )
+    def __iter__(self) -> Generator[Frame]:
+        """Connect and yield until stopped.
 
-    def stop(self) -> None:
-        super().stop()
-        with self._changed:
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        self.stop()
-        self._thread.join(_JOIN_S)
-
-    def drops(self) -> Mapping[str, int]:
-        return {"newer_frame": self._replaced, "undecodable": self._undecodable}
-
-    # The consumer's side
-
-    def _await_connection(self) -> None:
-        # FFmpeg applies the limit twice, to connecting and to finding the streams; looking up a name has no limit.
-        limit_s = 2 * self._config.open_timeout_s + 1.0
-        with self._changed:
-            self._changed.wait_for(lambda: self._connected or self._failure is not None, limit_s)
-            if self._connected:
-                return
-            failure = self._failure
-        self.stop()
-        raise failure or SourceError(f"{self._address.label}: nothing within {limit_s:g} s; is it reachable?")
-
-    def _take(self) -> _Arrival | None:
-        """Wait for the next picture; None after `stop`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._newest or self._failure or self._stopped.is_set())
-            arrival, self._newest = self._newest, None
-            if self._stopped.is_set():
-                return None
-            if arrival is None and self._failure is not None:
-                raise self._failure
-            return arrival
-
-    # The connection's thread
-
-    def _run(self) -> None:
-        try:
-            self._keep_connected()
-        except Exception as error:  # whatever it is, the consumer must get it rather than wait for ever
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
-
-    def _keep_connected(self) -> None:
-        """Connect and read until stopped; raise where it stays lost, or never was there."""
+        Raises:
+            SourceError: nothing answered within the open time-out, what answered is no video, or the source stays lost.
+        """
         lost_since_s = time.monotonic()
         wait_s = self._config.reconnect_first_s
         while not self._stopped.is_set():
             decoded_before = self._decoded
             try:
-                lost = self._read_connection()
+                lost = yield from self._connection()
             except SourceError as error:
                 if not self._connected:
                     raise
@@ -162,26 +81,24 @@ class LiveSource(Source):
             self._stopped.wait(wait_s)
             wait_s = min(2 * wait_s, self._config.reconnect_longest_s)
 
-    def _read_connection(self) -> str:
-        """Open, read until it ends, close; return why it ended."""
+    def _connection(self) -> Generator[Frame, None, str]:
+        """Open the address, yield its frames until it ends, close it; return why it ended."""
         container, stream = self._address.open(self._config)
         with container:
             stream.thread_type = "SLICE"  # frame threads would hold back one picture each
             stream.codec_context.flags |= CodecFlags.low_delay | CodecFlags.copy_opaque
             self.fps = float(stream.average_rate) if stream.average_rate else self.fps
-            with self._changed:
-                self._connected = True
-                self._changed.notify_all()
+            self._connected = True
             self._clock.connect()
             try:
-                self._read(container, stream)
+                yield from self._frames(container, stream)
             except av.ExitError:
                 return f"silent for {self._config.read_timeout_s:g} s"
             except av.FFmpegError as error:
                 return reason(error)
         return "the stream ended"
 
-    def _read(self, container: InputContainer, stream: VideoStream) -> None:
+    def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
         for packet in container.demux(stream):
             if self._stopped.is_set():
                 return
@@ -189,21 +106,25 @@ class LiveSource(Source):
             try:
                 pictures = packet.decode()
             except av.InvalidDataError:
-                self._undecodable += 1
+                self.drops["undecodable"] += 1
                 continue
             for picture in pictures:
-                self._keep_newest(picture)
+                yield self._frame(picture)
 
-    def _keep_newest(self, picture: VideoFrame) -> None:
+    def _frame(self, picture: VideoFrame) -> Frame:
         unix_ns, monotonic_ns = cast(tuple[int, int] | None, picture.opaque) or now_ns()
         stated_s = picture.time if picture.pts is not None else None
-        arrival = _Arrival(picture, self._decoded, self._clock.pts_s(stated_s, monotonic_ns), unix_ns, monotonic_ns)
+        frame = Frame(
+            source=self.name,
+            index=self._decoded,
+            picture=LazyPicture(picture, self._rgb),
+            pts_s=self._clock.pts_s(stated_s, monotonic_ns),
+            capture_unix_ns=unix_ns,
+            capture_monotonic_ns=monotonic_ns,
+            capture_clock="receipt",
+        )
         self._decoded += 1
-        with self._changed:
-            if self._newest is not None:
-                self._replaced += 1
-            self._newest = arrival
-            self._changed.notify_all()
+        return frame
 
 
 class _StreamClock:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import SourceError
@@ -48,16 +48,13 @@ class TestSource(Source):
         )
         """The scenes themselves, whose instances hold the true keypoints of the frame with the same index."""
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
         for index in range(self.frame_count):
             if self._stopped.is_set():
                 return
             rgb_HW3 = self.scenes.frame(index).rgb_HW3
             unix_ns, monotonic_ns = now_ns()
             yield Frame(self.name, index, rgb_HW3, index / self.fps, unix_ns, monotonic_ns, capture_clock="file")
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 def _values(uri: str) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """What file and live sources share: opening a video with PyAV, and turning its pictures into upright RGB.
 
-A picture is converted once, by swscale in the decode thread, from the decoder's own format to RGB at source size: one
-array per frame, owned by the frame alone. Converting and scaling to the engine's input in one go would cost more, not
-less (swscale scales at half the rate at which it converts; measured on 640 × 480), the overlay needs the
-source size anyway, and several engines of different input sizes may look at the same frame. swscale runs on one
-thread: its slices cost more than they gain at these sizes, and the decoder's threads have the other cores.
+swscale converts a picture once, from the decoder's own format to RGB at source size. Files convert in the decode
+thread, since every frame is used. Live sources convert when inference takes the frame (`LazyPicture`), since most
+frames may be dropped before. Converting and scaling to the engine's input in one call would cost more, not less:
+swscale scales at half the rate at which it converts (measured on 640 × 480), and the overlay needs the source size
+anyway. swscale runs on one thread: its slices cost more than they gain at these sizes, and the decoder's threads use
+the other cores.
 
 Shape suffixes: H, W = height and width in pixels; 3 = red, green, blue.
 """
@@ -12,6 +13,7 @@ Shape suffixes: H, W = height and width in pixels; 3 = red, green, blue.
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from typing import Any, cast
 
@@ -72,11 +74,12 @@ def reason(error: Exception) -> str:
 
 
 class RgbConverter:
-    """Turns decoded pictures into upright RGB arrays; keeps swscale's tables between pictures of one kind."""
+    """Turns decoded pictures into upright RGB arrays; thread-safe. Keeps swscale's tables between like pictures."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._reformatter = VideoReformatter()
+        self._lock = threading.Lock()
 
     def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
         """Return `picture` as uint8 rgb_HW3, upright: its display matrix is applied, to the nearest quarter turn.
@@ -85,13 +88,38 @@ class RgbConverter:
             SourceError: swscale cannot convert this pixel format.
         """
         try:
-            rgb_HW3 = self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+            with self._lock:
+                rgb_HW3 = self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{self._label}: pixel format {picture.format.name} cannot be converted to RGB ({reason(error)}); "
                 "transcode the video"
             ) from error
         return upright(rgb_HW3, picture)
+
+
+class LazyPicture:
+    """A decoded picture that becomes RGB on the first call of `rgb`; a `pipeline.frames.Picture`."""
+
+    def __init__(self, picture: VideoFrame, converter: RgbConverter) -> None:
+        self._picture: VideoFrame | None = picture
+        self._converter = converter
+        self._rgb_HW3: NDArray[np.uint8] | None = None
+        self._lock = threading.Lock()
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Return read-only uint8 rgb_HW3.
+
+        Raises:
+            SourceError: swscale cannot convert this pixel format.
+        """
+        with self._lock:
+            if self._picture is not None:
+                self._rgb_HW3 = self._converter.rgb(self._picture)
+                self._rgb_HW3.flags.writeable = False
+                self._picture = None  # the decoder may use its buffer again
+            assert self._rgb_HW3 is not None
+            return self._rgb_HW3
 
 
 def upright(rgb_HW3: NDArray[Any], picture: VideoFrame) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,19 +104,24 @@ class FakeSource(Source):
         self.live = live
         self.frame_count = None if live else count
         self.fps = 30.0
-        self.closed = False
+        self.opened_by: threading.Thread | None = None
+        self.closed_by: threading.Thread | None = None
         self._interval_s = interval_s
         self._error = error
         self._stills = stills
         self._unreadable = unreadable
 
-    def __iter__(self) -> Iterator[Frame]:
-        for index in range(self.count):
-            if self._stopped.wait(self._interval_s) or self._stopped.is_set():
-                return
-            yield self._frame(index)
-        if self._error is not None:
-            raise self._error
+    def __iter__(self) -> Generator[Frame]:
+        self.opened_by = threading.current_thread()
+        try:
+            for index in range(self.count):
+                if self._stopped.wait(self._interval_s) or self._stopped.is_set():
+                    return
+                yield self._frame(index)
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.closed_by = threading.current_thread()
 
     def _frame(self, index: int) -> Frame:
         unix_ns, monotonic_ns = now_ns()
@@ -124,7 +129,7 @@ class FakeSource(Source):
         return Frame(
             source=self.name,
             index=index,
-            rgb_HW3=np.full((48, 64, 3), 20 + min(index % 60, 60 - index % 60), np.uint8) if readable else None,
+            picture=np.full((48, 64, 3), 20 + min(index % 60, 60 - index % 60), np.uint8) if readable else None,
             pts_s=None if self._stills else index / 30,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
@@ -133,9 +138,3 @@ class FakeSource(Source):
             still=self._stills,
             error=None if readable else "damaged",
         )
-
-    def close(self) -> None:
-        self.closed = True
-
-    def drops(self) -> Mapping[str, int]:
-        return {}

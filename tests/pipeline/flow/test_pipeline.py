@@ -72,7 +72,7 @@ def test_several_sources_share_the_engine_in_batches_and_have_their_own_tracks(t
         assert [line["seq"] for line in own] == list(range(count))
         assert {track["id"] for line in own for track in line["tracks"]} == {1}
     assert max(engine.batches) == 3
-    assert all(source.closed for source in sources)
+    assert all(source.closed_by is source.opened_by is not None for source in sources)
 
 
 def test_failing_engine_stops_the_line_with_its_own_error_and_leaves_no_file(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_failing_engine_stops_the_line_with_its_own_error_and_leaves_no_file(tmp
     with pytest.raises(RuntimeError, match="the engine broke"):
         run(line)
     assert list(tmp_path.iterdir()) == []
-    assert source.closed
+    assert source.closed_by is source.opened_by is not None
 
 
 def test_source_that_fails_before_its_first_frame_stops_the_line(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ CLIPS = [
 
 def read(path: Path | str, config: SourceConfig | None = None) -> tuple[list[Frame], SourceError | None]:
     """All frames, and the error at the end if there is one."""
-    with open_source(str(path), config) as source:
-        return drain(source)
+    source = open_source(str(path), config)
+    return drain(source)
 
 
 def drain(source: Source) -> tuple[list[Frame], SourceError | None]:
@@ -55,16 +55,16 @@ def test_manifest_of_real_clips_is_there() -> None:
 @pytest.mark.parametrize(("name", "count", "size"), CLIPS)
 def test_real_clip_yields_every_frame_in_order(name: str, count: int, size: tuple[int, int]) -> None:
     path = need_shared(f"data/videos/{name}")
-    with open_source(str(path)) as source:
-        assert source.name == path.stem
-        assert not source.live
-        seen, last_pts_s = 0, -1.0
-        for frame in source:
-            assert frame.index == seen
-            assert frame.pts_s is not None
-            assert frame.pts_s > last_pts_s
-            assert (frame.width, frame.height) == size
-            seen, last_pts_s = seen + 1, frame.pts_s
+    source = open_source(str(path))
+    assert source.name == path.stem
+    assert not source.live
+    seen, last_pts_s = 0, -1.0
+    for frame in source:
+        assert frame.index == seen
+        assert frame.pts_s is not None
+        assert frame.pts_s > last_pts_s
+        assert (frame.width, frame.height) == size
+        seen, last_pts_s = seen + 1, frame.pts_s
     assert seen == count
 
 
@@ -185,20 +185,20 @@ def test_file_name_with_signs_that_mean_something_to_ffmpeg(tmp_path: Path) -> N
 
 def test_name_comes_from_the_file_or_the_config(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", 1)
-    with open_source(str(path)) as source:
-        assert source.name == "clip"
-    with open_source(f"file://{path}", SourceConfig(name="door")) as source:
-        assert [frame.source for frame in source] == ["door"]
+    source = open_source(str(path))
+    assert source.name == "clip"
+    source = open_source(f"file://{path}", SourceConfig(name="door"))
+    assert [frame.source for frame in source] == ["door"]
 
 
 def test_stop_from_another_thread_ends_the_iteration(tmp_path: Path) -> None:
-    with open_source(str(write_video(tmp_path / "clip.mp4", 50))) as source:
-        frames = iter(source)
-        next(frames)
-        stopper = threading.Thread(target=source.stop)
-        stopper.start()
-        stopper.join(timeout=5)
-        assert list(frames) == []
+    source = open_source(str(write_video(tmp_path / "clip.mp4", 50)))
+    frames = iter(source)
+    next(frames)
+    stopper = threading.Thread(target=source.stop)
+    stopper.start()
+    stopper.join(timeout=5)
+    assert list(frames) == []
 
 
 def _missing(folder: Path) -> Path:
@@ -246,7 +246,7 @@ def test_what_is_no_video_is_refused_in_one_sentence(tmp_path: Path, make: objec
     assert callable(make)
     path = make(tmp_path)
     with pytest.raises(SourceError, match=words) as caught:
-        open_source(str(path))
+        list(open_source(str(path)))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not caught.value.partial
@@ -312,9 +312,9 @@ def test_memory_is_flat_over_ten_thousand_frames(tmp_path: Path) -> None:
     process = psutil.Process()
     path = write_video(tmp_path / "long.mkv", 10_000)
     after_warm_up = 0
-    with open_source(str(path)) as source:
-        for frame in source:
-            if frame.index == 1_000:
-                after_warm_up = process.memory_info().rss
+    source = open_source(str(path))
+    for frame in source:
+        if frame.index == 1_000:
+            after_warm_up = process.memory_info().rss
     assert frame.index == 9_999
     assert process.memory_info().rss - after_warm_up < 10e6

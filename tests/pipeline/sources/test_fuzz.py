@@ -47,9 +47,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 def read(path: Path) -> tuple[list[Frame], SourceError | None]:
     frames: list[Frame] = []
     try:
-        with open_source(str(path)) as source:
-            for frame in source:
-                frames.append(frame)
+        source = open_source(str(path))
+        for frame in source:
+            frames.append(frame)
     except SourceError as error:
         return frames, error
     return frames, None

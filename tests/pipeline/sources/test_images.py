@@ -15,8 +15,8 @@ from tests.pipeline.videos import corners, quadrants
 
 
 def only(path: Path) -> Frame:
-    with open_source(str(path)) as source:
-        (frame,) = source
+    source = open_source(str(path))
+    (frame,) = source
     return frame
 
 
@@ -25,9 +25,9 @@ def test_folder_is_read_in_lexicographic_order_and_not_recursively(tmp_path: Pat
         Image.new("RGB", (4, 3)).save(tmp_path / name, format="JPEG" if name.endswith("JPG") else "PNG")
     (tmp_path / "deeper.png").mkdir()
     Image.new("RGB", (4, 3)).save(tmp_path / "deeper.png" / "d.png")
-    with open_source(str(tmp_path)) as source:
-        frames = list(source)
-        assert (source.frame_count, source.fps, source.live) == (4, None, False)
+    source = open_source(str(tmp_path))
+    frames = list(source)
+    assert (source.frame_count, source.fps, source.live) == (4, None, False)
     assert [frame.file for frame in frames] == ["C.png", "a10.png", "a2.JPG", "b.png"]
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     assert all(frame.still and frame.pts_s is None and frame.source == tmp_path.name for frame in frames)
@@ -101,8 +101,8 @@ def test_corrupt_images_are_frames_without_pixels_and_the_rest_goes_on(tmp_path:
     for name in ("a.png", "c.png", "g.png"):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
     frames: list[Frame] = []
-    with open_source(str(tmp_path)) as source, pytest.raises(SourceError, match="4 of 7 images") as caught:
-        frames += source
+    with pytest.raises(SourceError, match="4 of 7 images") as caught:
+        frames += open_source(str(tmp_path))
     assert caught.value.partial
     assert "b_cut.png" in str(caught.value)
     assert [frame.rgb_HW3 is None for frame in frames] == [False, True, False, True, True, True, False]
@@ -119,21 +119,21 @@ def test_folder_with_a_dot_in_its_name_keeps_it(tmp_path: Path) -> None:
     folder = tmp_path / "set.v2"
     folder.mkdir()
     Image.new("RGB", (4, 3)).save(folder / "a.png")
-    with open_source(str(folder)) as source:
-        assert source.name == "set.v2"
+    source = open_source(str(folder))
+    assert source.name == "set.v2"
 
 
 def test_nothing_readable_is_not_partial(tmp_path: Path) -> None:
     _corrupt(tmp_path / "only.png")
-    with open_source(str(tmp_path / "only.png")) as source, pytest.raises(SourceError) as caught:
-        list(source)
+    with pytest.raises(SourceError) as caught:
+        list(open_source(str(tmp_path / "only.png")))
     assert not caught.value.partial
 
 
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(SourceError, match="holds no image"):
-        open_source(str(tmp_path))
+        list(open_source(str(tmp_path)))
 
 
 def test_missing_image_is_refused(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_missing_image_is_refused(tmp_path: Path) -> None:
 def test_stop_ends_the_iteration(tmp_path: Path) -> None:
     for index in range(5):
         Image.new("RGB", (4, 3)).save(tmp_path / f"{index}.png")
-    with open_source(str(tmp_path)) as source:
-        frames = iter(source)
-        next(frames)
-        source.stop()
-        assert list(frames) == []
+    source = open_source(str(tmp_path))
+    frames = iter(source)
+    next(frames)
+    source.stop()
+    assert list(frames) == []

@@ -12,9 +12,9 @@ from pipeline.sources.testsrc import TestSource
 
 def test_address_decides_size_rate_count_and_pixels() -> None:
     uri = "testsrc://?size=96x64&rate=10&frames=4&seed=3&categories=person"
-    with open_source(uri) as source, open_source(uri) as again:
-        assert (source.name, source.live, source.frame_count, source.fps) == ("testsrc", False, 4, 10.0)
-        frames, same = list(source), list(again)
+    source = open_source(uri)
+    assert (source.name, source.live, source.frame_count, source.fps) == ("testsrc", False, 4, 10.0)
+    frames, same = list(source), list(open_source(uri))
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     assert [frame.pts_s for frame in frames] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert all(
@@ -28,40 +28,37 @@ def test_address_decides_size_rate_count_and_pixels() -> None:
 
 
 def test_seed_changes_the_pixels() -> None:
-    with (
-        open_source("testsrc://?size=96x64&frames=1&seed=1") as one,
-        open_source("testsrc://?size=96x64&frames=1") as two,
-    ):
-        assert np.any(next(iter(one)).rgb_HW3 != next(iter(two)).rgb_HW3)
+    one, two = open_source("testsrc://?size=96x64&frames=1&seed=1"), open_source("testsrc://?size=96x64&frames=1")
+    assert np.any(next(iter(one)).rgb_HW3 != next(iter(two)).rgb_HW3)
 
 
 def test_bare_address_works_and_the_name_can_be_given() -> None:
-    with open_source("testsrc://", SourceConfig(name="demo")) as source:
-        frame = next(iter(source))
+    source = open_source("testsrc://", SourceConfig(name="demo"))
+    frame = next(iter(source))
     assert (frame.source, frame.width, frame.height) == ("demo", 640, 480)
 
 
 @pytest.mark.parametrize("size", ["1x1", "3x200", "321x241"])
 def test_any_size_can_be_drawn(size: str) -> None:
-    with open_source(f"testsrc://?size={size}&frames=2") as source:
-        assert [f"{frame.width}x{frame.height}" for frame in source] == [size, size]
+    source = open_source(f"testsrc://?size={size}&frames=2")
+    assert [f"{frame.width}x{frame.height}" for frame in source] == [size, size]
 
 
 def test_true_keypoints_lie_beside_the_frames() -> None:
-    with open_source("testsrc://?size=160x120&frames=2&categories=person") as source:
-        assert isinstance(source, TestSource)
-        frame = next(iter(source))
-        scene = source.scenes.frame(frame.index)
-        np.testing.assert_array_equal(scene.rgb_HW3, frame.rgb_HW3)
-        assert {instance.category for instance in scene.instances} <= {"person"}
+    source = open_source("testsrc://?size=160x120&frames=2&categories=person")
+    assert isinstance(source, TestSource)
+    frame = next(iter(source))
+    scene = source.scenes.frame(frame.index)
+    np.testing.assert_array_equal(scene.rgb_HW3, frame.rgb_HW3)
+    assert {instance.category for instance in scene.instances} <= {"person"}
 
 
 def test_stop_ends_the_iteration() -> None:
-    with open_source("testsrc://?size=32x32") as source:
-        frames = iter(source)
-        next(frames)
-        source.stop()
-        assert list(frames) == []
+    source = open_source("testsrc://?size=32x32")
+    frames = iter(source)
+    next(frames)
+    source.stop()
+    assert list(frames) == []
 
 
 @pytest.mark.parametrize(
