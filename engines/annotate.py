@@ -14,24 +14,15 @@ from pathlib import Path
 from typing import Annotated
 
 import cv2
-import msgspec
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from engines.coco import CocoAnnotation, CocoCategory, CocoImage, CocoObject
 from engines.errors import PromptError, XPoseError
 from engines.prompts import parse_prompt
 from engines.skeletons import MAX_KEYPOINTS, Skeleton
-from engines.visual_prompts import (
-    CocoAnnotation,
-    CocoCategory,
-    CocoFile,
-    CocoImage,
-    Example,
-    example_of,
-    read_coco,
-    read_rgb,
-)
+from engines.visual_prompts import Example, load_example, read_rgb
 
 WINDOW_PX = 1000
 """Longer side of the picture on screen."""
@@ -41,7 +32,7 @@ _MARK_RGB, _BOX_RGB = (60, 230, 60), (250, 170, 40)
 
 
 def write_annotation(example: Example, image_name: str, path: Path) -> None:
-    """Write an example's box and keypoints in COCO's layout, whole or not at all.
+    """Write an example's box and keypoints in COCO's layout. A failure leaves no partial file.
 
     Raises:
         PromptError: the file cannot be written.
@@ -49,29 +40,17 @@ def write_annotation(example: Example, image_name: str, path: Path) -> None:
     x0, y0, x1, y1 = example.box_xyxy
     keypoints = [float(number) for number in example.keypoints_K3.reshape(-1)]
     edges = [(a + 1, b + 1) for a, b in example.skeleton.edges]
-    content = CocoFile(
-        [CocoImage(1, image_name)],
-        [CocoAnnotation(1, 1, (x0, y0, x1 - x0, y1 - y0), keypoints, 1)],
-        [CocoCategory(1, example.name, list(example.skeleton.keypoints), edges)],
+    content = CocoObject(
+        CocoImage(1, image_name),
+        CocoAnnotation(1, 1, (x0, y0, x1 - x0, y1 - y0), keypoints, 1),
+        CocoCategory(1, example.name, list(example.skeleton.keypoints), edges),
     )
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
+        partial.write_bytes(content.encode())
         partial.replace(path)
     except OSError as error:
         raise PromptError(f"cannot write {path}: {error.strerror}") from error
-
-
-def example_from_coco(coco_path: Path, image_path: Path, annotation_id: int | None) -> Example:
-    """Take one object of an image out of a COCO keypoint file.
-
-    Raises:
-        PromptError: as of `load_example`.
-    """
-    try:
-        return example_of(read_coco(coco_path).only(image_path.name, annotation_id), read_rgb(image_path))
-    except PromptError as error:
-        raise PromptError(f"{coco_path}: {error}") from error
 
 
 @dataclass
@@ -195,15 +174,15 @@ def from_coco_command(
     coco: Annotated[Path, typer.Argument(help="a COCO keypoint file")],
     image: Annotated[Path, typer.Argument(help="an image that it annotates")],
     out: Annotated[Path, typer.Argument(help="the annotation file to write")],
-    annotation_id: Annotated[int | None, typer.Option(help="which object, where the image has several")] = None,
+    annotation_id: Annotated[str | None, typer.Option(help="which object, where the image has several")] = None,
 ) -> None:
     """Copy one object of one image."""
-    write_annotation(example_from_coco(coco, image, annotation_id), image.name, out)
+    write_annotation(load_example(image, coco, annotation_id), image.name, out)
     typer.echo(f"wrote {out}")
 
 
 def main() -> None:
-    """Run the command; an error of ours is one line and exit code 2."""
+    """Run the command; an expected error is printed as one line, with exit status 2."""
     try:
         app()
     except XPoseError as error:

@@ -1,8 +1,7 @@
 """Example images as prompts: "find what looks like this, and these points of it".
 
 An example is an image, the box of one object in it, and keypoints by name. Its annotation file has COCO's keypoint
-layout: `images` (id, file_name), `annotations` (image_id, category_id, bbox as x y w h, keypoints as x y v x y v …)
-and `categories` (id, name, keypoints, skeleton counted from 1). `engines.annotate` writes such a file.
+layout (`engines.coco`). `engines.annotate` writes such a file.
 
 Shapes: K keypoints, S side of the crop. Source: our reading of the paper's figures, which are all that was published.
 """
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
 from engines.clip import PIXEL_MEAN, PIXEL_STD
+from engines.coco import CocoCategory, CocoObject, find_object
 from engines.errors import PromptError
 from engines.skeletons import Skeleton, fold, letters, skeletons_by_instance
 
@@ -65,7 +64,7 @@ class Example:
             raise PromptError(f"the example of {self.name!r} has visible keypoints that are not finite numbers")
 
     def in_order_of(self, skeleton: Skeleton) -> "Example":
-        """Return the example with its keypoints matched by name to another list; what it lacks is invisible."""
+        """Return the example with its keypoints matched by name to another list; missing ones are invisible."""
         if skeleton.keypoints == self.skeleton.keypoints:
             return self
         rows = dict(zip(map(letters, self.skeleton.keypoints), self.keypoints_K3, strict=True))
@@ -79,130 +78,84 @@ class Example:
         return Example(self.name, skeleton, self.rgb_HW3, self.box_xyxy, keypoints_K3)
 
 
-class CocoImage(msgspec.Struct):
-    """An image of an annotation file."""
-
-    id: int
-    file_name: str
-
-
-class CocoCategory(msgspec.Struct):
-    """A class with its keypoint names; `skeleton` holds edges counted from 1."""
-
-    id: int
-    name: str
-    keypoints: list[str] = []
-    skeleton: list[tuple[int, int]] = []
-
-
-class CocoAnnotation(msgspec.Struct):
-    """One object: `bbox` is x, y, width, height; `keypoints` is x, y, v for each name, v = 0 where not marked."""
-
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    keypoints: list[float] = []
-    id: int = 0
-
-
-class CocoFile(msgspec.Struct):
-    """The part of COCO's keypoint layout that an example needs; further keys are left alone."""
-
-    images: list[CocoImage]
-    annotations: list[CocoAnnotation]
-    categories: list[CocoCategory]
-
-    def only(self, image_name: str, annotation_id: int | None = None) -> "CocoFile":
-        """Return the one annotation of an image, with its image and category.
-
-        A file that knows one image only needs no matching name.
-
-        Raises:
-            PromptError: the image, its category or the annotation is not there, or there are several.
-        """
-        images = self.images
-        if len(images) != 1:
-            images = [image for image in images if Path(image.file_name).name == image_name]
-        if len(images) != 1:
-            raise PromptError(f"has {len(images)} images called {image_name!r}, needed is one")
-        found = [annotation for annotation in self.annotations if annotation.image_id == images[0].id]
-        if annotation_id is not None:
-            found = [annotation for annotation in found if annotation.id == annotation_id]
-        if len(found) != 1:
-            ids = ", ".join(str(annotation.id) for annotation in found)
-            raise PromptError(
-                f"has {len(found)} annotations of {image_name!r}, needed is one"
-                + (f": pick one of the ids {ids} with `python -m engines.annotate from-coco`" if found else "")
-            )
-        categories = [category for category in self.categories if category.id == found[0].category_id]
-        if len(categories) != 1:
-            raise PromptError(
-                f"annotation {found[0].id} is of category {found[0].category_id}, "
-                f"which is listed {len(categories)} times; needed is once"
-            )
-        return CocoFile(images, found, categories)
-
-
-def read_coco(path: Path) -> CocoFile:
-    """Read an annotation file.
+def decode_rgb(data: bytes) -> NDArray[np.uint8]:
+    """Decode any still that OpenCV knows as RGB [H, W, 3], upright by its EXIF.
 
     Raises:
-        PromptError: it is absent, no JSON, or not of COCO's keypoint layout; names the key.
+        PromptError: it is not such an image.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=CocoFile)
-    except OSError as error:
-        raise PromptError(f"cannot read the annotation {path}: {error.strerror}") from error
-    except msgspec.ValidationError as error:
-        raise PromptError(f"{path} is not of COCO's keypoint layout: {str(error).replace('$.', 'key ')}") from error
-    except msgspec.DecodeError as error:
-        raise PromptError(f"{path} is not JSON: {error}") from error
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read any still that OpenCV decodes as RGB [H, W, 3], upright by its EXIF."""
-    try:
-        encoded = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise PromptError(f"cannot read the image {path}: {error.strerror}") from error
+    encoded = np.frombuffer(data, dtype=np.uint8)
     bgr_HW3 = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
     if bgr_HW3 is None:
-        raise PromptError(f"{path} is not an image that OpenCV can decode (jpeg, png, webp, tiff, bmp, …)")
+        raise PromptError("is not an image that OpenCV can decode (jpeg, png, webp, tiff, bmp, …)")
     return np.ascontiguousarray(bgr_HW3[..., ::-1])
 
 
-def load_example(image_path: str | Path, annotation_path: str | Path, annotation_id: int | None = None) -> Example:
-    """Load one example from an image and its annotation file, looked up by the image's file name.
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """Read an image file; `decode_rgb` says how.
 
     Raises:
-        PromptError: a file cannot be read, the image has no annotation or several, or nothing in it is visible.
+        PromptError: the file cannot be read, or is not an image. The message names the file.
+    """
+    try:
+        return decode_rgb(path.read_bytes())
+    except OSError as error:
+        raise PromptError(f"cannot read the image {path}: {error.strerror}") from error
+    except PromptError as error:
+        raise PromptError(f"{path} {error}") from error
+
+
+def load_example(image_path: str | Path, annotation_path: str | Path, annotation_id: str | None = None) -> Example:
+    """Load one example from an image and its annotation file, which lists the image by its file name.
+
+    Raises:
+        PromptError: a file cannot be read, or `example_of` refuses it. The message names the file.
     """
     image_path, annotation_path = Path(image_path), Path(annotation_path)
-    coco = read_coco(annotation_path)
+    try:
+        marked = find_object(annotation_path.read_bytes(), image_path, annotation_id)
+    except OSError as error:
+        raise PromptError(f"cannot read the annotation {annotation_path}: {error.strerror}") from error
+    except PromptError as error:
+        raise PromptError(f"{annotation_path}: {error}") from error
     rgb_HW3 = read_rgb(image_path)
     try:
-        return example_of(coco.only(image_path.name, annotation_id), rgb_HW3)
+        return example_of(rgb_HW3, marked)
     except PromptError as error:
         raise PromptError(f"{annotation_path}: {error}") from error
 
 
-def example_of(coco: CocoFile, rgb_HW3: NDArray[np.uint8]) -> Example:
-    """Return the example of a file with one annotation."""
-    (annotation,), (category,) = coco.annotations, coco.categories
-    if len(annotation.keypoints) != 3 * len(category.keypoints):
+def example_of(rgb_HW3: NDArray[np.uint8], marked: CocoObject) -> Example:
+    """Return the example of an image and the object that is marked in it.
+
+    Raises:
+        PromptError: the object has no box, no visible keypoint, or the wrong number of keypoints.
+    """
+    annotation, category = marked.annotation, marked.category
+    count = len(category.keypoints)
+    if len(annotation.keypoints) != 3 * count:
         raise PromptError(
             f"annotation {annotation.id} has {len(annotation.keypoints)} numbers in 'keypoints', "
-            f"needed are x y v for each of the {len(category.keypoints)} names of {category.name!r}"
+            f"needed are x y v for each of the {count} names of {category.name!r}"
         )
-    published = skeletons_by_instance().get(fold(category.name))
-    if published is not None and [*map(letters, published.keypoints)] == [*map(letters, category.keypoints)]:
-        skeleton = published  # COCO writes left_eye, the published list left eye
-    else:
-        edges = tuple((a - 1, b - 1) for a, b in category.skeleton)
-        skeleton = Skeleton(category.name, tuple(category.keypoints), edges)
     x, y, width, height = annotation.bbox
     keypoints_K3 = np.asarray(annotation.keypoints, dtype=np.float32).reshape(-1, 3)
-    return Example(category.name, skeleton, rgb_HW3, (x, y, x + width, y + height), keypoints_K3)
+    return Example(category.name, _skeleton(category), rgb_HW3, (x, y, x + width, y + height), keypoints_K3)
+
+
+def _skeleton(category: CocoCategory) -> Skeleton:
+    """Return the published list with these names, else a list of the file's own."""
+    published = skeletons_by_instance().get(fold(category.name))
+    if published is not None and [*map(letters, published.keypoints)] == [*map(letters, category.keypoints)]:
+        return published  # COCO writes left_eye, the published list left eye
+    count = len(category.keypoints)
+    for edge in category.skeleton:
+        if not all(1 <= end <= count for end in edge):
+            raise PromptError(
+                f"the skeleton of {category.name!r} has the edge {list(edge)}; COCO counts its {count} keypoints from 1"
+            )
+    edges = tuple((a - 1, b - 1) for a, b in category.skeleton)
+    return Skeleton(category.name, tuple(category.keypoints), edges)
 
 
 def crop_example(
@@ -214,7 +167,7 @@ def crop_example(
     """Cut a square around a box and put the keypoints into it.
 
     The square keeps the aspect ratio and every keypoint of a tall box, which CLIP's own centre crop would cut away;
-    what lies outside of the image has CLIP's mean colour, and so is zero in the result.
+    pixels outside of the image have CLIP's mean colour, which is zero in the result.
 
     Returns:
         pixels_3SS float32, normalised for CLIP; points_K2 as fractions of the square (may leave 0..1); visible_K.
@@ -246,7 +199,7 @@ def crop_example(
 
 @dataclass(frozen=True)
 class VisualWeights:
-    """What the numbers of the visual branch look like; see `visual_weights_trained`."""
+    """Statistics of the visual branch's weights; see `visual_weights_trained`."""
 
     pos_proj_trained: bool
     padding_trained: bool
@@ -267,8 +220,8 @@ class VisualWeights:
 def visual_weights_trained(model: nn.Module) -> VisualWeights:
     """Say whether a network's `pos_proj` and `padding` differ from their initialisation.
 
-    `pos_proj` starts uniform in ± 1/16 (256 inputs; ± their number^-0.5), `padding` standard normal. A network whose
-    `pos_proj` still looks so was never shown an example image.
+    `pos_proj` starts uniform in ± 1/16 (± inputs^-0.5, with 256 inputs), `padding` standard normal. A `pos_proj` that
+    still has this distribution was never trained on example images.
     """
     matrix = model.get_parameter("pos_proj.weight").detach().double().cpu().numpy()
     weight, bound = matrix.flatten(), matrix.shape[1] ** -0.5

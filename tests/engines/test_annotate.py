@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engines import annotate
-from engines.annotate import Marking, app, example_from_coco, main, mark_by_clicking, write_annotation
+from engines.annotate import Marking, app, main, mark_by_clicking, write_annotation
 from engines.errors import PromptError
 from engines.skeletons import Skeleton, load_skeleton
 from engines.visual_prompts import load_example
@@ -132,7 +132,7 @@ def test_one_object_of_a_coco_file_is_copied(tmp_path: Path) -> None:
     assert example.skeleton is load_skeleton("person")
     np.testing.assert_allclose(example.keypoints_K3.reshape(-1), annotation["keypoints"])
     with pytest.raises(PromptError, match="has 0 annotations"):
-        example_from_coco(coco, image, annotation_id=-1)
+        load_example(image, coco, annotation_id="-1")
 
 
 def test_the_command_clicks_and_writes(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from engines.errors import PromptError
 from engines.skeletons import load_skeleton
 from engines.visual_prompts import CROP_MARGIN, Example, crop_example, load_example, visual_weights_trained
+from tests.support import SHARED
 
 
 def coco(**changes: Any) -> dict[str, Any]:
@@ -59,10 +60,10 @@ def test_published_names_bring_the_published_list_however_they_are_spelled(tmp_p
         ({"keypoints": [12, 12, 2]}, "needed are x y v for each of the 2 names"),
         ({"bbox": [10, 10, 0, 30]}, "box with an area"),
         ({"bbox": [100, 10, 5, 5]}, "lies outside"),
-        ({"bbox": [10, 10, 5]}, "key annotations"),
+        ({"bbox": [10, 10, 5]}, "annotation 5 .*key bbox"),
         ({"category_id": 7}, "category 7, which is listed 0 times"),
         ({"image_id": 3}, "has 0 annotations"),
-        ({"keypoints": "none"}, "key annotations"),
+        ({"keypoints": "none"}, "annotation 5 .*key keypoints"),
         ({"keypoints": []}, "has 0 numbers"),
     ],
 )
@@ -84,6 +85,54 @@ def test_several_annotations_or_unknown_names_are_refused(tmp_path: Path) -> Non
     content["images"] = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
     with pytest.raises(PromptError, match=r"0 images called 'mug\.png'"):
         load_example(*write(tmp_path, content))
+
+
+def test_files_are_read_as_many_tools_write_them(tmp_path: Path) -> None:
+    """Ids of any kind, names with folders of any system, nulls, and entries of other images that lack everything."""
+
+    def reads(**changes: Any) -> None:
+        content = coco() | changes
+        content["images"] = [*changes.get("images", [{"id": 1, "file_name": "mug.png"}]), {"id": 2}]
+        assert load_example(*write(tmp_path, content)).box_xyxy == (10, 10, 50, 40)
+
+    (annotation,) = coco()["annotations"]
+    (category,) = coco()["categories"]
+    for name in (r"C:\\photos\\mug.png", "http://host/a%20b/mug.png?size=3", "MUG.PNG", "./mug.png"):
+        reads(images=[{"id": 1, "file_name": name}])
+    for image_id in (1.0, "1"):
+        reads(images=[{"id": image_id, "file_name": "mug.png"}], annotations=[annotation | {"category_id": 2.0}])
+    for other in ({"image_id": 2}, {"image_id": 2, "keypoints": None}, {"image_id": 1, "iscrowd": 1}, {"image_id": 1}):
+        reads(annotations=[other, annotation])
+    reads(categories=[category | {"skeleton": None}, {"id": 3}])
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    image, annotation = write(tmp_path, coco())
+    annotation.write_bytes(b"\xef\xbb\xbf" + annotation.read_bytes())
+    assert load_example(image, annotation).name == "mug"
+
+
+def test_of_two_images_of_one_name_the_folder_decides(tmp_path: Path) -> None:
+    content = coco()
+    content["images"] = [{"id": 3, "file_name": "b/mug.png"}, {"id": 1, "file_name": f"{tmp_path.name}\\mug.png"}]
+    assert load_example(*write(tmp_path, content)).box_xyxy == (10, 10, 50, 40)
+
+
+def test_a_skeleton_that_counts_from_0_is_refused_with_the_numbers_of_the_file(tmp_path: Path) -> None:
+    content = coco()
+    content["categories"][0]["skeleton"] = [[0, 1]]
+    with pytest.raises(PromptError, match=r"edge \[0, 1\].* counts its 2 keypoints from 1"):
+        load_example(*write(tmp_path, content))
+
+
+@pytest.mark.parametrize("path", sorted((SHARED / "field" / "coco").glob("*.json")), ids=lambda path: path.stem)
+def test_annotation_files_from_the_field_are_read(path: Path) -> None:
+    image = path.with_name("a.jpg")
+    if path.stem == "0-based_skeleton":
+        with pytest.raises(PromptError, match=r"edge \[0, 1\]"):
+            load_example(image, path)
+    else:
+        assert load_example(image, path).box_xyxy == (90, 80, 290, 480)
 
 
 def test_unreadable_files_are_clear_errors(tmp_path: Path) -> None:
