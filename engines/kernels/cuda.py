@@ -1,7 +1,8 @@
-"""The CUDA form of deformable attention: compiled by NVRTC for one shape, loaded and launched through PyTorch.
+"""Deformable attention on NVIDIA GPUs: a kernel compiled by NVRTC, loaded and launched through PyTorch.
 
-The shape is compiled in, so that every loop unrolls; a process compiles each shape that it meets once (about a second).
-The TensorRT plugin embeds the same source compiled the same way. Nothing happens at import.
+Value type, heads, channels, levels and points are compiled in, so that every loop unrolls. Batch, queries, tokens and
+level sizes are arguments of the launch, so a new prompt or a new image size needs no compilation. Compiled kernels are
+kept on disk (`nvrtc.cubin`). The TensorRT plugin embeds the same kernel. Importing this module does nothing.
 
 Shape suffixes as in `engines.kernels.reference`; R is 2 or 4.
 """
@@ -18,76 +19,107 @@ from engines.kernels import nvrtc
 SOURCE = "deform_attn.cu"
 KERNEL = "xpose_deform_attn"
 BLOCK_THREADS = 256
-LOAD_BYTES = 16  # one thread's share of a row of channels
+BLOCKS_PER_PROCESSOR = 3
+"""Blocks that one multiprocessor should hold at once. It bounds a thread's registers: 80 for 3 blocks, 64 for 4. With
+64 more variants spill; without a bound the compiler takes up to 255, and too few threads hide the latency of reads."""
+LOAD_BYTES = 16
+"""One thread computes this many bytes of the output."""
+MAX_LEVELS = 5
+"""kMaxLevels in the source."""
+VALUE_CODES = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 17}
+"""XPOSE_VALUE in the source."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compiled in."""
+
+    dtype: torch.dtype
+    heads: int
+    depth: int
+    levels: int
+    points: int
+    reference_size: int
+
+    @property
+    def lanes(self) -> int:
+        """Threads that share one query of one head."""
+        return self.depth * self.dtype.itemsize // LOAD_BYTES
+
+    def macros(self) -> dict[str, object]:
+        """Return what `deform_attn_thread.h` and `deform_attn.cu` need."""
+        return {
+            "XPOSE_VALUE": VALUE_CODES[self.dtype],
+            "XPOSE_HEADS": self.heads,
+            "XPOSE_DEPTH": self.depth,
+            "XPOSE_LEVELS": self.levels,
+            "XPOSE_POINTS": self.points,
+            "XPOSE_REFERENCE": self.reference_size,
+            "XPOSE_BLOCK": BLOCK_THREADS,
+            "XPOSE_BLOCKS_PER_PROCESSOR": BLOCKS_PER_PROCESSOR,
+        }
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One shape of the kernel; `sizes` is height, width, height, width, … of the levels."""
+    """One launch: `sizes` is height, width, height, width, … of the levels, in cells."""
 
-    half: bool
+    variant: Variant
     batch: int
     queries: int
     tokens: int
-    heads: int
-    depth: int
-    points: int
-    reference_size: int
     sizes: tuple[int, ...]
 
     @property
-    def blocks(self) -> int:
-        """How many blocks of BLOCK_THREADS cover one thread per 16 bytes of the output."""
-        output_bytes = self.batch * self.queries * self.heads * self.depth * (2 if self.half else 4)
-        return -(-output_bytes // (LOAD_BYTES * BLOCK_THREADS))
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks: x covers the threads of one image, y the images."""
+        threads = self.queries * self.variant.heads * self.variant.lanes
+        return -(-threads // BLOCK_THREADS), self.batch, 1
 
-    def macros(self) -> dict[str, object]:
-        """Return what `deform_attn_thread.h` and `deform_attn.cu` ask for."""
-        return {
-            "XPOSE_HALF": int(self.half),
-            "XPOSE_BATCH": self.batch,
-            "XPOSE_QUERIES": self.queries,
-            "XPOSE_TOKENS": self.tokens,
-            "XPOSE_HEADS": self.heads,
-            "XPOSE_DEPTH": self.depth,
-            "XPOSE_POINTS": self.points,
-            "XPOSE_REFERENCE": self.reference_size,
-            "XPOSE_LEVELS": len(self.sizes) // 2,
-            "XPOSE_SIZES": "{" + ",".join(map(str, self.sizes)) + "}",
-            "XPOSE_BLOCK": BLOCK_THREADS,
-        }
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The kernel's int arguments, which stand between its inputs and its output."""
+        absent = (0,) * (2 * MAX_LEVELS - len(self.sizes))
+        return self.queries, self.tokens, *self.sizes, *absent
 
 
 def launch_of(
-    half: bool,
+    dtype: torch.dtype,
     value_BSMD: Sequence[int],
     reference_BQLR: Sequence[int],
     offsets_BQMLP2: Sequence[int],
     sizes: Sequence[int],
 ) -> Launch:
-    """Describe the launch from the shapes of the tensors."""
+    """Describe the launch from the value's dtype and the shapes of the tensors."""
     batch, tokens, heads, depth = value_BSMD
-    points, reference_size = offsets_BQMLP2[4], reference_BQLR[3]
-    return Launch(half, batch, offsets_BQMLP2[1], tokens, heads, depth, points, reference_size, tuple(sizes))
+    _, queries, _, levels, points, _ = offsets_BQMLP2
+    variant = Variant(dtype, heads, depth, levels, points, reference_BQLR[3])
+    return Launch(variant, batch, queries, tokens, tuple(sizes))
 
 
-def available(value_BSMD: Tensor) -> bool:
-    """Whether the CUDA form takes this value: on a GPU, not float64, and with rows of whole 16 bytes."""
-    bytes_each = 2 if value_BSMD.dtype == torch.float16 else 4
-    return (
-        value_BSMD.device.type == "cuda"
-        and value_BSMD.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and value_BSMD.shape[-1] * bytes_each % LOAD_BYTES == 0
-    )
+def takes(dtype: torch.dtype, depth: int, levels: int, tokens: int) -> bool:
+    """Whether the kernel can be compiled for these sizes.
+
+    A head must have 2^n times 16 bytes, at most 512, because the threads that share it are lanes of one warp. At least
+    three tokens must exist, because a thread reads tokens in pairs, also where a level has only one column.
+    """
+    lanes, rest = divmod(depth * dtype.itemsize, LOAD_BYTES)
+    return dtype in VALUE_CODES and rest == 0 and lanes in (1, 2, 4, 8, 16, 32) and levels <= MAX_LEVELS and tokens > 2
+
+
+def available(value_BSMD: Tensor, offsets_BQMLP2: Tensor) -> bool:
+    """Whether the CUDA kernel takes these tensors; it does not look for NVRTC."""
+    _, tokens, _, depth = value_BSMD.shape
+    return value_BSMD.is_cuda and takes(value_BSMD.dtype, depth, offsets_BQMLP2.shape[3], tokens)
 
 
 @functools.cache
-def _kernel(device_index: int, launch: Launch) -> Callable[..., None]:
+def _kernel(device_index: int, variant: Variant) -> Callable[..., None]:
     from torch.cuda._utils import _cuda_load_module
 
     with torch.cuda.device(device_index):
         capability = torch.cuda.get_device_capability(device_index)
-        code = nvrtc.compile_source(SOURCE, launch.macros(), capability).code
+        code = nvrtc.cubin(SOURCE, variant.macros(), capability)
         kernel: Callable[..., None] = getattr(_cuda_load_module(code), KERNEL)
     return kernel
 
@@ -95,22 +127,21 @@ def _kernel(device_index: int, launch: Launch) -> Callable[..., None]:
 def forward(
     value_BSMD: Tensor, sizes: Sequence[int], reference_BQLR: Tensor, offsets_BQMLP2: Tensor, logits_BQMLP: Tensor
 ) -> Tensor:
-    """Return out_BQC in the dtype of the value, queued on the current stream; bfloat16 runs as float32.
+    """Return out_BQC in the dtype of the value, queued on the current stream.
 
     Raises:
         BackendError: NVRTC is missing or refuses the source.
     """
-    half = value_BSMD.dtype == torch.float16
-    value = value_BSMD.detach().to(torch.float16 if half else torch.float32).contiguous()
+    value = value_BSMD.detach().contiguous()
     others = [t.detach().float().contiguous() for t in (reference_BQLR, offsets_BQMLP2, logits_BQMLP)]
-    launch = launch_of(half, value.shape, reference_BQLR.shape, offsets_BQMLP2.shape, sizes)
-    out_BQC = value.new_empty((launch.batch, launch.queries, launch.heads * launch.depth))
+    launch = launch_of(value.dtype, value.shape, reference_BQLR.shape, offsets_BQMLP2.shape, sizes)
+    out_BQC = value.new_empty((launch.batch, launch.queries, launch.variant.heads * launch.variant.depth))
     if out_BQC.numel() == 0:
-        return out_BQC.to(value_BSMD.dtype)
+        return out_BQC
     if any(tensor.data_ptr() % LOAD_BYTES for tensor in (value, *others)):  # views may start anywhere
         value, *others = (tensor.clone() for tensor in (value, *others))
     with torch.cuda.device(value.device):
-        _kernel(value.device.index, launch)(
-            grid=(launch.blocks, 1, 1), block=(BLOCK_THREADS, 1, 1), args=[value, *others, out_BQC]
+        _kernel(value.device.index, launch.variant)(
+            grid=launch.grid, block=(BLOCK_THREADS, 1, 1), args=[value, *others, *launch.numbers, out_BQC]
         )
-    return out_BQC.to(value_BSMD.dtype)
+    return out_BQC

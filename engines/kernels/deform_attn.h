@@ -1,7 +1,7 @@
-// The arithmetic of one sampling point, shared by the CPU kernel, the CUDA kernel and the tests' host build.
+// The arithmetic of one sampling point. The CPU kernel uses all of it, the CUDA kernel the location (xpose_frame).
 //
-// Everything here runs in float32, whatever the type of the values. No location is turned into an integer before it is
-// known to lie near the level, so any finite or infinite location is safe; one that is not a number reads as outside.
+// Everything here runs in float32, whatever the type of the values. A location is clamped to the neighbourhood of its
+// level before it becomes an integer, so any location is safe. One that is not a number counts as outside.
 #pragma once
 
 #if defined(__CUDACC__)

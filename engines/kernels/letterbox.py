@@ -76,7 +76,7 @@ def _kernel(device_index: int, half: bool, input_hw: tuple[int, int], nv12: Colo
 
     with torch.cuda.device(device_index):
         capability = torch.cuda.get_device_capability(device_index)
-        code = nvrtc.compile_source(SOURCE, macros(half, input_hw, nv12), capability).code
+        code = nvrtc.cubin(SOURCE, macros(half, input_hw, nv12), capability)
         kernel: Callable[..., None] = getattr(_cuda_load_module(code), KERNEL)
     return kernel
 

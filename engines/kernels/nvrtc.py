@@ -1,30 +1,37 @@
-"""Compiles this package's CUDA sources with NVRTC, called through its C interface: no nvcc, no build step, no GPU.
+"""Compile this package's CUDA sources with NVRTC, through its C interface: no nvcc, no build step, no GPU needed.
 
-NVRTC and CUDA's headers come with every CUDA build of PyTorch; elsewhere with the packages nvidia-cuda-nvrtc and
-nvidia-cuda-runtime. They are looked for on first use.
+NVRTC and CUDA's headers come with every CUDA build of PyTorch, and with the packages nvidia-cuda-nvrtc and
+nvidia-cuda-runtime. They are looked up on first use. `cubin` keeps what it compiles in the user's cache folder.
 """
 
 import ctypes
 import functools
+import hashlib
 import importlib.util
+import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from engines.errors import BackendError
+from engines.kernels.compiler import cache_folder
+
+_LOG = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 INSTALL = "pip install 'xpose-stream[gpu]'"
+_HASH_BYTES = 32
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """`code` is a cubin or the text of a PTX module; the counts are ptxas's own, per thread, and None for PTX."""
+    """A cubin or the text of a PTX module. The counts come from ptxas, per thread; they are None for PTX."""
 
     code: bytes
     registers: int | None
@@ -33,7 +40,7 @@ class Compiled:
 
 
 def _cuda_roots() -> Iterator[Path]:
-    """Where CUDA may be: the folders of NVIDIA's Python packages, then an installed toolkit."""
+    """Folders that may hold CUDA: those of NVIDIA's Python packages, then an installed toolkit."""
     found = importlib.util.find_spec("nvidia")
     for folder in list(found.submodule_search_locations or ()) if found else []:
         yield from sorted((path for path in Path(folder).iterdir() if path.is_dir()), reverse=True)
@@ -78,17 +85,33 @@ def _library() -> ctypes.CDLL:
     raise BackendError(f"NVRTC (libnvrtc.so.13 or .12) is missing: {INSTALL}")
 
 
+def version() -> str:
+    """Return NVRTC's version, such as "13.0".
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(_library(), _library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
 def _check(library: ctypes.CDLL, status: int) -> None:
     if status:
-        raise BackendError(f"NVRTC failed: {library.nvrtcGetErrorString(status).decode()}")
+        raise BackendError(f"NVRTC: {library.nvrtcGetErrorString(status).decode()}")
 
 
 def _result(library: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> bytes:
+    """Return one of NVRTC's results: ProgramLog, CUBIN or PTX."""
     size = ctypes.c_size_t()
     _check(library, getattr(library, f"nvrtcGet{name}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
     _check(library, getattr(library, f"nvrtcGet{name}")(program, buffer))
     return buffer.raw
+
+
+def _options(macros: Mapping[str, object], arch: str) -> list[str]:
+    return [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{key}={value}" for key, value in macros.items())]
 
 
 def compile_source(
@@ -97,14 +120,16 @@ def compile_source(
     """Compile one `.cu` file of this folder for one compute capability.
 
     Args:
-        name: file name; macros: the shape that is compiled in; capability: (major, minor), for instance (9, 0).
+        name: file name.
+        macros: what is compiled in.
+        capability: (major, minor), for instance (9, 0).
+        target: "cubin" for one GPU, or "ptx" for the driver to finish.
     Raises:
         BackendError: NVRTC or the headers are missing, or NVRTC refuses the source; its log is in the message.
     """
     library = _library()
     arch = f"{'sm' if target == 'cubin' else 'compute'}_{capability[0]}{capability[1]}"
-    options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-I{folder}" for folder in include_folders())]
-    options += [f"-D{key}={value}" for key, value in macros.items()]
+    options = [*_options(macros, arch), *(f"-I{folder}" for folder in include_folders())]
     if target == "cubin":
         options.append("--ptxas-options=-v")
     program = ctypes.c_void_p()
@@ -126,3 +151,46 @@ def compile_source(
         stack_bytes=int(stack[1]) if stack else None,
         spill_bytes=int(stack[2]) + int(stack[3]) if stack else None,
     )
+
+
+def cubin(name: str, macros: Mapping[str, object], capability: tuple[int, int]) -> bytes:
+    """Return a compiled kernel from the cache folder; compile it the first time.
+
+    The file's name is a hash of the source, this folder's headers, the options and NVRTC's version. The file begins
+    with the SHA-256 of the code, so a damaged file is noticed and compiled again. If the folder cannot be written, the
+    code is compiled in every process, and the log says so.
+
+    Raises:
+        BackendError: as `compile_source`.
+    """
+    path = cache_folder() / f"{Path(name).stem}-{_key(name, macros, capability)}.cubin"
+    try:
+        kept = path.read_bytes()
+    except OSError:
+        kept = b""
+    digest, code = kept[:_HASH_BYTES], kept[_HASH_BYTES:]
+    if code and hashlib.sha256(code).digest() == digest:
+        return code
+    code = compile_source(name, macros, capability).code
+    try:
+        _write_whole(path, hashlib.sha256(code).digest() + code)
+    except OSError as error:
+        _LOG.warning("%s cannot be written, so every process compiles %s again: %s", path, name, error)
+    return code
+
+
+def _key(name: str, macros: Mapping[str, object], capability: tuple[int, int]) -> str:
+    key = hashlib.sha256()
+    for path in (HERE / name, *sorted(HERE.glob("*.h"))):
+        key.update(path.read_bytes() + b"\0")
+    key.update("\0".join([version(), *_options(macros, f"sm_{capability[0]}{capability[1]}")]).encode())
+    return key.hexdigest()[:24]
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write through a temporary file, so that no process ever reads a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        made.write_bytes(content)
+        made.replace(path)

@@ -87,7 +87,7 @@ def _plain(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, si
 def _forward(value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor, sizes: str) -> Tensor:
     if value.device.type == "cpu" and cpu.available(value, offsets):
         return cpu.forward(value, parse_sizes(sizes), reference, offsets, logits)
-    if cuda.available(value):
+    if cuda.available(value, offsets):
         return cuda.forward(value, parse_sizes(sizes), reference, offsets, logits)
     return _plain(value, reference, offsets, logits, sizes)
 

@@ -22,7 +22,7 @@ PLUGIN = "xpose::ms_deform_attn"
 def register_plugin() -> None:
     """Register the plugin in TensorRT's registry; a second call does nothing.
 
-    Values and output are FP16 or FP32, both alike; reference, offsets and logits are FP32 in either case, so that
+    Value and output have the same type: FP32, FP16 or BF16. Reference, offsets and logits are always FP32, so that
     locations and softmax never pass through half precision.
 
     Raises:
@@ -48,7 +48,7 @@ def register_plugin() -> None:
         logits: trtp.TensorDesc,
         outputs: tuple[trtp.TensorDesc],
     ) -> list[trtp.AutoTuneCombination]:
-        return [trtp.AutoTuneCombination("FP32|FP16, FP32, FP32, FP32, FP32|FP16", "LINEAR")]
+        return [trtp.AutoTuneCombination("FP32|FP16|BF16, FP32, FP32, FP32, FP32|FP16|BF16", "LINEAR")]
 
     def implement(
         value: trtp.TensorDesc,
@@ -59,13 +59,15 @@ def register_plugin() -> None:
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
-        half = value.dtype == trt.float16
+        dtypes = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16}
         shapes = (tuple(value.shape), tuple(reference.shape), tuple(offsets.shape))
-        launch = cuda.launch_of(half, *shapes, parse_sizes(sizes))
+        launch = cuda.launch_of(dtypes[value.dtype], *shapes, parse_sizes(sizes))
         capability = torch.cuda.get_device_capability()
-        ptx = nvrtc.compile_source(cuda.SOURCE, launch.macros(), capability, "ptx").code
-        grid = trtp.KernelLaunchParams(grid_x=launch.blocks, block_x=cuda.BLOCK_THREADS)
-        return cuda.KERNEL, ptx, grid, trtp.SymIntExprs(0)
+        ptx = nvrtc.compile_source(cuda.SOURCE, launch.variant.macros(), capability, "ptx").code
+        blocks_x, blocks_y, _ = launch.grid
+        grid = trtp.KernelLaunchParams(grid_x=blocks_x, grid_y=blocks_y, block_x=cuda.BLOCK_THREADS)
+        numbers = trtp.SymIntExprs.from_tuple([trtp.SymInt32(number) for number in launch.numbers])
+        return cuda.KERNEL, ptx, grid, numbers
 
     trtp.register(PLUGIN)(describe)
     trtp.autotune(PLUGIN)(tune)

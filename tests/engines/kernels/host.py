@@ -1,10 +1,14 @@
-"""The CUDA kernel's threads, compiled for the host by the machine's C++ compiler and run one after the other."""
+"""Runs the CUDA kernels' own sources on the host, where there is no GPU, compiled by the machine's C++ compiler.
+
+`run_on_host` computes one launch of deformable attention. Libraries are compiled once per process and variant.
+"""
 
 import ctypes
 import functools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,32 +17,55 @@ from torch import Tensor
 
 from engines.kernels import cuda, nvrtc
 
+HERE = Path(__file__).resolve().parent
+_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{nvrtc.HERE}")
 
-@functools.cache
-def host_library(launch: cuda.Launch) -> ctypes.CDLL:
-    """Compile the threads of one launch, once per process; skip the test where there is no C++ compiler."""
+
+def build_host_library(source: str, macros: Mapping[str, object]) -> ctypes.CDLL:
+    """Compile one of this folder's `.cpp` files with the kernel's macros; skip the test if there is no compiler."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler: the host build of the CUDA header needs one")
-    defines = [f"-D{key}={value}" for key, value in launch.macros().items()]
-    source = Path(__file__).with_name("deform_attn_host.cpp")
-    flags = ["-std=c++17", "-O1", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{nvrtc.HERE}"]
-    with tempfile.TemporaryDirectory() as folder:  # a loaded library needs its file no more
-        target = Path(folder) / "deform_attn_host.so"
-        subprocess.run([compiler, *flags, *defines, "-o", str(target), str(source)], check=True, timeout=60)
-        library = ctypes.CDLL(str(target))
-    library.xpose_threads.restype = ctypes.c_longlong
-    library.xpose_run.argtypes = [ctypes.c_void_p] * 5
-    library.xpose_run_one.argtypes = [ctypes.c_longlong, *[ctypes.c_void_p] * 5]
+        pytest.skip("no C++ compiler: the host build of the CUDA headers needs one")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "kernel.so"
+        defines = [f"-D{key}={value}" for key, value in macros.items()]
+        subprocess.run([compiler, *_FLAGS, *defines, "-o", str(target), str(HERE / source)], check=True, timeout=60)
+        return ctypes.CDLL(str(target))
+
+
+@functools.cache
+def host_library(variant: cuda.Variant) -> ctypes.CDLL:
+    """Return the host build of one variant of the deformable attention kernel."""
+    library = build_host_library("deform_attn_host.cpp", variant.macros())
+    library.xpose_run.argtypes = [*[ctypes.c_void_p] * 6, ctypes.c_longlong, ctypes.c_longlong]
+    library.xpose_run.restype = None
     return library
 
 
-def run_on_host(launch: cuda.Launch, value: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-    """Run every thread once and return the output, which starts as NaN, so that a gap shows.
+def run_on_host(
+    launch: cuda.Launch,
+    value: Tensor,
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    *,
+    lanes: tuple[int, int] | None = None,
+) -> Tensor:
+    """Compute one launch of deformable attention with the CUDA kernel's arithmetic, rounding included.
 
-    The value is float16 or float32, as `launch` says; the others are float32. All are made contiguous.
+    Args:
+        launch: `cuda.launch_of` makes it from the shapes. Its dtype is the value's: float32, float16 or bfloat16.
+        value, reference, offsets, logits: as in `engines.kernels.ms_deform_attn`. All but the value become float32.
+        lanes: the first and last (exclusive) thread to run; None runs all.
+    Returns:
+        out_BQC in the dtype of the value. It starts as NaN, so what no thread writes shows.
     """
-    tensors = [tensor.contiguous() for tensor in (value, reference, offsets, logits)]
-    out = torch.full((launch.batch, launch.queries, launch.heads * launch.depth), torch.nan, dtype=value.dtype)
-    host_library(launch).xpose_run(*(tensor.data_ptr() for tensor in (*tensors, out)))
-    return out
+    variant = launch.variant
+    assert value.dtype == variant.dtype
+    inputs = [value.contiguous(), *(tensor.float().contiguous() for tensor in (reference, offsets, logits))]
+    out_BQC = torch.full((launch.batch, launch.queries, variant.heads * variant.depth), torch.nan, dtype=value.dtype)
+    first, last = lanes or (0, launch.batch * launch.queries * variant.heads * variant.lanes)
+    numbers = (ctypes.c_int * len(launch.numbers))(*launch.numbers)
+    pointers = [tensor.data_ptr() for tensor in inputs]
+    host_library(variant).xpose_run(*pointers, ctypes.addressof(numbers), out_BQC.data_ptr(), first, last)
+    return out_BQC

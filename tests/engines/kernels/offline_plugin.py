@@ -33,7 +33,7 @@ class Layer(torch.nn.Module):
         return ms_deform_attn(value, SIZES, reference, offsets, logits)
 
 
-def _ask_for_the_kernel(half: bool) -> dict[str, Any]:
+def _ask_for_the_kernel(kind: str) -> dict[str, Any]:
     """Call the plugin's `aot_impl` as TensorRT's builder would, with constants in place of its expressions."""
     import tensorrt as trt
     from tensorrt.plugin import _tensor
@@ -41,8 +41,8 @@ def _ask_for_the_kernel(half: bool) -> dict[str, Any]:
 
     _tensor.SymIntExpr._exprBuilder = SimpleNamespace(constant=lambda number: number)
     try:
-        shapes = ((1, 80, 4, 32), (1, 80, 2, 2), (1, 80, 4, 2, 4, 2), (1, 80, 4, 2, 4))
-        types = (trt.float16 if half else trt.float32, trt.float32, trt.float32, trt.float32)
+        shapes = ((3, 80, 4, 32), (3, 80, 2, 2), (3, 80, 4, 2, 4, 2), (3, 80, 4, 2, 4))
+        types = (getattr(trt, kind), trt.float32, trt.float32, trt.float32)
         inputs = [SimpleNamespace(shape=shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True)]
         name, code, launch, extra = QDP_REGISTRY["xpose::ms_deform_attn"].aot_impl_func(*inputs, "8x8,4x4", (), 0)
     finally:
@@ -52,9 +52,9 @@ def _ask_for_the_kernel(half: bool) -> dict[str, Any]:
         "kernel": name,
         "entry": f".entry {name}(" in text,
         "parameters": text.split(".entry", 1)[1].split(")", 1)[0].count(".param"),
-        "grid": launch.grid_x._int_expr,
+        "grid": [launch.grid_x._int_expr, launch.grid_y._int_expr],
         "block": launch.block_x._int_expr,
-        "extra": len(extra),
+        "numbers": [number._int_expr for number in extra],
     }
 
 
@@ -107,8 +107,7 @@ def main() -> None:
             "registered": trt.get_plugin_registry().get_creator("ms_deform_attn", "1", "xpose") is not None,
             "attributes": {name: kind.__name__ for name, kind in definition.input_attrs.items()},
             "types": [[str(kind) for kind in combination.types] for combination in combinations],
-            "half": _ask_for_the_kernel(half=True),
-            "single": _ask_for_the_kernel(half=False),
+            **{kind: _ask_for_the_kernel(kind) for kind in ("float32", "float16", "bfloat16")},
             "converter": _convert_with_recording_network(),
             "conversion": dry_run(program, inputs).as_json(),
         }

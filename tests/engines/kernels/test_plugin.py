@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from engines.kernels import cuda
 from tests.offline_tensorrt import REPOSITORY, run_offline
@@ -19,22 +20,23 @@ def test_plugin_registers_in_the_real_registry(found: dict[str, Any]) -> None:
     assert found["attributes"] == {"sizes": "str"}
 
 
-def test_autotune_offers_half_and_single_values_and_never_half_locations(found: dict[str, Any]) -> None:
-    half, single = "DataType.HALF", "DataType.FLOAT"
-    assert sorted(found["types"]) == sorted([[single] * 5, [half, single, single, single, half]])
+def test_autotune_offers_values_of_all_three_types_and_locations_of_float32_only(found: dict[str, Any]) -> None:
+    single = "DataType.FLOAT"
+    expected = [[kind, single, single, single, kind] for kind in (single, "DataType.HALF", "DataType.BF16")]
+    assert sorted(found["types"]) == sorted(expected)
 
 
-@pytest.mark.parametrize(("name", "half"), [("half", True), ("single", False)])
-def test_plugin_hands_out_the_kernel_and_its_launch(found: dict[str, Any], name: str, half: bool) -> None:
-    """No extra arguments, so that the parameters are the four inputs and the output, in this order."""
-    launch = cuda.Launch(half, 1, 80, 80, 4, 32, 4, 2, (8, 8, 4, 4))
-    assert found[name] == {
+@pytest.mark.parametrize("dtype", cuda.VALUE_CODES, ids=str)
+def test_plugin_hands_out_the_kernel_and_its_launch(found: dict[str, Any], dtype: torch.dtype) -> None:
+    """The kernel's parameters are the four inputs, then the numbers, then the output: TensorRT passes them so."""
+    launch = cuda.Launch(cuda.Variant(dtype, 4, 32, 2, 4, 2), 3, 80, 80, (8, 8, 4, 4))
+    assert found[str(dtype).removeprefix("torch.")] == {
         "kernel": cuda.KERNEL,
         "entry": True,
-        "parameters": 5,
-        "grid": launch.blocks,
+        "parameters": 4 + len(launch.numbers) + 1,
+        "grid": list(launch.grid[:2]),
         "block": cuda.BLOCK_THREADS,
-        "extra": 0,
+        "numbers": list(launch.numbers),
     }
 
 
