@@ -94,11 +94,11 @@ def subscribe(endpoint: str, messages: int, report: Connection) -> None:
     ages_ms = []
     with PoseSubscriber(endpoint) as subscriber:
         for _ in range(messages):
-            message = subscriber.receive(10)
-            if message is None or len(message.tracks) != PEOPLE:
-                got = "nothing" if message is None else f"{len(message.tracks)} people"
+            received = subscriber.receive(10)
+            if received is None or len(received.message.tracks) != PEOPLE:
+                got = "nothing" if received is None else f"{len(received.message.tracks)} people"
                 raise RuntimeError(f"expected {PEOPLE} people in each message, got {got}")
-            ages_ms.append(subscriber.age_s * 1000)
+            ages_ms.append(received.age_s * 1000)
     report.send(ages_ms[messages // 10 :])
 
 

@@ -114,14 +114,15 @@ def listen(
     from xpose_client.subscriber import PoseSubscriber
 
     with PoseSubscriber(endpoint, source=source, conflate=newest) as subscriber:
-        for message in subscriber:
+        for received in subscriber:
+            message = received.message
             if json:
                 sys.stdout.buffer.write(to_json_line(message))
                 sys.stdout.buffer.flush()
             else:
                 what = ", ".join(f"{track.class_name} {track.id}" for track in message.tracks) or "nothing"
                 print(
-                    f"{message.source} frame {message.frame}: {what} (age {subscriber.age_s * 1000:.1f} ms, "
+                    f"{message.source} frame {message.frame}: {what} (age {received.age_s * 1000:.1f} ms, "
                     f"missed {subscriber.missed})",
                     flush=True,
                 )

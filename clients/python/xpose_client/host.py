@@ -6,12 +6,14 @@ each boot an id, which containers share with their host, as they share its clock
 
 import platform
 import uuid
+from functools import cache
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TIME_NAMESPACE = Path("/proc/self/timens_offsets")
 
 
+@cache
 def boot_id() -> str:
     """Return the id of this machine's monotonic clock.
 

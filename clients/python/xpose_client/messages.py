@@ -37,13 +37,13 @@ class TrackMessage(msgspec.Struct, frozen=True, rename={"class_name": "class"}):
     Attributes:
         id: number of the track; never reused within a session.
         class_name: the prompted class; the key on the wire is `class`.
-        score: sigmoid of the class logit, 0..1; that of the last detection while the track coasts.
-        box_xyxy: left, top, right, bottom; px.
-        keypoints_raw: [x, y] as the network gave them in this frame, px; null where nothing was measured.
-        keypoints: [x, y] smoothed; px.
-        keypoints_predicted: [x, y] predicted to the moment of publishing; px.
-        keypoints_velocity: [x, y]; px/s; null where unknown, as in stills.
-        keypoints_covariance: [xx, xy, yy] of the position; px²; null where unknown, as in stills.
+        score (0..1): sigmoid of the class logit; that of the last detection while the track coasts.
+        box_xyxy (px): left, top, right, bottom.
+        keypoints_raw (px): [x, y] as the network gave them in this frame; null where nothing was measured.
+        keypoints (px): [x, y] smoothed.
+        keypoints_predicted (px): [x, y] predicted to the moment of publishing.
+        keypoints_velocity (px/s): [x, y]; null where unknown, as in stills.
+        keypoints_covariance (px²): [xx, xy, yy] of the position; null where unknown, as in stills.
         keypoints_measured: per keypoint, whether this frame's detection updated it; false while it coasts.
         measured: whether this frame has a detection of the track; false while the track coasts.
     """
@@ -66,23 +66,23 @@ class PoseMessage(msgspec.Struct, frozen=True):
 
     Attributes:
         schema: version of this format.
-        session: start of the publishing process, ns since 1970; a new value means that sequence numbers start again.
+        session (ns since 1970): start of the publishing process; a new value means that sequence numbers start again.
         seq: 0, 1, 2, … per session and source, without gaps; a gap seen by a subscriber is a lost message.
         source: name of the source.
         frame: index of the frame in its source; a gap of a live source is frames dropped for newer ones.
         file: file name of a still; null for video.
-        pts_s: presentation time of the source, continuous; s; null for stills.
-        source_pts_s: the source's own time stamp, s, where `pts_s` had to be mended; null otherwise.
+        pts_s (s): presentation time of the source, continuous; null for stills.
+        source_pts_s (s): the source's own time stamp where `pts_s` had to be mended; null otherwise.
         host: boot id of the machine that took the monotonic times; compare them only on the machine with this id.
         capture_clock: what the capture times come from: "sender" (the sender's own clock), "stream" (the stream's
             clock, corrected for the link's delay), "receipt" (the moment of receipt), "file" (the moment of reading).
-        capture_unix_ns: wall clock at capture; ns since 1970.
-        capture_monotonic_ns: the same moment on the monotonic clock of `host`; ns.
-        capture_uncertainty_s: how far the capture times may be off; s; null where unknown.
-        lag_s: delay that the link has built up; s; the capture times include it; null where unknown.
-        publish_unix_ns: wall clock when the message was made; ns since 1970.
-        width: width of the frame; px; 0 for a still that could not be read.
-        height: height of the frame; px; 0 for a still that could not be read.
+        capture_unix_ns (ns since 1970): wall clock at capture.
+        capture_monotonic_ns (ns): the same moment on the monotonic clock of `host`.
+        capture_uncertainty_s (s): how far the capture times may be off; null where unknown.
+        lag_s (s): delay that the link has built up; the capture times include it; null where unknown.
+        publish_unix_ns (ns since 1970): wall clock when the message was made.
+        width (px): width of the frame; 0 for a still that could not be read.
+        height (px): height of the frame; 0 for a still that could not be read.
         prompt_id: grows by one with each change of prompts; the skeleton message with this id names the keypoints.
         tracks: the objects, by id.
     """
@@ -127,10 +127,10 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
 
     Attributes:
         schema: version of this format.
-        session: start of the publishing process; ns since 1970.
+        session (ns since 1970): start of the publishing process.
         source: name of the source.
         prompt_id: grows by one with each change of prompts.
-        publish_unix_ns: wall clock when the message was made; ns since 1970.
+        publish_unix_ns (ns since 1970): wall clock when the message was made.
         classes: the prompted classes.
     """
 
@@ -147,23 +147,23 @@ class StatusMessage(msgspec.Struct, frozen=True):
 
     Attributes:
         schema: version of this format.
-        session: start of the publishing process; ns since 1970.
+        session (ns since 1970): start of the publishing process.
         host: boot id of the publishing machine, whose monotonic clock `publish_monotonic_ns` is of.
         source: name of the source.
         state: "connecting", "live", "late" (the newest picture is older than the age budget), "lost" (no picture comes)
             or "ended".
-        since_unix_ns: wall clock when the state began; ns since 1970.
-        publish_unix_ns: wall clock when the message was made; ns since 1970.
-        publish_monotonic_ns: the same moment on the monotonic clock of `host`; ns. A client that reads late can tell
+        since_unix_ns (ns since 1970): wall clock when the state began.
+        publish_unix_ns (ns since 1970): wall clock when the message was made.
+        publish_monotonic_ns (ns): the same moment on the monotonic clock of `host`. A client that reads late can tell
             from it how long the publisher has been silent, whatever the wall clocks do.
-        frame_rate: frames received in the last seconds; frames/s.
-        lag_s: delay that the link has built up; s; null where unknown.
+        frame_rate (frames/s): frames received in the last seconds.
+        lag_s (s): delay that the link has built up; null where unknown.
         drops: frames dropped since the start, by reason.
         last_error: what went wrong last, one sentence; null where nothing did.
-        last_capture_unix_ns: capture time of the newest picture; ns since 1970; null before the first.
+        last_capture_unix_ns (ns since 1970): capture time of the newest picture; null before the first.
         capture_clock: what the capture times come from, as in the pose messages.
-        clock_offset_s: constant error of the camera's clock; s; positive where it is ahead; null where unknown.
-        beat_s: longest time until the next status message; s.
+        clock_offset_s (s): constant error of the camera's clock; positive where it is ahead; null where unknown.
+        beat_s (s): longest time until the next status message.
     """
 
     schema: int

@@ -1,120 +1,163 @@
-"""Poses on the robot's side: an iterator that needs msgspec and pyzmq, and no torch.
+"""Poses and states on the robot's side.
 
 with PoseSubscriber("tcp://127.0.0.1:5555") as subscriber:
-    for message in subscriber:
-        if subscriber.age_s < 0.2:
-            act_on(message.tracks)
+    for event in subscriber.events():
+        if isinstance(event, SourceState):
+            print(event.source, "is", event.state)
+        elif event.age_s < 0.2:
+            act_on(event.message.tracks)
 """
 
+from __future__ import annotations
+
+import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
 
 import zmq
 
 from xpose_client.errors import EndpointError
-from xpose_client.messages import POSES, SEPARATOR, SKELETONS, PoseMessage, SkeletonMessage, decode
+from xpose_client.events import Event, Received, SourceState, age_s
+from xpose_client.messages import (
+    POSES,
+    SEPARATOR,
+    SKELETONS,
+    STATUS,
+    PoseMessage,
+    SkeletonMessage,
+    StatusMessage,
+    decode,
+)
+from xpose_client.states import SourceStates
 
-_LOOPBACK = ("tcp://127.", "tcp://localhost:", "tcp://[::1]", "ipc://")
+_LONGEST_RECONNECT_MS = 1000
+_MOST_CHANGES = 1000
+"""Changes of state that are kept for `receive_event`; a program that only asks for `state` never takes them."""
 
 
 class PoseSubscriber:
     """Receives the pose messages of one publisher, in order, and knows what it did not get.
 
+    A subscriber belongs to one thread: the one that makes it, receives, and closes it.
+
     Args:
         endpoint: the publisher's ZeroMQ address.
         source: receive this source alone; None for all.
-        conflate: keep the newest message only, for a control loop slower than the camera. All sources share that one
-            place: give `source` where there are several. What was skipped counts as missed.
-        same_host: take ages from the monotonic clock, which no clock change disturbs; only right on the publisher's own
-            machine. None: as the endpoint tells (loopback and ipc are the same host). Elsewhere ages come from the wall
-            clocks, and are as good as their synchronisation.
+        conflate: keep the newest pose message only, for a control loop slower than the camera. All sources share that
+            one place, so give `source` where there are several. Skipped messages count as missed. States and skeletons
+            are never skipped.
 
     Attributes:
         received: pose messages handed out.
-        missed: pose messages that the publisher sent and that never came, by the gaps in their sequence numbers. What
-            was sent before the first message is not counted.
-        restarts: how often the publisher came back with a new session.
+        missed: pose messages that the publisher sent and that never came, counted by the gaps in their sequence
+            numbers. Messages sent before the first one received are not counted.
+        restarts: how often a source came back with a new session, because its publisher restarted.
         skeletons: last skeleton message of each source: keypoint names and edges.
 
     Raises:
         EndpointError: the endpoint is malformed.
     """
 
-    def __init__(
-        self, endpoint: str, *, source: str | None = None, conflate: bool = False, same_host: bool | None = None
-    ) -> None:
+    def __init__(self, endpoint: str, *, source: str | None = None, conflate: bool = False) -> None:
         self.received = 0
         self.missed = 0
         self.restarts = 0
         self.skeletons: dict[str, SkeletonMessage] = {}
-        self._same_host = endpoint.startswith(_LOOPBACK) if same_host is None else same_host
+        self._states = SourceStates()
+        self._changes: deque[SourceState] = deque(maxlen=_MOST_CHANGES)
         self._last: dict[str, tuple[int, int]] = {}
-        self._age_s = float("inf")
         self._sockets: list[zmq.Socket[bytes]] = []
+        self._poller = zmq.Poller()
         exact = "" if source is None else source + SEPARATOR.decode()
         try:
-            # Skeletons have a socket of their own: CONFLATE would let the next pose overwrite them.
-            self._skeletons = self._connect(endpoint, SKELETONS + exact, conflate=False)
-            self._poses = self._connect(endpoint, POSES + exact, conflate=conflate)
+            # Skeletons and states have a socket of their own: CONFLATE would let the next pose overwrite them.
+            self._side = self._connect(endpoint, (SKELETONS + exact, STATUS + exact), conflate=False)
+            self._poses = self._connect(endpoint, (POSES + exact,), conflate=conflate)
         except zmq.ZMQError as error:
             self.close()
             raise EndpointError(
                 f"{endpoint}: is not a ZeroMQ address ({error.strerror}); give tcp://ADDRESS:PORT or ipc://FILE"
             ) from error
 
-    @property
-    def age_s(self) -> float:
-        """Age of the last message when it was received: seconds since its frame was captured; infinite before one."""
-        return self._age_s
+    def receive(self, timeout_s: float | None = None) -> Received | None:
+        """Wait for the next pose message; return None if none comes within `timeout_s` (None: wait without limit).
 
-    def age_now_s(self, message: PoseMessage) -> float:
-        """Seconds from the capture of the message's frame until now."""
-        if self._same_host:
-            return (time.monotonic_ns() - message.capture_monotonic_ns) / 1e9
-        return (time.time_ns() - message.capture_unix_ns) / 1e9
-
-    def receive(self, timeout_s: float | None = None) -> PoseMessage | None:
-        """Wait for the next pose message; None where none came within `timeout_s` (None: wait for ever).
-
-        A message that was seen before, sent again for somebody who joined late, is passed over.
+        A message that was seen before, sent again for somebody who joined late, is skipped. Changes of state that come
+        meanwhile are kept for `state`, but not handed out.
 
         Raises:
-            WireError: the publisher speaks another schema, or is none of ours.
+            WireError: the publisher speaks another schema, or is not one of ours.
         """
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            left_ms = None if deadline_s is None else max(0, round((deadline_s - time.monotonic()) * 1000))
-            if not self._poses.poll(left_ms):
-                self._take_skeletons()
-                return None
-            message = decode(self._poses.recv())
-            self._take_skeletons()
-            if isinstance(message, PoseMessage) and self._is_new(message):
-                self.received += 1
-                self._age_s = self.age_now_s(message)
-                return message
+            event = self._next(deadline_s)
+            if event is None or isinstance(event, Received):
+                return event
+
+    def receive_event(self, timeout_s: float | None = None) -> Event | None:
+        """Wait like `receive`, and also return when the state of a source changes or its publisher falls silent.
+
+        Raises:
+            WireError: the publisher speaks another schema, or is not one of ours.
+        """
+        return self._next(math.inf if timeout_s is None else time.monotonic() + timeout_s)
+
+    def events(self) -> Iterator[Event]:
+        """Iterate over poses and changes of state, without an end."""
+        while True:
+            event = self.receive_event()
+            if event is not None:
+                yield event
+
+    def __iter__(self) -> Iterator[Received]:
+        """Iterate over poses, without an end."""
+        while True:
+            received = self.receive()
+            if received is not None:
+                yield received
+
+    @property
+    def alive(self) -> bool:
+        """Whether the publisher is heard: a status message came within its beat. False before the first."""
+        self._take_side()
+        return self._states.alive(time.monotonic())
+
+    @property
+    def late(self) -> bool:
+        """Whether any source is late: its newest picture is older than the publisher's age budget."""
+        self._take_side()
+        return self._states.late(time.monotonic())
+
+    def state(self, source: str) -> str:
+        """Return the state of `source` as the publisher says.
+
+        It is "connecting", "live", "late", "lost" or "ended"; "silent" where the publisher is not heard any more;
+        "unknown" before the first status message.
+        """
+        self._take_side()
+        return self._states.state(source, time.monotonic())
+
+    def status(self, source: str) -> StatusMessage | None:
+        """Return the last status message of `source`; None before the first."""
+        self._take_side()
+        return self._states.status(source)
 
     def skeleton(self, message: PoseMessage) -> SkeletonMessage | None:
         """Return the names and edges that belong to `message`; None while its skeleton message is on its way."""
-        self._take_skeletons()
-        found = self.skeletons.get(message.source)
-        matches = found is not None and (found.session, found.prompt_id) == (message.session, message.prompt_id)
-        return found if matches else None
+        self._take_side()
+        skeleton = self.skeletons.get(message.source)
+        if skeleton is None or (skeleton.session, skeleton.prompt_id) != (message.session, message.prompt_id):
+            return None
+        return skeleton
 
     def close(self) -> None:
-        """Disconnect. An iteration that is under way must be in this thread: sockets belong to one."""
+        """Disconnect. Call it on the thread that receives: ZeroMQ sockets belong to one thread."""
         for socket in self._sockets:
             socket.close(linger=0)
 
-    def __iter__(self) -> Iterator[PoseMessage]:
-        while True:
-            message = self.receive()
-            if message is not None:
-                yield message
-
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PoseSubscriber:
         return self
 
     def __exit__(
@@ -122,29 +165,64 @@ class PoseSubscriber:
     ) -> None:
         self.close()
 
-    def _connect(self, endpoint: str, prefix: str, *, conflate: bool) -> zmq.Socket[bytes]:
+    def _connect(self, endpoint: str, prefixes: tuple[str, ...], *, conflate: bool) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._sockets.append(socket)
         socket.setsockopt(zmq.CONFLATE, conflate)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms; a publisher that restarts is found again within a second
-        socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
+        socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        for prefix in prefixes:
+            socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
         socket.connect(endpoint)
+        self._poller.register(socket, zmq.POLLIN)
         return socket
 
-    def _take_skeletons(self) -> None:
-        while self._skeletons.poll(0):
-            message = decode(self._skeletons.recv())
+    def _next(self, deadline_s: float) -> Event | None:
+        """Return what comes first: a change of state, a pose message, or the deadline (None)."""
+        while True:
+            self._take_side()
+            now_s = time.monotonic()
+            self._changes.extend(self._states.silences(now_s))
+            if self._changes:
+                return self._changes.popleft()
+            received = self._take_pose()
+            if received is not None:
+                return received
+            if now_s >= deadline_s:
+                return None
+            silence_s = self._states.next_silence_s()
+            wait_s = min(deadline_s, math.inf if silence_s is None else silence_s) - now_s
+            self._poller.poll(None if wait_s == math.inf else max(0, math.ceil(wait_s * 1000)))
+
+    def _take_side(self) -> None:
+        """Take the skeletons and states that have come."""
+        while _readable(self._side):
+            message = decode(self._side.recv())
             if isinstance(message, SkeletonMessage):
                 self.skeletons[message.source] = message
+            elif isinstance(message, StatusMessage):
+                self._changes.extend(self._states.take(message, time.monotonic()))
 
-    def _is_new(self, message: PoseMessage) -> bool:
-        """Count the gap before `message`; False where its source had it, or a later one, before."""
-        session, seq = self._last.get(message.source, (message.session, message.seq - 1))
-        if session != message.session:
-            self.restarts += 1
-            seq = -1
-        elif message.seq <= seq:
-            return False
-        self.missed += message.seq - seq - 1
-        self._last[message.source] = (message.session, message.seq)
-        return True
+    def _take_pose(self) -> Received | None:
+        """Return the next new pose message that has come."""
+        while _readable(self._poses):
+            message = decode(self._poses.recv())
+            if not isinstance(message, PoseMessage):
+                continue
+            session, seq = self._last.get(message.source, (message.session, message.seq - 1))
+            restarted = session != message.session
+            if restarted:
+                seq = -1
+            elif message.seq <= seq:
+                continue  # a repeat for a late joiner
+            missed = message.seq - seq - 1
+            self._last[message.source] = (message.session, message.seq)
+            self.received += 1
+            self.missed += missed
+            self.restarts += restarted
+            return Received(message, age_s(message), missed, restarted)
+        return None
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -246,11 +246,11 @@ def test_published_messages_are_the_written_lines(tmp_path: Path) -> None:
         assert line.wait(END_S)
         line.finish()
         assert first is not None
-        found = subscriber.skeleton(first)
+        found = subscriber.skeleton(first.message)
         assert found is not None
         assert found.classes[0].keypoints == ["rim", "base", "handle"]
     written = lines_of(poses)
-    assert [(m.seq, m.session, m.publish_unix_ns) for m in received if m is not None] == [
+    assert [(got.message.seq, got.message.session, got.message.publish_unix_ns) for got in received if got] == [
         (entry["seq"], entry["session"], entry["publish_unix_ns"]) for entry in written
     ]
 
