@@ -180,6 +180,23 @@ def build_engine(
 
 
 @app.command()
+def convert(
+    poses: Annotated[Path, typer.Argument(help="A file that --poses wrote.")],
+    to: Annotated[str, typer.Option(help="csv, parquet, coco, sleap or dlc (DeepLabCut).")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="File to write; by default beside the poses.")] = None,
+    source: Annotated[str | None, typer.Option(help="This source alone.")] = None,
+    class_name: Annotated[str | None, typer.Option("--class", help="This class alone.")] = None,
+) -> None:
+    """Turn pose lines into a table, or into a file of SLEAP, DeepLabCut or COCO tools."""
+    from pipeline.outputs.convert import FORMATS, PoseLines
+    from pipeline.outputs.convert import convert as write
+
+    path = out or poses.with_suffix(FORMATS[to][0] if to in FORMATS else f".{to}")
+    write(PoseLines(poses, source, class_name), to, path)
+    print(path)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has, and what follows from it."""
     from pipeline.doctor import print_report
