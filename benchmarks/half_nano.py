@@ -10,7 +10,7 @@ than `engines.parity.COMPARED_SCORE`, ranks free.
 
 import argparse
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from benchmarks._record import record
 from benchmarks.half_emulation import HalfEmulation
 from benchmarks.half_precision import DEFORMABLE
 from engines import parity
-from engines.backends import Backend, RawPoses
+from engines.backends import Backend, FinishedPoses, RawPoses
 from engines.backends.compiled import EncodedPrompts, raw_poses
 from engines.backends.eager import EagerBackend
 from engines.checkpoint import load_weights, trained_categories
@@ -42,6 +42,7 @@ class EmulatedBackend:
     def __init__(self, model: XPose, shape: EngineShape, round_also: frozenset[str] = frozenset()) -> None:
         self.input_hw: tuple[int, int] | None = shape.input_hw
         self.batch = 1
+        self.in_flight = 1
         self._emulation = HalfEmulation(export(copy.deepcopy(model), shape, "fp16"), round_also)
         self._prompts = EncodedPrompts(model, shape.max_classes, shape.max_keypoints)
 
@@ -49,14 +50,13 @@ class EmulatedBackend:
         """Use these prompts from now on."""
         self._prompts.set(prompts)
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FinishedPoses:
         """Run one RGB image [H, W, 3]."""
         assert self.input_hw is not None
         batch = letterbox_batch(images, self.input_hw)
         with torch.inference_mode():
             inputs = self._prompts.get()._replace(pixels_B3HW=batch.pixels_B3HW(torch.device("cpu")))
-            poses = raw_poses(self._emulation.run(*inputs), batch.placements)
-        return lambda: poses
+            return FinishedPoses(raw_poses(self._emulation.run(*inputs), batch.placements))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -79,7 +79,7 @@ def found_in(raw: RawPoses, names: Sequence[str], image_HW3: NDArray[np.uint8]) 
 def average_precision(backend: Backend, samples: Sequence[Sample], categories: Mapping[str, str]) -> float:
     """COCO keypoint AP with all categories prompted, in points."""
     names = list(categories)
-    found = [found_in(backend.submit([sample.image_HW3])()[0], names, sample.image_HW3) for sample in samples]
+    found = [found_in(backend.submit([sample.image_HW3]).result()[0], names, sample.image_HW3) for sample in samples]
     return 100 * metrics.average_precision(samples, found, categories)["all"]
 
 

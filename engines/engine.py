@@ -4,7 +4,13 @@
     engine.set_prompts(parse_prompt("person", max_classes=8, max_keypoints=68))
     (detections,) = engine.infer([rgb_HW3])
 
-Prompts may be replaced by any thread while another one infers; the change takes effect between two calls of `infer`.
+To keep the hardware busy, submit several images before you wait for the first:
+
+    pending = [engine.submit([rgb_HW3]) for rgb_HW3 in images]  # `engine.in_flight` of them run at the same time
+    detections = [item.result()[0] for item in pending]
+
+Any thread may replace the prompts while another one infers. New prompts apply from the next call of `submit` on; images
+in flight keep theirs.
 """
 
 import copy
@@ -20,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.backends import Backend
+from engines.backends import Backend, PendingPoses
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
 from engines.backends.side_by_side import runs_side_by_side
@@ -92,8 +98,36 @@ class EngineConfig:
             raise InputError("size is given, but resize = 'official' follows each image; leave one of them out")
 
 
+@dataclass(frozen=True)
+class Pending:
+    """Images that an engine is working on. Made by `Engine.submit`."""
+
+    _calls: tuple[PendingPoses, ...]
+    _sizes_hw: tuple[tuple[int, int], ...]
+    _prompts: tuple[PromptClass, ...]
+    _prompt_id: int
+    _thresholds: tuple[float, float]  # as `kept_of` returns them
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return all(call.done() for call in self._calls)
+
+    def result(self) -> list[Detections]:
+        """Wait for the detections; one result per image, in order.
+
+        Raises:
+            InputError: an image is not RGB of uint8, or is empty.
+            BackendError: the backend failed.
+        """
+        poses = [raw for call in self._calls for raw in call.result()]
+        return [
+            detections_of(raw, size_hw, self._prompts, self._prompt_id, *self._thresholds)
+            for raw, size_hw in zip(poses, self._sizes_hw, strict=True)
+        ]
+
+
 class Engine:
-    """One network with its prompts. `set_prompts` is thread-safe; `infer` and `close` belong to one thread."""
+    """One network with its prompts. `set_prompts` is thread-safe; all other methods belong to one thread."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the weights and make the backend ready.
@@ -108,7 +142,7 @@ class Engine:
         self._visual_weights, self._encoder, self.backend_name, self._backend = _in_passing_thread(_load, config)
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
-        self._kept = kept_of(config.model, config.score_threshold, config.nms_iou)
+        self._thresholds = kept_of(config.model, config.score_threshold, config.nms_iou)
         self._trained = trained_categories(config.model, config.weights)
         self._encoding = threading.Lock()
         self._swapping = threading.Lock()
@@ -124,11 +158,16 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """Images to hand over at a time: those that run at once, or more; `infer` takes any number."""
+        """Images to hand over per call of `submit`; it takes any number."""
         return max(self.config.batch, self._backend.batch)
 
+    @property
+    def in_flight(self) -> int:
+        """Calls of `submit` that run at the same time. Further calls wait, so they add delay and no speed."""
+        return self._backend.in_flight
+
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
-        """Look for these classes from the next call of `infer` on.
+        """Look for these classes from the next call of `submit` on.
 
         Returns:
             the id that detections made with them will carry; ids count up from 1.
@@ -148,11 +187,13 @@ class Engine:
                 self._waiting = (self._last_id, tuple(classes), tensors)
                 return self._last_id
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Find the prompted classes in RGB images [H, W, 3] of any sizes and number; one result per image.
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Pending:
+        """Start to look for the prompted classes in RGB images [H, W, 3] of any sizes and number.
+
+        The images must not change before the result is there. A backend that works inside this call (see `in_flight`:
+        1) may also raise here what `Pending.result` raises.
 
         Raises:
-            InputError: an image is not RGB of uint8, or is empty.
             PromptError: no prompts are set yet.
         """
         with self._swapping:
@@ -161,16 +202,18 @@ class Engine:
             self._prompt_id, self._prompts, tensors = waiting
             self._backend.set_prompts(tensors)
         if not self._prompts:
-            raise PromptError("nothing to look for: call set_prompts before infer")
+            raise PromptError("nothing to look for: call set_prompts before submit")
         batch = self._backend.batch
-        under_way = [self._backend.submit(images[start : start + batch]) for start in range(0, len(images), batch)]
-        return [
-            detections_of(raw, image.shape[:2], self._prompts, self._prompt_id, *self._kept)
-            for image, raw in zip(images, (raw for poses in under_way for raw in poses()), strict=True)
-        ]
+        calls = tuple(self._backend.submit(images[start : start + batch]) for start in range(0, len(images), batch))
+        sizes_hw = tuple(image.shape[:2] for image in images)
+        return Pending(calls, sizes_hw, self._prompts, self._prompt_id, self._thresholds)
+
+    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Submit images and wait for their detections; see `submit` and `Pending.result`."""
+        return self.submit(images).result()
 
     def close(self) -> None:
-        """Give back what the backend holds."""
+        """Wait for the images in flight and release what the backend holds."""
         self._backend.close()
 
 

@@ -57,7 +57,7 @@ def measure(
     scores: list[float] = []
     groups = 0
     for image in images:
-        (expected,), (got,) = reference.submit([image])(), compiled.submit([image])()
+        (expected,), (got,) = reference.submit([image]).result(), compiled.submit([image]).result()
         score_G = _best_scores(expected)
         scale_px = _scale_px(image, compiled.input_hw)
         expected_GX2, got_GX2 = _points(expected) * scale_px, _points(got) * scale_px

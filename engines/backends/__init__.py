@@ -3,7 +3,7 @@
 Shapes: G groups (boxes with their keypoints), C classes and K keypoints of the prompts' capacity.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,31 @@ class RawPoses:
     keypoints_GK2: NDArray[np.float32]
 
 
+class PendingPoses(Protocol):
+    """Images that a backend is working on; a `concurrent.futures.Future` is one."""
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+
+    def result(self) -> list[RawPoses]:
+        """Wait for the poses, one item per image; raise what the backend raised."""
+
+
+@dataclass(frozen=True)
+class FinishedPoses:
+    """Poses of a backend that did its work in `submit`."""
+
+    poses: list[RawPoses]
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def result(self) -> list[RawPoses]:
+        """Return the poses."""
+        return self.poses
+
+
 class Backend(Protocol):
     """What the engine needs of a backend. One thread at a time calls it."""
 
@@ -38,14 +63,18 @@ class Backend(Protocol):
     def batch(self) -> int:
         """Most images per call of `submit`."""
 
+    @property
+    def in_flight(self) -> int:
+        """Calls of `submit` that run at the same time."""
+
     def set_prompts(self, prompts: PromptTensors) -> None:
         """Use these prompts from the next call of `submit` on."""
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
-        """Start on 1 to `batch` RGB images [H, W, 3] of any sizes; the function returned waits for their poses.
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
+        """Start work on 1 to `batch` RGB images [H, W, 3] of any sizes.
 
-        Several calls may be under way at once on a GPU; on a CPU the work is done when this returns.
+        The images must not change before the result is there. More calls than `in_flight` may wait here or queue.
         """
 
     def close(self) -> None:
-        """Give back what the backend holds; it is not used afterwards."""
+        """Wait for the work in flight and release what the backend holds. The backend is not used afterwards."""

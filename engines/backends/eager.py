@@ -1,12 +1,12 @@
 """The network as plain PyTorch: every size, every device, nothing to build. The reference for the compiled backends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.backends import RawPoses
+from engines.backends import FinishedPoses, RawPoses
 from engines.backends.side_by_side import SideBySide, runs_side_by_side
 from engines.errors import BackendError
 from engines.precision import place
@@ -29,6 +29,7 @@ class EagerBackend:
         self._device = device
         self._side_by_side = SideBySide() if runs_side_by_side(device, input_hw) else None
         self.batch = batch if self._side_by_side is None else self._side_by_side.count
+        self.in_flight = 1
         self._model = place(model, precision).eval().to(device)
         self._prompts: Prompts | None = None
 
@@ -43,10 +44,11 @@ class EagerBackend:
             prompts.keypoint_valid_CK[None].to(self._device),
         )
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FinishedPoses:
         """Run images of any sizes."""
-        poses = self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
-        return lambda: poses
+        return FinishedPoses(
+            self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
+        )
 
     @torch.inference_mode()
     def _run(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from engines.backends import RawPoses
+from engines.backends import FinishedPoses, RawPoses
 from engines.backends.compiled import EncodedPrompts, raw_poses
 from engines.backends.side_by_side import SideBySide, runs_side_by_side
 from engines.errors import BackendError
@@ -104,6 +104,7 @@ class InductorBackend:
         self._side_by_side = SideBySide() if one_at_a_time else None
         runs = 1 if self._side_by_side is None else self._side_by_side.count
         self.batch = shape.batch * runs
+        self.in_flight = 1
         self._package = load_package(path, runs)
         self._prompts = EncodedPrompts(
             model.to(device),
@@ -116,10 +117,11 @@ class InductorBackend:
         """Use these prompts from the next call of `submit` on."""
         self._prompts.set(prompts)
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FinishedPoses:
         """Run 1 to `batch` RGB images [H, W, 3] of any sizes."""
-        poses = self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
-        return lambda: poses
+        return FinishedPoses(
+            self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
+        )
 
     @torch.inference_mode()
     def _run(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:

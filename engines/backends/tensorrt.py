@@ -9,7 +9,7 @@ Legend: as in `engines.export`.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,6 +59,7 @@ class TensorRTBackend:
     def __init__(self, path: Path, model: XPose, shape: EngineShape, device: torch.device) -> None:
         self.input_hw = shape.input_hw
         self.batch = shape.batch
+        self.in_flight = IN_FLIGHT
         trt = import_tensorrt()
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -85,8 +86,8 @@ class TensorRTBackend:
             buffer.copy_(getattr(encoded, field))
         torch.cuda.current_stream(next(iter(self._buffers.values())).device).synchronize()
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
-        """Queue 1 to `batch` RGB images [H, W, 3]; the function returned waits for them and gives their poses."""
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
+        """Queue 1 to `batch` RGB images [H, W, 3]; wait only while all slots are busy."""
         self._prompts.get()
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
@@ -138,10 +139,10 @@ class _Slot:
         if not self._context.execute_async_v3(self.stream.cuda_stream):
             raise BackendError("TensorRT could not queue the engine; its own message is in the log above")
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
         """Queue everything on the slot's stream; waits only while the slot is still busy with an earlier frame."""
         if self._pending is not None:
-            self._pending()  # its results move out of the buffers that this frame is about to use
+            self._pending.result()  # its results move out of the buffers that this frame is about to use
         with torch.cuda.stream(self.stream):
             placements = [
                 letterbox_into(self._pixels[row], self._upload(row, image)) for row, image in enumerate(images)
@@ -164,13 +165,18 @@ class _Slot:
 
 
 class _Pending:
-    """A frame in flight; calling it waits for the frame and gives its poses, the same each time."""
+    """A frame in flight."""
 
     def __init__(self, done: torch.cuda.Event, on_host: list[Tensor], placements: Sequence[Placement]) -> None:
         self._done, self._on_host, self._placements = done, on_host, placements
         self._poses: list[RawPoses] | None = None
 
-    def __call__(self) -> list[RawPoses]:
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return self._poses is not None or self._done.query()  # type: ignore[no-untyped-call]
+
+    def result(self) -> list[RawPoses]:
+        """Wait for the frame and return its poses, the same each time."""
         if self._poses is None:
             self._done.synchronize()
             self._poses = raw_poses([host.clone() for host in self._on_host], self._placements)

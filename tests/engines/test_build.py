@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from engines import build, parity
-from engines.backends import Backend, RawPoses, inductor
+from engines.backends import Backend, FinishedPoses, inductor
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
 from engines.build import BuildRequest, build_engine
@@ -62,12 +61,12 @@ class ShiftedBackend:
 
     def __init__(self, backend: Backend, shift: float) -> None:
         self._backend, self._shift = backend, shift
-        self.input_hw, self.batch = backend.input_hw, backend.batch
+        self.input_hw, self.batch, self.in_flight = backend.input_hw, backend.batch, 1
 
     def set_prompts(self, prompts: PromptTensors) -> None:
         self._backend.set_prompts(prompts)
 
-    def submit(self, images: list[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+    def submit(self, images: list[NDArray[np.uint8]]) -> FinishedPoses:
         shift = np.array([self._shift, 0], np.float32)
         poses = [
             dataclasses.replace(
@@ -75,9 +74,9 @@ class ShiftedBackend:
                 boxes_G4=raw.boxes_G4 + np.concatenate((shift, [0, 0])).astype(np.float32),
                 keypoints_GK2=raw.keypoints_GK2 + shift,
             )
-            for raw in self._backend.submit(images)()
+            for raw in self._backend.submit(images).result()
         ]
-        return lambda: poses
+        return FinishedPoses(poses)
 
     def close(self) -> None:
         self._backend.close()
@@ -136,11 +135,11 @@ def test_compiled_engine_passes_its_gate_and_runs(
 def check_side_by_side(compiled: Backend, images: list[NDArray[np.uint8]]) -> None:
     """Images that run at a time, a thread each, get what each gets alone on one thread."""
     images = images[: compiled.batch]
-    together = compiled.submit(images)()
+    together = compiled.submit(images).result()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = [poses for image in images for poses in compiled.submit([image])()]
+        alone = [poses for image in images for poses in compiled.submit([image]).result()]
     finally:
         torch.set_num_threads(threads)
     for got, expected in zip(together, alone, strict=True):
@@ -221,10 +220,10 @@ def test_tensorrt_plan_passes_its_gate_and_keeps_frames_in_flight_apart(
     assert name == "tensorrt"
     images = parity.bundled_images()
     compiled.set_prompts(prompts(1))
-    alone = [compiled.submit([image])()[0] for image in images]
+    alone = [compiled.submit([image]).result()[0] for image in images]
     under_way = [compiled.submit([image]) for image in images * 2]  # more than there are slots
-    for raw, expected in zip((poses()[0] for poses in under_way), alone * 2, strict=True):
+    for raw, expected in zip((poses.result()[0] for poses in under_way), alone * 2, strict=True):
         np.testing.assert_array_equal(raw.boxes_G4, expected.boxes_G4)
     compiled.set_prompts(prompts(2))
-    assert not np.array_equal(compiled.submit([images[0]])()[0].boxes_G4, alone[0].boxes_G4)
+    assert not np.array_equal(compiled.submit([images[0]]).result()[0].boxes_G4, alone[0].boxes_G4)
     compiled.close()

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engines.backends import RawPoses
+from engines.backends import FinishedPoses, RawPoses
 from engines.backends.eager import EagerBackend
 from engines.checkpoint import load_weights, save_weights, trained_categories
 from engines.detections import Detections
@@ -101,7 +101,7 @@ def test_the_official_resize_follows_each_image_and_pads_with_a_mask() -> None:
     )
     backend.set_prompts(tensors)
     images = images_of((4, 100), (3, 120))  # 53 and 33 px high at the official size: little to compute
-    for found in backend.submit(images)():
+    for found in backend.submit(images).result():
         assert np.isfinite(found.boxes_G4).all()
         assert np.isfinite(found.keypoints_GK2).all()
     assert backend.input_hw is None
@@ -147,6 +147,7 @@ class Echo:
 
     input_hw = (32, 32)
     batch = 1
+    in_flight = 2
 
     def __init__(self) -> None:
         self.keypoints = 0
@@ -154,15 +155,28 @@ class Echo:
     def set_prompts(self, prompts: PromptTensors) -> None:
         self.keypoints = int(prompts.keypoint_valid_CK.sum())
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Callable[[], list[RawPoses]]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FinishedPoses:
         box = np.array([[0.5, 0.5, 1.0, 1.0]], dtype=np.float32)
         keypoints = np.zeros((1, self.keypoints, 2), dtype=np.float32)
         logits = np.full((1, 8), 5.0, dtype=np.float32)
-        poses = [RawPoses(logits, np.zeros(1, dtype=np.int64), box, keypoints) for _ in images]
-        return lambda: poses
+        return FinishedPoses([RawPoses(logits, np.zeros(1, dtype=np.int64), box, keypoints) for _ in images])
 
     def close(self) -> None:
         self.keypoints = 0
+
+
+def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.engine._open_backend", lambda config, model: ("echo", Echo()))
+    engine = random_engine()
+    assert engine.in_flight == 2
+    engine.set_prompts(prompts_of("person"))
+    first = engine.submit(images_of((8, 8), (4, 12)))
+    engine.set_prompts(prompts_of("table"))
+    second = engine.submit(images_of((8, 8)))
+    assert first.done()
+    assert [(found.prompt_id, found.keypoints_NK2.shape[1]) for found in second.result()] == [(2, 8)]
+    assert [(found.prompt_id, found.keypoints_NK2.shape[1]) for found in first.result()] == [(1, 17), (1, 17)]
+    assert [found.boxes_N4[0].tolist() for found in first.result()] == [[0, 0, 8, 8], [0, 0, 12, 4]]
 
 
 @pytest.mark.timeout(60)
