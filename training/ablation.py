@@ -18,9 +18,10 @@ from engines.checkpoint import kept_of
 from training import metrics
 from training.data.cache import ImageCache
 from training.data.stream import SourceConfig
-from training.evaluate import draw_examples, find_all
+from training.evaluate import draw_examples
 from training.objective import LossWeights
 from training.predict import Predictor
+from training.real_world import find_all
 from training.recipe import Recipe, load_recipe
 from training.state import Trainee
 from training.trainer import Trainer

@@ -31,6 +31,7 @@ HEAT_RADIUS = 0.06  # standard deviation of a keypoint's heat, as a fraction of 
 LEAST_HEAT_CELLS = 0.75  # and at least so many cells
 CENTRE_RADIUS = 0.12  # the same of an object's centre
 LEAST_APART = 0.5  # root mean square over the channels, in which fresh words (`spread_words`) lie 1.4 apart
+NEVER = -1e4  # logit of a cell that does not count
 CORE = 0.5  # cells in this middle part of a box tell displacements
 
 
@@ -127,14 +128,22 @@ class DenseAlignment(nn.Module):
             logits_BUS = (query_BUD @ tokens_BSD.transpose(1, 2)).float()
             heat_BUS, labelled_BU, blind_BU = heat_maps(targets, names, len(prompts.names), (height, width))
             used_BU = offered_BU & (labelled_BU | ~blind_BU)
-            loss = _spatial_entropy(logits_BUS, heat_BUS, used_BU & labelled_BU)
-            loss = loss + _focal_entropy(logits_BUS + self.bias, heat_BUS, used_BU)
-            loss = loss + self._centres(tokens_BSD, encoded, targets, prompts.offer.object_valid_BC, (height, width))
+            counted_BS = counted_cells(targets, (height, width))
+            loss = _spatial_entropy(logits_BUS, heat_BUS, used_BU & labelled_BU, counted_BS)
+            loss = loss + _focal_entropy(logits_BUS + self.bias, heat_BUS, used_BU, counted_BS)
+            offered_BC = prompts.offer.object_valid_BC
+            loss = loss + self._centres(tokens_BSD, encoded, targets, offered_BC, (height, width), counted_BS)
             total = total + loss / 2**level
         return total + self._displacements(encoded, prompts, modality_B, targets)
 
     def _centres(
-        self, tokens_BSD: Tensor, encoded: Encoded, targets: Targets, offered_BC: Tensor, size: tuple[int, int]
+        self,
+        tokens_BSD: Tensor,
+        encoded: Encoded,
+        targets: Targets,
+        offered_BC: Tensor,
+        size: tuple[int, int],
+        counted_BS: Tensor,
     ) -> Tensor:
         classes = offered_BC.shape[1]
         logits_BCS = (encoded.text_BCD @ self.object(tokens_BSD).transpose(1, 2)).float()
@@ -147,8 +156,8 @@ class DenseAlignment(nn.Module):
         if not held_BC.any():
             return torch.zeros(())
         share = offered_BC.sum() / held_BC.sum()
-        absent = _focal_entropy(logits_BCS + self.bias, heat_BCS, offered_BC) * share
-        return _spatial_entropy(logits_BCS, heat_BCS, held_BC) + absent
+        absent = _focal_entropy(logits_BCS + self.bias, heat_BCS, offered_BC, counted_BS) * share
+        return _spatial_entropy(logits_BCS, heat_BCS, held_BC, counted_BS) + absent
 
     def _displacements(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
         """L1 between where cells inside an object say its keypoints are and where they are, in units of the object."""
@@ -226,19 +235,36 @@ def heat_maps(
     return heat_BUS[:, :names], labelled[:, :names] > 0, blind[:, :names] > 0
 
 
-def _spatial_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor) -> Tensor:
-    """Divergence of the softmax over cells from the normalised heat; 0 when nothing is labelled."""
+def counted_cells(targets: Targets, size: tuple[int, int]) -> Tensor:
+    """Cells that count: all but those inside an ignore region and outside every labelled object; bool [B, S]."""
+    height, width = size
+    y_H, x_W = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    cell_S2 = torch.stack([x_W.expand(height, -1), y_H[:, None].expand(-1, width)], -1).flatten(0, 1)
+
+    def inside(boxes_BX4: Tensor) -> Tensor:
+        away_BXS2 = (cell_S2 - boxes_BX4[:, :, None, :2]).abs()
+        return (away_BXS2 < boxes_BX4[:, :, None, 2:] / 2).all(-1)
+
+    labelled_BS = (inside(targets.boxes_BN4) & targets.valid_BN[..., None]).any(1)
+    return labelled_BS | ~inside(targets.ignore_BR4).any(1)
+
+
+def _spatial_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor, counted_BS: Tensor) -> Tensor:
+    """Divergence of the softmax over counted cells from the normalised heat; 0 when nothing is labelled."""
     if not used_BU.any():
         return torch.zeros(())
-    goal = heat_BUS[used_BU]
+    counted = counted_BS[:, None].expand_as(heat_BUS)[used_BU]
+    goal = heat_BUS[used_BU] * counted
     goal = goal / goal.sum(-1, keepdim=True).clamp(min=1e-6)
-    return functional.kl_div(logits_BUS[used_BU].log_softmax(-1), goal, reduction="sum") / len(goal)
+    logits = logits_BUS[used_BU].masked_fill(~counted, NEVER)
+    return functional.kl_div(logits.log_softmax(-1), goal, reduction="sum") / len(goal)
 
 
-def _focal_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor) -> Tensor:
-    """Quality focal loss of every cell (arXiv:2006.04388), summed over cells, averaged over names."""
+def _focal_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor, counted_BS: Tensor) -> Tensor:
+    """Quality focal loss of every counted cell (arXiv:2006.04388), summed over cells, averaged over names."""
     if not used_BU.any():
         return torch.zeros(())
     logits, heat = logits_BUS[used_BU], heat_BUS[used_BU]
     entropy = functional.binary_cross_entropy_with_logits(logits, heat, reduction="none")
-    return ((logits.sigmoid() - heat).square() * entropy).sum() / len(logits)
+    error = (logits.sigmoid() - heat).square() * entropy * counted_BS[:, None].expand_as(heat_BUS)[used_BU]
+    return error.sum() / len(logits)

@@ -27,7 +27,7 @@ class Canvases(NamedTuple):
     images_BHW3: Tensor  # uint8
     offer: Offer
     targets: Targets
-    examples: Examples | None  # of the offered classes in turn, `Recipe.examples` of each; None where none is shown
+    examples: Examples | None  # of the offered classes in turn, as many of each; None where none is shown
     modality_B: Tensor
     seed: int  # of what the step itself draws
 
@@ -68,7 +68,8 @@ class Draws(Dataset[Drawn]):
         modality_B = torch.zeros(len(samples), dtype=torch.int64)
         if recipe.examples and any(phase.modality_weights[1:]):
             drawer = stream.generator(rank, draw, 2)
-            shown = [stream.examples(name, recipe.examples, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
+            count = 1 if drawer.random() < recipe.single_share else recipe.examples
+            shown = [stream.examples(name, count, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
             examples = Examples.joined(shown)  # every tensor that a worker hands over costs a file handle
             modality_B = draw_modality(len(samples), phase.modality_weights, rng)
         return Canvases(stack_images(samples), offer, targets, examples, modality_B, int(rng.integers(2**62)))

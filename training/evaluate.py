@@ -1,9 +1,10 @@
 """Evaluate weights: python -m training.evaluate WEIGHTS --data FOLDER --out FOLDER.
 
-Writes results.json, prints a table, and draws the best and worst cases. Data sets are image caches
-(`training.data.build`), whole or from an image on: `lspet_train:8600` are those that the recipes' `limit` left out, on
-which the default threshold is chosen. Examples for visual prompts are drawn by seed from the rest of the training
-caches. The photographs of single people are scored a second time beside their own mirror images, as people in a row.
+Writes results.json, prints tables, and draws the best and worst cases. Data sets are image caches
+(`training.data.build`), whole or from an image on: `lspet_train:8600` are those that the recipes' `limit` left out.
+Photographs of the real world come first (`training.real_world`): of several people, of nobody, of animals, and single
+people by one example. Then single people and drawn scenes by words, by examples and by both. Examples are drawn by seed
+from the training caches. The photographs of single people are scored a second time beside their own mirror images.
 """
 
 import json
@@ -22,17 +23,18 @@ from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.preprocess import parse_size
 from engines.xpose import XPose
-from training import metrics
+from training import metrics, real_world
 from training.data.augment import beside_mirror_images
 from training.data.cache import ImageCache
 from training.data.sample import Sample
 from training.data.stream import Examples, SourceConfig, Stream
 from training.draws import EXAMPLE_SIDE_PX
 from training.pictures import sheet
-from training.predict import Found, Predictor, in_batches
+from training.predict import Found, Predictor
 from training.prompts import MODALITIES
+from training.real_world import find_all
 
-BATCH = 16
+ONE_EXAMPLE_PHOTOS = 100
 EXAMPLE_SEED = 77
 ROW_SEED = 6
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
@@ -51,11 +53,6 @@ def load_trained(name: str, weights: Path) -> tuple[XPose, Clip, dict[str, str]]
             f"{weights} does not name the categories it was trained on; evaluate a snapshot of this trainer"
         )
     return model, clip, categories
-
-
-def find_all(predictor: Predictor, samples: Sequence[Sample]) -> list[Found]:
-    """Detect in every sample."""
-    return [found for batch in in_batches(samples, BATCH) for found in predictor.find(batch)]
 
 
 def draw_examples(
@@ -168,9 +165,53 @@ def evaluate_all(
     return results
 
 
+def evaluate_real(
+    model: XPose,
+    clip: Clip,
+    data: Path,
+    photos: str,
+    empty: str,
+    animals: str,
+    single: str,
+    size_hw: tuple[int, int],
+    kept: Kept,
+    limit: int,
+    pictures: Path,
+) -> dict[str, Any]:
+    """Photographs of people, of nobody and of animals by words, and of single people by one example each."""
+
+    def make(chosen: Mapping[str, str], examples: Mapping[str, Examples] | None = None) -> Predictor:
+        return Predictor(model, clip, chosen, "visual" if examples else "text", examples, size_hw, kept.nms_iou)
+
+    threshold, person = kept.score_threshold, {"person": "person"}
+    people, nobody, herd = (load_part(data, name, limit) for name in (photos, empty, animals))
+    found = find_all(make(person), people)
+    results = real_world.evaluate_photos(people, found, threshold)
+    _draw_extremes(pictures / "photos", people, found, results.pop("by_image"), threshold)
+    alarms = find_all(make(person), nobody)
+    scores = metrics.alarm_scores(alarms)
+    _draw_extremes(pictures / "nobody", nobody, alarms, (-scores).tolist(), threshold)
+    by_category, found_animals = real_world.evaluate_animals(make, herd)
+    right = metrics.correct_keypoints(herd, found_animals)["by_image"]
+    _draw_extremes(pictures / "animals", herd, found_animals, right, threshold)
+    one = real_world.evaluate_one_example(
+        lambda examples: make(person, examples),
+        load_part(data, single, limit or ONE_EXAMPLE_PHOTOS)[:ONE_EXAMPLE_PHOTOS],
+        left_to_show(single, "")[0],
+        data,
+        threshold,
+    )
+    return {
+        "people": {"cache": photos, **results},
+        "nobody": {"cache": empty, "alarms": metrics.share_above(scores, threshold)},
+        "animals, pck@0.2": {"cache": animals, **by_category},
+        "one example": {"cache": single, **one},
+    }
+
+
 def left_to_show(people_from: str, scenes_from: str) -> list[SourceConfig]:
     """The training caches without the parts that are evaluated."""
-    evaluated = dict(_split(part) for part in (people_from, scenes_from))
+    evaluated = dict(_split(part) for part in (people_from, scenes_from) if part)
     return [SourceConfig(name, 1.0, limit=evaluated.get(name, 0)) for name in ("lspet_train", "synthetic_train")]
 
 
@@ -203,6 +244,17 @@ def _draw_extremes(
         cv2.imwrite(f"{path}_{name}.jpg", picture[:, :, ::-1])
 
 
+def print_real(results: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
+    """What photographs of the real world gave at the default threshold."""
+    table = Table("photographs", "metric", f"score above {threshold}")
+    for part, values in results.items():
+        for metric, value in values.items():
+            if metric != "cache":
+                shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+                table.add_row(f"{part}, {values['cache']}", metric, shown)
+    Console().print(table)
+
+
 def print_tables(results: Mapping[str, Any]) -> None:
     """Modalities as columns and metrics as rows; then what thresholds keep, the default one marked."""
     table = Table("images", "metric", *MODALITIES)
@@ -233,20 +285,30 @@ def main(
     limit: Annotated[int, typer.Option(help="images per data set; 0: all")] = 0,
     people: Annotated[str, typer.Option(help="cache of single people, CACHE or CACHE:FIRST")] = "lspet_val",
     scenes: Annotated[str, typer.Option(help="cache of the categories' objects")] = "synthetic_test",
+    photos: Annotated[str, typer.Option(help="cache of photos of several people, with ignore regions")] = "coco_dev",
+    empty: Annotated[str, typer.Option(help="cache of photos of nobody")] = "no_people_dev",
+    animals: Annotated[str, typer.Option(help="cache of photos of animals")] = "livestock_dev",
+    only_photos: Annotated[bool, typer.Option(help="leave out the tables of single people and scenes")] = False,
 ) -> None:
-    """Evaluate on photographs of people and on scenes of all categories with text, visual and combined prompts."""
+    """Evaluate on photographs of the real world, then on single people and on drawn scenes by words and examples."""
     try:
         network, clip, categories = load_trained(model, weights)
         size_hw = parse_size(size) if size else network.config.input_hw
         kept = kept_of(model, threshold)
-        results = evaluate_all(
-            network, clip, categories, data, people, scenes, size_hw, kept, shots, limit, out / "pictures"
-        )
+        pictures = out / "pictures"
+        real = evaluate_real(network, clip, data, photos, empty, animals, people, size_hw, kept, limit, pictures)
+        results = {}
+        if not only_photos:
+            results = evaluate_all(
+                network, clip, categories, data, people, scenes, size_hw, kept, shots, limit, pictures
+            )
     except (ValueError, FileNotFoundError, XPoseError) as error:
         raise SystemExit(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2))
-    print_tables(results)
+    (out / "results.json").write_text(json.dumps({"photographs": real, **results}, indent=2))
+    print_real(real, kept.score_threshold)
+    if results:
+        print_tables(results)
 
 
 if __name__ == "__main__":

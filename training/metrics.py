@@ -20,26 +20,29 @@ PCK_SHARE = 0.2
 
 
 def average_precision(
-    samples: Sequence[Sample], found: Sequence[Found], categories: Mapping[str, str]
+    samples: Sequence[Sample], found: Sequence[Found], categories: Mapping[str, str], most: int = 20
 ) -> dict[str, float]:
-    """COCO keypoint AP (OKS 0.50 to 0.95) of every category with its own sigmas, and their mean as "all"."""
+    """COCO keypoint AP (OKS 0.50 to 0.95) of every category with its own sigmas, and their mean as "all".
+
+    Ignore regions count as crowds. `most` detections per image enter.
+    """
     results: dict[str, float] = {}
     for name, skeleton in categories.items():
         sigmas = np.array(load_skeleton(skeleton).oks_sigmas)
         truth, answers = _coco_tables(samples, found, name, len(sigmas))
-        if not truth["annotations"]:
+        if all(annotation["iscrowd"] for annotation in truth["annotations"]):
             continue
-        results[name] = _evaluate(truth, answers, sigmas)
+        results[name] = _evaluate(truth, answers, sigmas, most)
     return {"all": float(np.mean(list(results.values()))) if results else 0.0, **results}
 
 
-def _evaluate(truth: dict[str, Any], answers: list[dict[str, Any]], sigmas: NDArray[np.float64]) -> float:
+def _evaluate(truth: dict[str, Any], answers: list[dict[str, Any]], sigmas: NDArray[np.float64], most: int) -> float:
     if not answers:
         return 0.0
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO(truth)
         evaluation = COCOeval_faster(ground, ground.loadRes(answers), "keypoints", kpt_oks_sigmas=sigmas)
-        evaluation.params.maxDets = [20]
+        evaluation.params.maxDets = [most]
         evaluation.run()
     return float(evaluation.stats[0])
 
@@ -53,6 +56,8 @@ def _coco_tables(
         for instance in sample.instances:
             if instance.category == name:
                 annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_truth(instance)})
+        for box in sample.ignore_R4:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_crowd(box, slots)})
         for n, category in enumerate(result.category_N):
             if category == name:
                 points_K3 = np.concatenate([result.keypoints_NK2[n, :slots], np.ones((slots, 1), np.float32)], 1)
@@ -76,6 +81,12 @@ def _truth(instance: Instance) -> dict[str, Any]:
         "num_keypoints": int((instance.keypoints_K3[:, 2] > 0).sum()),
         "keypoints": [float(value) for value in instance.keypoints_K3.reshape(-1)],
     }
+
+
+def _crowd(box_4: NDArray[np.float32], slots: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = (float(value) for value in box_4)
+    region = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+    return {"category_id": 1, "iscrowd": 1, "num_keypoints": 0, "keypoints": [0.0] * 3 * slots, **region}
 
 
 def correct_keypoints(

@@ -20,7 +20,7 @@ from training.matcher import (
     object_keypoint_similarity,
     pairwise_similarity,
 )
-from training.targets import Targets
+from training.targets import Targets, ignored_boxes
 
 LEAST_OVERLAP = 0.5
 """GIoU of a group's box with a target from which on the group learns the target."""
@@ -58,15 +58,17 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (0.25 * target + 0.75 * (1 - target)) * error.square() * entropy
 
 
-def label_loss(logits_BQC: Tensor, goal_BQC: Tensor, object_valid_BC: Tensor | None, count: float) -> Tensor:
-    """Focal loss over queries and offered classes, summed and divided by the number of targets.
+def label_loss(
+    logits_BQC: Tensor, goal_BQC: Tensor, object_valid_BC: Tensor | None, count: float, counted_BQ: Tensor
+) -> Tensor:
+    """Focal loss over counted queries and offered classes, summed and divided by the number of targets.
 
     Columns of classes not offered hold -inf, whose cross entropy is NaN: they are left out, not multiplied by zero.
     """
     logits_BQC = logits_BQC.float()
-    if object_valid_BC is None:
-        return focal_loss(logits_BQC, goal_BQC).sum() / count
-    offered_BQC = object_valid_BC[:, None].expand_as(logits_BQC)
+    offered_BQC = counted_BQ[..., None].expand_as(logits_BQC)
+    if object_valid_BC is not None:
+        offered_BQC = offered_BQC & object_valid_BC[:, None]
     return focal_loss(logits_BQC[offered_BQC], goal_BQC[offered_BQC]).sum() / count
 
 
@@ -81,11 +83,15 @@ def one_hot_labels(query_BN: Tensor, targets: Targets, queries: int, classes: in
 def layer_losses(
     prediction: Prediction, targets: Targets, object_valid_BC: Tensor | None, costs: MatchCosts, count: float
 ) -> dict[str, Tensor]:
-    """Match one layer and score it; without targets only the class loss is not zero."""
+    """Match one layer and score it; without targets only the class loss is not zero.
+
+    A query without a target whose box lies in an ignore region is no background.
+    """
     query_BN = match(prediction, targets, costs)
     queries, classes = prediction.logits_BQC.shape[1:]
     one_hot_BQC = one_hot_labels(query_BN, targets, queries, classes)
-    losses = {"label": label_loss(prediction.logits_BQC, one_hot_BQC, object_valid_BC, count)}
+    counted_BQ = one_hot_BQC.any(-1) | ~ignored_boxes(prediction.boxes_BQ4, targets)
+    losses = {"label": label_loss(prediction.logits_BQC, one_hot_BQC, object_valid_BC, count, counted_BQ)}
     image_M, target_M = torch.nonzero(query_BN >= 0, as_tuple=True)
     query_M = query_BN[image_M, target_M]
     losses |= _box_losses(prediction.boxes_BQ4[image_M, query_M], targets.boxes_BN4[image_M, target_M], count)
@@ -105,19 +111,20 @@ def group_losses(
     them and 0 for its equals teaches each the same middling score. Here the goal is the group's own OKS with the best
     target of its class (arXiv:2006.04388), and besides the matched group, those whose box overlaps a target of their
     class by `LEAST_OVERLAP` learn its box and keypoints (one-to-many, arXiv:2207.13080). Doubles are left to
-    non-maximum suppression.
+    non-maximum suppression. A group in an ignore region that learns no target is no background.
     """
     assert prediction.class_BQ is not None
     own_BQN = (prediction.class_BQ[:, :, None] == targets.label_BN[:, None]) & targets.valid_BN[:, None]
     quality_BQN, overlap_BQN = _qualities(prediction, targets)
     goal_BQC = torch.zeros_like(prediction.logits_BQC, dtype=torch.float32)
     goal_BQC.scatter_(2, prediction.class_BQ[..., None], (own_BQN * quality_BQN).amax(2, keepdim=True))
-    losses = {"score": label_loss(prediction.logits_BQC, goal_BQC, object_valid_BC, count)}
     overlap_BQN = own_BQN * overlap_BQN
     taught_BQN = (overlap_BQN == overlap_BQN.amax(2, keepdim=True)) & (overlap_BQN > LEAST_OVERLAP)
     query_BN = match(prediction, targets, costs)
     image_M, target_M = torch.nonzero(query_BN >= 0, as_tuple=True)
     taught_BQN[image_M, query_BN[image_M, target_M], target_M] = True
+    counted_BQ = taught_BQN.any(-1) | ~ignored_boxes(prediction.boxes_BQ4, targets)
+    losses = {"score": label_loss(prediction.logits_BQC, goal_BQC, object_valid_BC, count, counted_BQ)}
     image_M, query_M, target_M = torch.nonzero(taught_BQN & own_BQN, as_tuple=True)
     pairs = max(1.0, float(len(image_M)))
     losses |= _box_losses(prediction.boxes_BQ4[image_M, query_M], targets.boxes_BN4[image_M, target_M], pairs)
@@ -168,7 +175,10 @@ def denoising_losses(
     count: float,
     scored_groups: bool = False,
 ) -> dict[str, Tensor]:
-    """Positives answer with their own target, the negatives of the box layers with background."""
+    """Positives answer with their own target, the negatives of the box layers with background.
+
+    Negatives whose noisy box lies in an ignore region are left out.
+    """
     logits_BPC = prediction.logits_BQC
     label_BR = targets.label_BN.gather(1, denoising.target_BR)
     every = logits_BPC.shape[1] // denoising.pairs  # 2 where positives and negatives alternate
@@ -178,7 +188,9 @@ def denoising_losses(
     if scored:
         quality_BRN, _ = _qualities(prediction, targets)
         goal_BPC *= quality_BRN.gather(2, denoising.target_BR[..., None])
-    valid_BPC = denoising.valid_B[:, None, None].expand_as(logits_BPC)
+    counted_BP = denoising.valid_B[:, None] & ~ignored_boxes(prediction.boxes_BQ4, targets)
+    counted_BP[:, ::every] = denoising.valid_B[:, None]
+    valid_BPC = counted_BP[..., None].expand_as(logits_BPC)
     if object_valid_BC is not None:
         valid_BPC = valid_BPC & object_valid_BC[:, None]
     losses = {

@@ -59,6 +59,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         spread_steps: from random weights, so many steps first teach the text tower to tell the vocabulary apart.
         most_classes: offered per step, present ones and negatives together.
         examples: marked examples per class and step for visual prompts; 0 trains text only.
+        single_share: in how many of the steps (0..1) a class shows one example only, as most users do.
         warmup_steps: the learning rate grows evenly over so many first steps.
         clip_norm: global gradient norm.
         ema_decay: per step, reached gradually.
@@ -78,6 +79,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spread_steps: int = 400
     most_classes: int = 12
     examples: int = 1
+    single_share: float = 0.0
     weight_decay: float = 1e-4
     warmup_steps: int = 100
     clip_norm: float = 0.1

@@ -1,6 +1,7 @@
 """Targets of a batch as padded tensors, and the offered classes that give them their rows.
 
-Legend: B images, N targets of the fullest image, C classes offered, K keypoint slots, Q predictions.
+Legend: B images, N targets of the fullest image, R ignore regions of the image with most, C classes offered, K keypoint
+slots, Q predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from training.data.sample import Sample
 
 FIXED_SCALE_FLOOR_PX2 = 16.0
 """OKS of an object of less than 4 x 4 px is judged as if it were that large; labels are no finer."""
+
+IGNORED_SHARE = 0.5
+"""A detection with more than this share of its box in an ignore region counts neither way."""
 
 
 class Targets(NamedTuple):
@@ -33,6 +37,7 @@ class Targets(NamedTuple):
     sigmas_CK: Tensor  # OKS sigma per class and slot
     keypoint_valid_CK: Tensor  # bool, slots of each class's own list
     size_hw: tuple[int, int]
+    ignore_BR4: Tensor  # regions that are no background; without area where padded
 
     @property
     def total(self) -> int:
@@ -45,7 +50,7 @@ class Targets(NamedTuple):
 
     def first_images(self, count: int) -> "Targets":
         """The targets of the first `count` images."""
-        names = ("valid_BN", "label_BN", "boxes_BN4", "points_BNK2", "labelled_BNK", "area_BN")
+        names = ("valid_BN", "label_BN", "boxes_BN4", "points_BNK2", "labelled_BNK", "area_BN", "ignore_BR4")
         return self._replace(**{name: getattr(self, name)[:count] for name in names})
 
 
@@ -108,7 +113,32 @@ def targets_from_samples(samples: Sequence[Sample], offer: Offer) -> Targets:
         sigmas_CK,
         keypoint_valid_CK,
         (height, width),
+        _ignore_regions(samples, height, width),
     )
+
+
+def _ignore_regions(samples: Sequence[Sample], height: int, width: int) -> Tensor:
+    most = max(len(sample.ignore_R4) for sample in samples)
+    ignore_BR4 = torch.zeros(len(samples), most, 4)
+    scale_4 = torch.tensor([width, height, width, height])
+    for b, sample in enumerate(samples):
+        corners_R4 = torch.from_numpy(sample.ignore_R4) / scale_4
+        low_R2, high_R2 = corners_R4[:, :2], corners_R4[:, 2:]
+        ignore_BR4[b, : len(corners_R4)] = torch.cat([(low_R2 + high_R2) / 2, high_R2 - low_R2], -1)
+    return ignore_BR4
+
+
+def ignored_boxes(boxes_BQ4: Tensor, targets: Targets) -> Tensor:
+    """Which boxes lie by more than half inside one ignore region of their image: bool [B, Q]."""
+    if not targets.ignore_BR4.shape[1]:
+        return torch.zeros(boxes_BQ4.shape[:2], dtype=torch.bool, device=boxes_BQ4.device)
+    own_BQ14 = box_to_corners(boxes_BQ4.detach().float())[:, :, None]
+    region_B1R4 = box_to_corners(targets.ignore_BR4)[:, None]
+    low = torch.maximum(own_BQ14[..., :2], region_B1R4[..., :2])
+    high = torch.minimum(own_BQ14[..., 2:], region_B1R4[..., 2:])
+    inner_BQR = (high - low).clamp(min=0).prod(-1)
+    area_BQ1 = (own_BQ14[..., 2:] - own_BQ14[..., :2]).clamp(min=0).prod(-1)
+    return (inner_BQR > IGNORED_SHARE * area_BQ1).any(-1)
 
 
 def keypoint_tables(skeletons: Sequence[Skeleton], slots: int) -> tuple[Tensor, Tensor]:
@@ -131,13 +161,15 @@ def draw_offer(
     """Draw each image's offered classes: those present and negatives, or, for `absent_share`, absent classes only.
 
     The step's rows are the classes present in the batch and negatives, shuffled, at most `most_classes`
-    (a batch that holds more present classes keeps all of them). XPOSE.md 10.6.
+    (a batch that holds more present classes keeps all of them). XPOSE.md 10.6. Categories that a sample may show
+    without a label are no negatives for it, those that are known to be absent always are.
 
     Args:
         vocabulary: every trainable category with the name of its keypoint list.
         absent_share: 0..1.
     """
     present = {instance.category for sample in samples for instance in sample.instances}
+    present |= {name for sample in samples for name in sample.absent}
     absent = [name for name in vocabulary if name not in present]
     rng.shuffle(absent)
     room = max(1 if not present else 0, most_classes - len(present))
@@ -147,9 +179,13 @@ def draw_offer(
     for b, sample in enumerate(samples):
         own = {instance.category for instance in sample.instances}
         own_C = np.array([name in own for name in names])
-        negative = np.flatnonzero(~own_C)
+        valid_BC[b] = np.array([name in sample.absent for name in names])
+        unlabelled_C = np.array([name in sample.unlabelled for name in names])
+        negative = np.flatnonzero(~own_C & ~unlabelled_C & ~valid_BC[b])
+        if not own and not len(negative) and not valid_BC[b].any():
+            negative = np.arange(len(names))  # a network cannot be asked for nothing
         if own and not (len(negative) and rng.random() < absent_share):
-            valid_BC[b] = own_C
+            valid_BC[b] |= own_C
         take = int(rng.integers(0 if valid_BC[b].any() else 1, len(negative) + 1))
         valid_BC[b, rng.permutation(negative)[:take]] = True
     skeletons = tuple(load_skeleton(vocabulary[name]) for name in names)

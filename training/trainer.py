@@ -145,7 +145,7 @@ class Trainer:
         torch.manual_seed(drawn.seed)  # drop path
         offer = drawn.offer._replace(object_valid_BC=drawn.offer.object_valid_BC.to(device))
         targets, modality_B = drawn.targets.to(device), drawn.modality_B.to(device)
-        examples = drawn.examples.to(device).parted(recipe.examples) if drawn.examples else None
+        examples = drawn.examples.to(device).parted_by(len(offer.names)) if drawn.examples else None
         through = round(phase.batch * phase.decoder_share)
         generator = torch.Generator(device).manual_seed(drawn.seed + 1)
         with torch.device(device), self._precision():

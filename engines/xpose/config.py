@@ -2,18 +2,25 @@
 
 from dataclasses import dataclass
 
+from engines.xpose import efficientnet
+
+BACKBONES = ("swin", "efficientnet_lite0")
+
 
 @dataclass(frozen=True)
 class XPoseConfig:
-    """Every size of one X-Pose network; the architecture is the same for all.
+    """Every size of one X-Pose network; encoder, decoder and heads are the same for all.
 
+    Backbone: one of `BACKBONES`. "swin" has the sizes below; "efficientnet_lite0" has sizes of its own.
     Swin: `embed_dim` channels after the patches, doubled per stage; `depths` blocks and `num_heads` heads per stage;
     attention in windows of `window` x `window` cells.
-    Levels: the stages `level_stages` feed one level each, and one more level halves the last of them.
+    Levels: Swin's stages `level_stages` feed one level each, and one more level halves the last of them; strides 8, 16
+    and 32 of EfficientNet feed one level each.
     `queries` boxes are selected in the image, `groups` of them become one box and its keypoints after `box_layers`.
     Sources: X-Pose (ECCV 2024), section 4 and its released configuration; Swin, arXiv:2103.14030.
     """
 
+    backbone: str = "swin"
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
@@ -40,10 +47,26 @@ class XPoseConfig:
     fusion_drop_path: float = 0.1
     input_hw: tuple[int, int] = (800, 1333)
 
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone is {self.backbone!r}, allowed are {', '.join(BACKBONES)}")
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Channels of the backbone's maps, fine to coarse."""
+        if self.backbone == "efficientnet_lite0":
+            return efficientnet.LEVEL_WIDTHS
+        return tuple(self.embed_dim * 2**stage for stage in self.level_stages)
+
+    @property
+    def extra_level(self) -> bool:
+        """Whether the neck halves the backbone's last map to get one more level."""
+        return self.backbone == "swin"
+
     @property
     def levels(self) -> int:
-        """How many feature maps the neck makes: one per stage in `level_stages`, and the extra one."""
-        return len(self.level_stages) + 1
+        """How many feature maps the neck makes."""
+        return len(self.level_widths) + self.extra_level
 
     @classmethod
     def swin_t(cls) -> "XPoseConfig":

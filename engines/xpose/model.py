@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from engines.xpose.checks import check_inputs
 from engines.xpose.config import XPoseConfig
 from engines.xpose.decoder import Decoder, Groups
+from engines.xpose.efficientnet import EfficientNetLite0
 from engines.xpose.encoder import Encoded, Encoder
 from engines.xpose.geometry import pyramid_geometry
 from engines.xpose.initialise import initialise_backbone, initialise_heads, initialise_neck, initialise_transformer
@@ -79,7 +80,7 @@ class XPose(nn.Module):
         super().__init__()
         self.config = config
         dim = config.hidden_dim
-        self.backbone = nn.ModuleList([Swin(config)])
+        self.backbone = nn.ModuleList([_backbone(config)])
         self.input_proj = _input_projections(config)
         self.transformer = Transformer(config)
         self.bbox_embed = nn.ModuleList([Mlp(dim, dim, 4, layers=3)])
@@ -168,7 +169,8 @@ class XPose(nn.Module):
     def feature_maps(self, pixels_B3HW: Tensor) -> list[Tensor]:
         """Backbone and neck: one map [B, D, h, w] per level, fine to coarse."""
         maps = self.backbone[0](pixels_B3HW)
-        maps.append(maps[-1])  # the extra level halves the coarsest stage, not its projection
+        if self.config.extra_level:
+            maps.append(maps[-1])  # the extra level halves the coarsest stage, not its projection
         return [project(level) for project, level in zip(self.input_proj, maps, strict=True)]
 
     def encode(self, pixels_B3HW: Tensor, prompts: Prompts, padding_BHW: Tensor | None = None) -> Encoded:
@@ -272,10 +274,14 @@ class XPose(nn.Module):
         return (to_dtype(self._head(head)(x), reference.dtype) + inverse_sigmoid(reference)).sigmoid()
 
 
+def _backbone(config: XPoseConfig) -> nn.Module:
+    return EfficientNetLite0() if config.backbone == "efficientnet_lite0" else Swin(config)
+
+
 def _input_projections(config: XPoseConfig) -> nn.ModuleList:
-    """One convolution and group norm per level; the extra level halves the coarsest stage."""
-    dim = config.hidden_dim
-    widths = [config.embed_dim * 2**stage for stage in config.level_stages]
+    """One convolution and group norm per level."""
+    dim, widths = config.hidden_dim, config.level_widths
     convolutions = [Conv2d(width, dim, kernel_size=1) for width in widths]
-    convolutions.append(Conv2d(widths[-1], dim, kernel_size=3, stride=2, padding=1))
+    if config.extra_level:
+        convolutions.append(Conv2d(widths[-1], dim, kernel_size=3, stride=2, padding=1))
     return nn.ModuleList(nn.Sequential(convolution, GroupNorm(NORM_GROUPS, dim)) for convolution in convolutions)

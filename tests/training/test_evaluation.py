@@ -15,9 +15,10 @@ from training import metrics
 from training.data.cache import ImageCache, write_cache
 from training.data.sample import Sample
 from training.data.synthetic import read_synthetic
-from training.evaluate import find_all, left_to_show, load_part, main
+from training.evaluate import left_to_show, load_part, main
 from training.pictures import TILE_PX, sheet
 from training.predict import Found, Predictor
+from training.real_world import find_all
 from training.recipe import load_recipe
 from training.trainer import Trainer
 

@@ -20,6 +20,7 @@ def targets_of(boxes: list[list[float]], labels: list[int], slots: int = 2) -> T
         sigmas_CK=torch.full((2, slots), 0.05),
         keypoint_valid_CK=torch.ones(2, slots, dtype=torch.bool),
         size_hw=(100, 100),
+        ignore_BR4=torch.zeros(1, 0, 4),
     )
 
 

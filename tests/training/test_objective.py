@@ -19,8 +19,9 @@ def test_focal_loss_gives_the_published_values() -> None:
 def test_columns_not_offered_change_neither_loss_nor_gradient() -> None:
     logits = torch.tensor([[[0.3, -torch.inf], [2.0, -torch.inf]]], requires_grad=True)
     goal = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    loss = label_loss(logits, goal, torch.tensor([[True, False]]), 1.0)
-    alone = label_loss(logits.detach()[..., :1], goal[..., :1], None, 1.0)
+    counted = torch.ones(1, 2, dtype=torch.bool)
+    loss = label_loss(logits, goal, torch.tensor([[True, False]]), 1.0, counted)
+    alone = label_loss(logits.detach()[..., :1], goal[..., :1], None, 1.0, counted)
     torch.testing.assert_close(loss.detach(), alone)
     loss.backward()
     assert logits.grad is not None

@@ -7,6 +7,7 @@ Legend: H, W canvas; K keypoints.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import msgspec
@@ -15,7 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from engines.skeletons import load_skeleton
-from training.data.sample import Instance, Sample, clip_instance
+from training.data.sample import Instance, Sample, clip_boxes, clip_instance
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2))  # rows, columns
 BORDER_RGB = (124, 116, 104)  # ImageNet's mean, what letterboxing shows the network
@@ -36,6 +37,7 @@ class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         occlusion_probability: one to three filled rectangles of up to a quarter of the canvas side.
         mirrored_probability: a source with a row of the canvas to itself stands beside its mirror images, two or three
             in all, so that several objects share one background without an edge between them.
+        least_px: an instance whose box is smaller on both sides becomes an ignore region.
     """
 
     flip_probability: float = 0.5
@@ -48,6 +50,7 @@ class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blur_probability: float = 0.1
     occlusion_probability: float = 0.25
     mirrored_probability: float = 0.0
+    least_px: float = 0.0
 
 
 def draw_layout(config: AugmentConfig, rng: Generator) -> tuple[int, int]:
@@ -57,24 +60,35 @@ def draw_layout(config: AugmentConfig, rng: Generator) -> tuple[int, int]:
 
 
 def compose(
-    samples: Sequence[Sample], layout: tuple[int, int], height: int, width: int, config: AugmentConfig, rng: Generator
+    samples: Sequence[Sample],
+    layout: tuple[int, int],
+    height: int,
+    width: int,
+    config: AugmentConfig,
+    rng: Generator,
+    backdrop: Sample | None = None,
 ) -> Sample:
-    """Warp each sample into its cell of a height x width canvas and join their labels."""
+    """Warp each sample into its cell of a height x width canvas and join their labels.
+
+    What the samples leave open shows `backdrop`, a picture without objects, or else the border colour.
+    """
     rows, columns = layout
     cell_height, cell_width = height // rows, width // columns
     canvas = np.empty((height, width, 3), np.uint8)
-    canvas[:] = BORDER_RGB
+    canvas[:] = BORDER_RGB if backdrop is None else _cover(backdrop.image_HW3, height, width)
     instances: list[Instance] = []
+    ignored: list[NDArray[np.float32]] = []
     for index, sample in enumerate(samples):
         top, left = (index // columns) * cell_height, (index % columns) * cell_width
         if columns == 1 and config.mirrored_probability and rng.random() < config.mirrored_probability:
             sample = beside_mirror_images(sample, rng)
-        cell, found = _warp_into_cell(sample, cell_height, cell_width, config, rng)
-        canvas[top : top + cell_height, left : left + cell_width] = cell
+        cell_HW3 = canvas[top : top + cell_height, left : left + cell_width]
+        found, ignored_R4 = _warp_into_cell(sample, cell_HW3, config, rng)
         instances += [_shift(instance, left, top) for instance in found]
+        ignored.append(ignored_R4 + np.array([left, top, left, top], np.float32))
     _distort(canvas, config, rng)
     first = samples[0]
-    return Sample(canvas, tuple(instances), first.dataset, first.image_id)
+    return Sample(canvas, tuple(instances), first.dataset, first.image_id, np.concatenate(ignored))
 
 
 def letterbox(sample: Sample, height: int, width: int) -> Sample:
@@ -84,9 +98,12 @@ def letterbox(sample: Sample, height: int, width: int) -> Sample:
     matrix = np.array(
         [[scale, 0, (width - scale * source_width) / 2], [0, scale, (height - scale * source_height) / 2]], np.float64
     )
-    image = _warp_image(sample.image_HW3, matrix, height, width, scale)
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = BORDER_RGB
+    _warp_image(sample.image_HW3, matrix, canvas, scale)
     instances = tuple(_transform(instance, matrix, scale, 0.0, False, source_width) for instance in sample.instances)
-    return Sample(image, instances, sample.dataset, sample.image_id)
+    ignore_R4 = _transform_boxes(sample.ignore_R4, matrix, scale, 0.0)
+    return replace(sample, image_HW3=canvas, instances=instances, ignore_R4=ignore_R4)
 
 
 def beside_mirror_images(sample: Sample, rng: Generator) -> Sample:
@@ -101,19 +118,37 @@ def beside_mirror_images(sample: Sample, rng: Generator) -> Sample:
     cut_HW3, side = sample.image_HW3[:, start:end], end - start
     shifted = (clip_instance(_shift(instance, -start, 0), side, height) for instance in sample.instances)
     instances = [instance for instance in shifted if instance is not None]
+    ignore_R4 = clip_boxes(sample.ignore_R4 - np.array([start, 0, start, 0], np.float32), side, height)
     first, copies = int(rng.integers(2)), int(rng.integers(2, 4))
-    images, labels = [], list[Instance]()
+    images, labels, ignored = [], list[Instance](), []
     for number in range(copies):
         flip = (first + number) % 2 == 1
         images.append(cut_HW3[:, ::-1] if flip else cut_HW3)
         turned = (_transform(instance, np.eye(2, 3), 1.0, 0.0, flip, side) for instance in instances)
         labels += [_shift(instance, number * side, 0) for instance in turned]
-    return Sample(np.concatenate(images, axis=1), tuple(labels), sample.dataset, sample.image_id)
+        turned_R4 = _mirrored(ignore_R4, side) if flip else ignore_R4
+        ignored.append(turned_R4 + np.array([number * side, 0, number * side, 0], np.float32))
+    image_HW3 = np.concatenate(images, axis=1)
+    return replace(sample, image_HW3=image_HW3, instances=tuple(labels), ignore_R4=np.concatenate(ignored))
+
+
+def _cover(image_HW3: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The middle of a picture, scaled so that it fills height x width."""
+    scale = max(height / image_HW3.shape[0], width / image_HW3.shape[1])
+    size = (max(width, round(image_HW3.shape[1] * scale)), max(height, round(image_HW3.shape[0] * scale)))
+    large = cv2.resize(image_HW3, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (large.shape[0] - height) // 2, (large.shape[1] - width) // 2
+    return np.asarray(large[top : top + height, left : left + width], np.uint8)
 
 
 def _warp_into_cell(
-    sample: Sample, height: int, width: int, config: AugmentConfig, rng: Generator
-) -> tuple[NDArray[np.uint8], list[Instance]]:
+    sample: Sample, cell_HW3: NDArray[np.uint8], config: AugmentConfig, rng: Generator
+) -> tuple[list[Instance], NDArray[np.float32]]:
+    """Draw a sample into a cell, in place; returns its instances and ignore regions there.
+
+    What is left of an instance that is cut too much to be labelled, or is too small, becomes an ignore region.
+    """
+    height, width = cell_HW3.shape[:2]
     source_height, source_width = sample.image_HW3.shape[:2]
     flip = bool(rng.random() < config.flip_probability)
     angle = np.deg2rad(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
@@ -126,16 +161,22 @@ def _warp_into_cell(
     image = sample.image_HW3[:, ::-1] if flip else sample.image_HW3
     offset = np.array([centre_x, centre_y]) - linear @ np.array([source_width / 2, source_height / 2])
     matrix = np.concatenate([linear, offset[:, None]], axis=1)
-    warped = _warp_image(np.ascontiguousarray(image), matrix, height, width, scale)
-    moved = (_transform(instance, matrix, scale, angle, flip, source_width) for instance in sample.instances)
-    clipped = (clip_instance(instance, width, height) for instance in moved)
-    return warped, [instance for instance in clipped if instance is not None]
+    _warp_image(np.ascontiguousarray(image), matrix, cell_HW3, scale)
+    moved = [_transform(instance, matrix, scale, angle, flip, source_width) for instance in sample.instances]
+    clipped = [clip_instance(instance, width, height) for instance in moved]
+    kept = [one for one in clipped if one is not None and max(one.box_xyxy[2:] - one.box_xyxy[:2]) >= config.least_px]
+    taken = {id(one) for one in kept}
+    lost = [before.box_xyxy for before, after in zip(moved, clipped, strict=True) if id(after) not in taken]
+    ignore_R4 = _mirrored(sample.ignore_R4, source_width) if flip else sample.ignore_R4
+    ignore_R4 = _transform_boxes(ignore_R4, matrix, scale, float(angle))
+    return kept, clip_boxes(np.concatenate([ignore_R4, *(box[None] for box in lost)]), width, height)
 
 
-def _warp_image(
-    image: NDArray[np.uint8], matrix: NDArray[np.float64], height: int, width: int, scale: float
-) -> NDArray[np.uint8]:
-    """Warp; when shrinking by more than two, shrink by area first, since bilinear sampling would alias."""
+def _warp_image(image: NDArray[np.uint8], matrix: NDArray[np.float64], target: NDArray[np.uint8], scale: float) -> None:
+    """Warp into `target`, which keeps what the image does not reach.
+
+    When shrinking by more than two, shrink by area first, since bilinear sampling would alias.
+    """
     if scale < 0.5:
         half = cv2.resize(
             image, (max(1, image.shape[1] // 2), max(1, image.shape[0] // 2)), interpolation=cv2.INTER_AREA
@@ -143,8 +184,27 @@ def _warp_image(
         ratio_x, ratio_y = image.shape[1] / half.shape[1], image.shape[0] / half.shape[0]
         matrix = matrix @ np.diag([ratio_x, ratio_y, 1.0])
         image = np.asarray(half, np.uint8)
-    warped = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=BORDER_RGB)
-    return np.asarray(warped, np.uint8)
+    size = (target.shape[1], target.shape[0])
+    warped = np.ascontiguousarray(target)
+    cv2.warpAffine(image, matrix, size, warped, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    target[:] = warped
+
+
+def _mirrored(boxes_R4: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    mirrored_R4 = boxes_R4.copy()
+    mirrored_R4[:, [0, 2]] = width - boxes_R4[:, [2, 0]]
+    return mirrored_R4
+
+
+def _transform_boxes(
+    boxes_R4: NDArray[np.float32], matrix: NDArray[np.float64], scale: float, angle: float
+) -> NDArray[np.float32]:
+    """Boxes after the warp: the bounds of the rotated inscribed ellipse, tighter than those of rotated corners."""
+    centre_R2 = (boxes_R4[:, :2] + boxes_R4[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
+    half_R2 = (boxes_R4[:, 2:] - boxes_R4[:, :2]) * scale / 2
+    turn_22 = np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    reach_R2 = np.sqrt((half_R2**2) @ (turn_22**2).T)
+    return np.concatenate([centre_R2 - reach_R2, centre_R2 + reach_R2], 1).astype(np.float32)
 
 
 def _transform(
@@ -158,16 +218,8 @@ def _transform(
         box[[0, 2]] = source_width - box[[2, 0]]
     keypoints_K3[:, :2] = keypoints_K3[:, :2] @ matrix[:, :2].T + matrix[:, 2]
     keypoints_K3[keypoints_K3[:, 2] == 0, :2] = 0
-    centre = matrix[:, :2] @ ((box[:2] + box[2:]) / 2) + matrix[:, 2]
-    half_w, half_h = (box[2:] - box[:2]) * scale / 2
-    # The bounds of the rotated inscribed ellipse: tighter on a body than the bounds of the rotated corners.
-    reach = np.array(
-        [
-            np.hypot(half_w * np.cos(angle), half_h * np.sin(angle)),
-            np.hypot(half_w * np.sin(angle), half_h * np.cos(angle)),
-        ]
-    )
-    low, high = centre - reach, centre + reach
+    moved_4 = _transform_boxes(box[None], matrix, scale, angle)[0]
+    low, high = moved_4[:2], moved_4[2:]
     labelled_N2 = keypoints_K3[keypoints_K3[:, 2] > 0, :2]
     if len(labelled_N2) and angle != 0.0:
         low, high = np.minimum(low, labelled_N2.min(0)), np.maximum(high, labelled_N2.max(0))

@@ -2,10 +2,12 @@
 
 import logging
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 import typer
 
 from engines.skeletons import load_skeleton
@@ -14,10 +16,16 @@ from training.data.cache import write_cache
 from training.data.records import read_records
 from training.data.synthetic import read_synthetic
 from training.unikpt.catalogue import LSPET
-from training.unikpt.coco_layout import CocoRules, read_coco_layout
+from training.unikpt.checks import Candidate, checked, ignore_regions
+from training.unikpt.coco_layout import CocoRules, load_json, read_coco_layout, split_of
 from training.unikpt.images import ImageFinder
 from training.unikpt.index import load_index
-from training.unikpt.schema import Record, Report
+from training.unikpt.schema import InstanceRecord, Record, Report
+
+EXTRA_PEOPLE = "extra_people.json"
+EXTRA_KINDS = ("bystander", "unclear")
+LEAST_KEYPOINT_SCORE = 0.35  # of a machine-made keypoint that is taught
+BODY_SHARE = 0.53  # of a box that a person covers, the median of COCO's segments
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build an image cache for training or evaluation.")
 Side = Annotated[int, typer.Option(help="longer side in the cache, pixels; larger images shrink to it")]
@@ -48,10 +56,21 @@ def load_synthetic_set(path: Path) -> tuple[SyntheticSet, SceneConfig]:
 
 
 @app.command()
-def lspet(source: Path, target: Path, split: str = "train", side: Side = 256) -> None:
-    """Leeds Sports Pose Extended: SOURCE is the folder with annotations_SPLIT.json and the zip shards."""
+def lspet(
+    source: Path,
+    target: Path,
+    split: str = "train",
+    side: Side = 256,
+    teach_extra: Annotated[bool, typer.Option(help="label extra people whose machine-made pose is usable")] = False,
+) -> None:
+    """Leeds Sports Pose Extended: SOURCE is the folder with annotations_SPLIT.json and the zip shards.
+
+    People that it does not label become ignore regions where the folder has extra_people.json.
+    """
     report = Report()
     records = list(read_coco_layout(source / f"annotations_{split}.json", ImageFinder(source), LSPET, report))
+    if (source / EXTRA_PEOPLE).exists():
+        records = with_extra_people(records, load_json(source / EXTRA_PEOPLE), teach_extra)
     _write(target, records, report, side)
 
 
@@ -79,10 +98,61 @@ def coco(annotations: Path, images: Path, skeleton: str, target: Path, side: Sid
 
 
 @app.command()
+def negatives(annotations: Path, images: Path, target: Path, side: Side = 640) -> None:
+    """Photographs without some category: ANNOTATIONS is a COCO file, of which only `images` is read.
+
+    A recipe names what they do not hold (`absent` of its source).
+    """
+    report, finder, records = Report(), ImageFinder(images), list[Record]()
+    for entry in load_json(annotations)["images"]:
+        found = finder.find(entry["file_name"], entry.get("shard"))
+        if found is None:
+            report.add("image missing", annotations, entry.get("id"), f"{entry['file_name']!r} is not there")
+            continue
+        size = (int(entry["width"]), int(entry["height"]))
+        records.append(Record(annotations.stem, split_of(annotations), found.path, *size, (), found.archive))
+    _write(target, records, report, side)
+
+
+@app.command()
 def index(source: Path, target: Path, split: str = "", side: Side = 640) -> None:
     """The index that `python -m training.unikpt --index` wrote; --split keeps the records of one split."""
     records = [record for record in load_index(source) if split in ("", record.split)]
     _write(target, records, Report(), side)
+
+
+def with_extra_people(records: list[Record], table: dict[str, Any], teach: bool) -> list[Record]:
+    """Add ignore regions from a file of boxes in COCO's layout, by file name.
+
+    A box of the kind "labelled person or a part" lies on the labelled person and is left out.
+
+    Args:
+        teach: label the people whose pose is marked as usable, in place of ignoring them.
+    """
+    extra: dict[str, list[dict[str, Any]]] = {}
+    for annotation in table["annotations"]:
+        if annotation.get("kind") in EXTRA_KINDS:
+            extra.setdefault(annotation["file_name"], []).append(annotation)
+    added = []
+    for record in records:
+        taught, ignored = [], []
+        for annotation in extra.get(record.image_path.name, []):
+            person = _extra_person(annotation, record) if teach and annotation.get("pose_usable") else None
+            if person is None:
+                ignored.append(annotation["bbox"])
+            else:
+                taught.append(person)
+        ignore = record.ignore + ignore_regions(ignored, record.width, record.height)
+        added.append(replace(record, instances=(*record.instances, *taught), ignore=ignore))
+    return added
+
+
+def _extra_person(annotation: dict[str, Any], record: Record) -> InstanceRecord | None:
+    keypoints_K3 = np.array(annotation["keypoints"], np.float32).reshape(-1, 3)
+    keypoints_K3[:, 2] = np.where(keypoints_K3[:, 2] >= LEAST_KEYPOINT_SCORE, 2.0, 0.0)
+    x, y, wide, tall = annotation["bbox"]
+    candidate = Candidate("person", "person", (x, y, wide, tall), keypoints_K3, BODY_SHARE * wide * tall, "extra")
+    return checked(candidate, record.width, record.height, record.image_path, Report())
 
 
 def _write(target: Path, records: list[Record], report: Report, side: int) -> None:

@@ -7,6 +7,7 @@ It is written to a temporary name and renamed at the end, so a cache that exists
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,19 @@ class ImageCache:
         label = self._labels[index]
         height, width = label["size"]
         image = np.array(self._images_N[index, :height, :width])
-        return Sample(
-            image, tuple(_instance(entry) for entry in label["instances"]), str(label["dataset"]), str(label["id"])
-        )
+        ignore_R4 = np.array(label.get("ignore", []), np.float32).reshape(-1, 4)
+        instances = tuple(_instance(entry) for entry in label["instances"])
+        return Sample(image, instances, str(label["dataset"]), str(label["id"]), ignore_R4)
 
-    def summary(self, index: int) -> list[tuple[str, str, int]]:
-        """Category, skeleton and number of labelled keypoints of each instance, without touching the image."""
-        entries = self._labels[index]["instances"]
-        return [(entry[0], entry[1], sum(v > 0 for v in entry[3][2::3])) for entry in entries]
+    def summary(self, index: int) -> list[tuple[str, str, int, float]]:
+        """Category, skeleton, number of labelled keypoints and longer side in pixels of each instance.
+
+        The image is not touched.
+        """
+        return [
+            (category, skeleton, sum(v > 0 for v in keypoints[2::3]), max(box[2] - box[0], box[3] - box[1]))
+            for category, skeleton, box, keypoints, _ in self._labels[index]["instances"]
+        ]
 
 
 def _fit(sample: Sample, side: int) -> Sample:
@@ -73,9 +79,8 @@ def _fit(sample: Sample, side: int) -> Sample:
         return sample
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     image = np.asarray(cv2.resize(sample.image_HW3, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return Sample(
-        image, tuple(_scale(instance, scale) for instance in sample.instances), sample.dataset, sample.image_id
-    )
+    instances = tuple(_scale(instance, scale) for instance in sample.instances)
+    return replace(sample, image_HW3=image, instances=instances, ignore_R4=sample.ignore_R4 * np.float32(scale))
 
 
 def _scale(instance: Instance, scale: float) -> Instance:
@@ -94,6 +99,7 @@ def _to_json(sample: Sample) -> dict[str, Any]:
         "size": list(sample.image_HW3.shape[:2]),
         "dataset": sample.dataset,
         "id": sample.image_id,
+        "ignore": [[round(float(value), 2) for value in box] for box in sample.ignore_R4],
         "instances": [
             [
                 instance.category,

@@ -36,4 +36,5 @@ def read_records(records: Iterable[Record], report: Report) -> Iterator[Sample]:
             )
             for instance in record.instances
         )
-        yield Sample(image_HW3, instances, record.dataset, record.image_path.as_posix())
+        ignore_R4 = np.array(record.ignore, np.float32).reshape(-1, 4)
+        yield Sample(image_HW3, instances, record.dataset, record.image_path.as_posix(), ignore_R4)

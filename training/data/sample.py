@@ -1,9 +1,9 @@
 """What every reader yields and everything after it consumes: one image with its labelled instances.
 
-Legend: H, W image; K keypoints of the instance's own skeleton.
+Legend: H, W image; K keypoints of the instance's own skeleton; R ignore regions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,30 @@ class Instance:
     area_px: float
 
 
+def _no_boxes() -> NDArray[np.float32]:
+    return np.zeros((0, 4), np.float32)
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One image, RGB uint8 [H, W, 3], with its instances and where it came from."""
+    """One image with its instances and where it came from.
+
+    Args:
+        image_HW3: RGB uint8.
+        ignore_R4: float32 boxes (x0, y0, x1, y1), pixels: objects without labels may be there, of any category. They
+            are neither positives nor background.
+        unlabelled: categories whose objects may be anywhere in the image without a label; they are asked for only
+            where one is labelled.
+        absent: categories that are known not to be in the image and are always asked for.
+    """
 
     image_HW3: NDArray[np.uint8]
     instances: tuple[Instance, ...]
     dataset: str
     image_id: str
+    ignore_R4: NDArray[np.float32] = field(default_factory=_no_boxes)
+    unlabelled: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 def clip_instance(instance: Instance, width: int, height: int) -> Instance | None:
@@ -58,3 +74,12 @@ def clip_instance(instance: Instance, width: int, height: int) -> Instance | Non
     if not (keypoints_K3[:, 2] > 0).any():
         return None
     return Instance(instance.category, instance.skeleton, box, keypoints_K3, instance.area_px * float(after / before))
+
+
+def clip_boxes(boxes_R4: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Clip boxes to the image; those of less than two pixels on a side are dropped."""
+    low_R2 = boxes_R4[:, :2].clip(0, (width, height))
+    high_R2 = boxes_R4[:, 2:].clip(0, (width, height))
+    boxes_R4 = np.concatenate([low_R2, high_R2], 1).astype(np.float32)
+    kept_R4: NDArray[np.float32] = boxes_R4[(high_R2 - low_R2 >= 2).all(1)]
+    return kept_R4

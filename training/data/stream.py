@@ -4,7 +4,7 @@ Legend: N examples of a class, K keypoint slots.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,8 @@ PIXEL_MEAN_255 = (123.675, 116.28, 103.53)
 PIXEL_STD_255 = (58.395, 57.12, 57.375)
 LEAST_MARKED = 4
 """An example with fewer labelled keypoints is not shown as a visual prompt, where its list has that many."""
+LEAST_EXAMPLE_PX = 32.0
+"""Nor is one whose box is smaller, by its longer side."""
 
 
 class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,11 +34,18 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cache: folder name under the data folder.
         weight: how often a canvas is filled from it, relative to the others.
         limit: use only its first so many images; 0 uses all.
+        unlabelled: categories whose objects its images may show without a label (`Sample.unlabelled`).
+        absent: categories that its images do not hold and are always prompted for.
+        backdrops: a cache of pictures without labelled objects that fill what its images leave open on a canvas; ""
+            leaves the border colour.
     """
 
     cache: str
     weight: float
     limit: int = 0
+    unlabelled: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    backdrops: str = ""
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -57,8 +66,9 @@ class Examples:
         """Examples of several classes one after another."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def parted(self, count: int) -> list["Examples"]:
-        """`count` examples each, in turn."""
+    def parted_by(self, classes: int) -> list["Examples"]:
+        """The examples of each class, where all have as many."""
+        count = len(self.pixels_N3SS) // classes
         columns = zip(*(getattr(self, field.name).split(count) for field in fields(self)), strict=True)
         return [Examples(*parts) for parts in columns]
 
@@ -84,6 +94,8 @@ class Stream:
         for source, length in zip(sources, self.lengths, strict=True):
             if length == 0:
                 raise ValueError(f"cache {source.cache} has no images; build it from data that has labels")
+        names = {source.backdrops for source in sources if source.backdrops}
+        self._backdrops = {name: ImageCache(folder / name) for name in sorted(names)}
         weights = np.array([source.weight for source in sources], np.float64)
         self._weights = weights / weights.sum()
         self._places = self._index_instances()
@@ -104,10 +116,16 @@ class Stream:
 
     def _canvas(self, height: int, width: int, rng: Generator) -> Sample:
         chosen = int(rng.choice(len(self.sources), p=self._weights))
-        augment = self.sources[chosen].augment
+        source, augment = self.sources[chosen], self.sources[chosen].augment
         layout = draw_layout(augment, rng)
         picks = rng.integers(self.lengths[chosen], size=layout[0] * layout[1])
-        return compose([self.caches[chosen][int(i)] for i in picks], layout, height, width, augment, rng)
+        samples = [self.caches[chosen][int(i)] for i in picks]
+        backdrop = None
+        if source.backdrops:
+            pictures = self._backdrops[source.backdrops]
+            backdrop = pictures[int(rng.integers(len(pictures)))]
+        canvas = compose(samples, layout, height, width, augment, rng, backdrop)
+        return replace(canvas, unlabelled=source.unlabelled, absent=source.absent)
 
     def examples(self, category: str, count: int, side_px: int, rng: Generator) -> Examples:
         """`count` marked examples of a category, cropped as visual prompts are; K is of the longest known list."""
@@ -140,13 +158,14 @@ class Stream:
         places: dict[str, tuple[str, list[tuple[int, int, int]]]] = {}
         for source, cache in enumerate(self.caches):
             for index in range(self.lengths[source]):
-                for number, (category, skeleton, marked) in enumerate(cache.summary(index)):
+                for number, (category, skeleton, marked, side_px) in enumerate(cache.summary(index)):
                     known = places.setdefault(category, (skeleton, []))
                     if known[0] != skeleton:
                         raise ValueError(
                             f"category {category!r} has the lists {known[0]!r} and {skeleton!r}; one is allowed"
                         )
-                    if marked >= min(LEAST_MARKED, len(load_skeleton(skeleton).keypoints)):
+                    few = marked < min(LEAST_MARKED, len(load_skeleton(skeleton).keypoints))
+                    if not few and side_px >= LEAST_EXAMPLE_PX:
                         known[1].append((source, index, number))
         return {category: entry for category, entry in places.items() if entry[1]}
 

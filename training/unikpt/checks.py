@@ -3,7 +3,9 @@
 | found | done |
 |---|---|
 | keypoint numbers missing, too many, or not finite | instance skipped |
-| no labelled keypoint, crowd region | instance skipped, counted |
+| no labelled keypoint, `iscrowd`, `ignore` | its box becomes an ignore region, counted |
+| any other instance that is skipped and has a usable box | its box becomes an ignore region |
+| ignore regions that cover the whole image | reported; the image is kept if it has instances |
 | box without area, box wholly outside the image | instance skipped |
 | box partly outside | clipped to the image |
 | labelled keypoint outside the image | its label is dropped (v = 0) |
@@ -13,14 +15,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.sample import clip_boxes
 from training.unikpt.schema import InstanceRecord, Report
 
+Box = tuple[float, float, float, float]
 _BOX_MARGIN = 0.08  # of the points' extent, for sources that give no box
 
 
@@ -61,7 +66,7 @@ def checked(candidate: Candidate, width: int, height: int, file: Path, report: R
         )
         keypoints_K3[outside_K] = 0.0
     if not (keypoints_K3[:, 2] > 0).any():
-        report.add("no labelled keypoint", file, candidate.id, "instance skipped")
+        report.add("no labelled keypoint", file, candidate.id, "its box becomes an ignore region")
         return None
     box = _checked_box(candidate, keypoints_K3, width, height, file, report)
     if box is None:
@@ -112,3 +117,24 @@ def within_capacity(
         text = f"{len(instances)} instances of {len(sizes)} categories; the {len(kept)} largest are kept"
         report.add("over capacity", file, image, text)
     return tuple(kept)
+
+
+def ignore_regions(boxes_xywh: Sequence[object], width: int, height: int) -> tuple[Box, ...]:
+    """Boxes (x, y, width, height) as corners inside the image; what is no box is left out."""
+    numbers = [box for box in boxes_xywh if isinstance(box, list | tuple) and len(box) == 4]
+    try:
+        boxes_R4 = np.array(numbers, np.float32).reshape(-1, 4)
+    except (TypeError, ValueError):
+        boxes_R4 = np.zeros((0, 4), np.float32)
+    boxes_R4 = boxes_R4[np.isfinite(boxes_R4).all(1)]
+    boxes_R4[:, 2:] += boxes_R4[:, :2]
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in clip_boxes(boxes_R4, width, height).tolist())
+
+
+def cover_all(ignore: Sequence[Box], width: int, height: int, cells: int = 64) -> bool:
+    """Whether no cell of a grid over the image has its centre outside all ignore regions."""
+    x_W, y_H = ((np.arange(cells) + 0.5) / cells * side for side in (width, height))
+    open_HW = np.ones((cells, cells), bool)
+    for x0, y0, x1, y1 in ignore:
+        open_HW[np.ix_((y_H >= y0) & (y_H <= y1), (x_W >= x0) & (x_W <= x1))] = False
+    return not open_HW.any()

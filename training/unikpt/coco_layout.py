@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engines.skeletons import load_skeleton
 from training.unikpt import naming
-from training.unikpt.checks import Candidate, Capacity, checked, within_capacity
+from training.unikpt.checks import Candidate, Capacity, checked, cover_all, ignore_regions, within_capacity
 from training.unikpt.images import ImageFinder, read_image
 from training.unikpt.schema import AnnotationFileError, ImageError, InstanceRecord, ProblemKind, Record, Report
 
@@ -149,23 +149,31 @@ class _Reader:
         except ImageError as error:
             self._report.add("image unreadable", self._path, image["id"], str(error))
             return None
-        found = [self._instance(annotation, int(width), int(height)) for annotation in annotations]
+        size = (int(width), int(height))
+        found = [self._instance(annotation, *size) for annotation in annotations]
         kept = [instance for instance in found if instance is not None]
         instances = within_capacity(kept, self._rules.capacity, self._path, str(image["id"]), self._report)
+        taken = {id(instance) for instance in instances}
+        pairs = zip(annotations, found, strict=True)
+        left_out = [annotation.get("bbox") for annotation, one in pairs if id(one) not in taken]
+        ignore = ignore_regions(left_out, *size)
+        if cover_all(ignore, *size):
+            text = "its ignore regions cover all of it, so nothing in it counts as background"
+            self._report.add("ignored throughout", self._path, image["id"], text)
         if not instances:
             return None
         self.understood += 1
-        where = (reference.path, int(width), int(height), instances, reference.archive)
+        where = (reference.path, *size, instances, reference.archive, ignore)
         return Record(self._rules.dataset, split_of(self._path), *where)
 
     def _instance(self, annotation: Entry, width: int, height: int) -> InstanceRecord | None:
         number = str(annotation.get("id", "?"))
-        if annotation.get("iscrowd"):
-            self._report.add("crowd region", self._path, number, "instance skipped")
+        if annotation.get("iscrowd") or annotation.get("ignore"):
+            self._report.add("crowd region", self._path, number, "its box becomes an ignore region")
             return None
         flat = annotation.get("keypoints")
         if not flat:
-            self._report.add("no labelled keypoint", self._path, number, "instance skipped")
+            self._report.add("no labelled keypoint", self._path, number, "its box becomes an ignore region")
             return None
         if len(flat) % 3 or not all(isinstance(value, int | float) for value in flat):
             text = f"{len(flat)} values, needed are x, y, v numbers for each keypoint; instance skipped"

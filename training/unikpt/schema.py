@@ -55,7 +55,10 @@ class InstanceRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One image: `image_path` on disk or, where `archive` is given, the name inside that zip or HDF5 file."""
+    """One image: `image_path` on disk or, where `archive` is given, the name inside that zip or HDF5 file.
+
+    `ignore` are boxes (x0, y0, x1, y1) in pixels where objects have no labels: crowds, people without keypoints.
+    """
 
     dataset: str
     split: str
@@ -64,6 +67,7 @@ class Record:
     height: int
     instances: tuple[InstanceRecord, ...]
     archive: Path | None = None
+    ignore: tuple[tuple[float, float, float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for one line of an index file; coordinates keep a hundredth of a pixel."""
@@ -74,6 +78,7 @@ class Record:
             "archive": str(self.archive) if self.archive else None,
             "width": self.width,
             "height": self.height,
+            "ignore": [[round(value, 2) for value in box] for box in self.ignore],
             "instances": [
                 {
                     "category": instance.category,
@@ -105,7 +110,8 @@ class Record:
         )
         archive = Path(table["archive"]) if table["archive"] else None
         size = (table["width"], table["height"])
-        return cls(table["dataset"], table["split"], Path(table["image"]), *size, instances, archive)
+        ignore = tuple(tuple(box) for box in table["ignore"])
+        return cls(table["dataset"], table["split"], Path(table["image"]), *size, instances, archive, ignore)
 
 
 ProblemKind = Literal[
@@ -125,6 +131,7 @@ ProblemKind = Literal[
     "keypoint outside the image",
     "crowd region",
     "over capacity",
+    "ignored throughout",
 ]
 
 SKIPPED_SILENTLY: frozenset[ProblemKind] = frozenset(

@@ -1,0 +1,129 @@
+"""Teach a new backbone the features of a trained network's old one: python -m training.distil RECIPE --data FOLDER …
+
+It needs no labels. The result is the trained network with the new backbone and new input projections, from which
+`training.train` goes on. The new backbone starts from its ImageNet weights (`training.imagenet`).
+
+Shape suffixes: B batch, D channels, H height, W width.
+"""
+
+import logging
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+import typer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from engines.checkpoint import CLIP_PREFIX, save_weights, trained_categories
+from engines.clip import Clip, ClipConfig
+from engines.xpose import XPose, XPoseConfig
+from training.data.stream import SourceConfig, Stream, normalise, stack_images
+from training.imagenet import backbone_weights, published_weights
+from training.memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
+REPLACED = ("backbone.", "input_proj.")
+
+
+class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is taught to whom.
+
+    Args:
+        teacher: weights of ours.
+        teacher_model: fields of `XPoseConfig` in which the teacher differs from today's nano.
+        sources: caches whose pictures are shown; labels are not used.
+        minutes: of training, by the clock.
+        lr: learning rate of the backbone at the start; it falls to a hundredth.
+        projection_lr: factor on it for the input projections, which start from nothing.
+    """
+
+    teacher: str
+    teacher_model: dict[str, Any]
+    sources: list[SourceConfig]
+    minutes: float
+    size_hw: tuple[int, int]
+    batch: int
+    lr: float
+    projection_lr: float = 5.0
+    seed: int = 0
+
+
+class Distillation:
+    """A teacher, its pupil, and the loss between their features."""
+
+    def __init__(self, recipe: DistilRecipe) -> None:
+        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.teacher_model.items()}
+        self.teacher = XPose(XPoseConfig(**(vars(XPoseConfig.nano()) | overrides)))
+        self.clip = Clip(ClipConfig.nano())
+        found = load_file(recipe.teacher)
+        own = {key: value.float() for key, value in found.items() if not key.startswith(CLIP_PREFIX)}
+        self.teacher.load_state_dict(own)
+        self.clip.load_state_dict(
+            {key.removeprefix(CLIP_PREFIX): value for key, value in found.items() if key.startswith(CLIP_PREFIX)}
+        )
+        torch.manual_seed(recipe.seed)
+        self.pupil = XPose(XPoseConfig.nano())
+        kept = {key: value for key, value in own.items() if not key.startswith(REPLACED)}
+        self.pupil.load_state_dict(kept, strict=False)
+        self.pupil.backbone[0].load_state_dict(backbone_weights(published_weights()))
+        self.teacher.eval().requires_grad_(requires_grad=False)
+
+    def loss(self, pixels_B3HW: Tensor) -> Tensor:
+        """Squared error over the variance of each channel, averaged over channels and levels."""
+        with torch.no_grad():
+            goals = [goal.float() for goal in self.teacher.feature_maps(pixels_B3HW)]
+        total = torch.zeros(())
+        for goal_BDHW, said_BDHW in zip(goals, self.pupil.feature_maps(pixels_B3HW), strict=True):
+            error_D = (said_BDHW.float() - goal_BDHW).square().mean((0, 2, 3))
+            variance_D = goal_BDHW.var((0, 2, 3)) + 1e-2
+            total = total + (error_D / variance_D).mean() / len(goals)
+        return total
+
+
+def distil(recipe: DistilRecipe, data: Path, out: Path) -> None:
+    """Run a recipe and write the pupil's weights."""
+    run = Distillation(recipe)
+    run.pupil.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stream = Stream(recipe.sources, data, recipe.seed)
+    backbone, projections = run.pupil.backbone.parameters(), run.pupil.input_proj.parameters()
+    groups = [{"params": [*backbone], "factor": 1.0}, {"params": [*projections], "factor": recipe.projection_lr}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.98))
+    categories = trained_categories("nano", recipe.teacher)
+    started, step = time.monotonic(), 0
+    while (share := (time.monotonic() - started) / (60 * recipe.minutes)) < 1:
+        rate = recipe.lr * (1 - 0.99 * share) * min(1.0, (step + 1) / 20)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        canvases = stream.canvases(recipe.batch, *recipe.size_hw, stream.generator(0, step, 0))
+        pixels_B3HW = normalise(stack_images(canvases)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run.loss(pixels_B3HW)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([*run.pupil.parameters()], 1.0)
+        optimiser.step()
+        step += 1
+        if step % 10 == 0:
+            logger.info("step %d  %.1f s  loss %.4f", step, time.monotonic() - started, float(loss.detach()))
+        if step % 100 == 0:
+            save_weights(out, run.pupil, run.clip, categories, torch.float32)
+    save_weights(out, run.pupil, run.clip, categories, torch.float32)
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="TOML file with the fields of DistilRecipe")],
+    data: Annotated[Path, typer.Option(help="folder of image caches")],
+    out: Annotated[Path, typer.Option(help="the pupil's weights, .safetensors")],
+) -> None:
+    """Teach a new backbone an old one's features."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    keep_freed_memory()
+    distil(msgspec.convert(tomllib.loads(recipe.read_text()), DistilRecipe), data, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
