@@ -111,12 +111,20 @@ def test_the_command_writes_every_metric_of_every_modality(tmp_path: Path) -> No
         ("lspet_val", people),
         ("synthetic_train", mixed),
         ("synthetic_test", mixed),
+        ("coco_dev", {"categories": ("person",), "instances": (1, 3)}),
+        ("no_people_dev", {"instances": (0, 0)}),
+        ("livestock_dev", {"categories": ("chair",)}),
     ):
         write_cache(tmp_path / name, scenes(3, **changes), 3, 96)
     model, clip = load_weights("nano", "random")
     save_weights(tmp_path / "w.safetensors", model, clip, {"person": "person", "chair": "chair"})
     main(tmp_path / "w.safetensors", tmp_path, tmp_path / "out", "nano", "64x80", 0.33, 2, 0)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
+    real = results["photographs"]
+    assert {"recall", "precision", "ap", "recall, 0 to 64 px"} <= set(real["people"])
+    assert 0.0 <= real["nobody"]["alarms"] <= 1.0
+    assert set(real["animals, pck@0.2"]) == {"cache", "chair"}
+    assert real["one example"]["photos"] == 3
     for modality in ("text", "visual", "mean"):
         found = results[modality]
         assert {"pck@0.2", "ap", "pck@0.2 given boxes"} <= set(found["people"])
@@ -125,7 +133,7 @@ def test_the_command_writes_every_metric_of_every_modality(tmp_path: Path) -> No
         recalls = {"recall of people", "recall of people in rows", "recall of scenes"}
         assert set(found["above"]["0.33"]) == recalls | {"false alarms"}
         assert found["above"]["0.15"]["recall of people"] >= found["above"]["0.5"]["recall of people"]
-    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 12
+    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 18
 
 
 def test_images_left_out_of_training_are_a_part_of_a_cache(tmp_path: Path) -> None:
