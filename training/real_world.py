@@ -25,6 +25,7 @@ from training.targets import FIXED_SCALE_FLOOR_PX2, IGNORED_SHARE
 BATCH = 16
 LEAST_OKS = 0.5
 LEAST_SCORE = 0.05  # of detections that enter the average precision
+LARGE_PX = 128.0
 SIZES_PX = ((256.0, np.inf), (128.0, 256.0), (64.0, 128.0), (0.0, 64.0))
 EXAMPLE_DRAWS = 20
 NOTHING = Found((), np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, 1, 2), np.float32))
@@ -83,9 +84,10 @@ def evaluate_photos(samples: Sequence[Sample], found: Sequence[Found], threshold
     wrong = sum(int(one.wrong_N.sum()) for one in matched)
     scored = [_scored(result) for result in found]
     categories = {one.category: one.skeleton for sample in samples for one in sample.instances}
+    large_P = found_P[side_P >= LARGE_PX]
     return {
-        "recall": float(found_P.mean()),
-        "recall, 128 px and more": float(found_P[side_P >= 128].mean()),
+        "recall": float(found_P.sum() / max(len(found_P), 1)),
+        "recall, 128 px and more": float(large_P.sum() / max(len(large_P), 1)),
         **{f"recall, {_range(*size)}": _part(found_P, side_P, *size) for size in SIZES_PX},
         "precision": right / max(right + wrong, 1),
         "ap": metrics.average_precision(samples, scored, categories, most=50)["all"],
