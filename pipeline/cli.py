@@ -84,6 +84,10 @@ def run(
     poses: Annotated[Path | None, typer.Option(help="Write the messages as JSON lines.")] = None,
     video: Annotated[Path | None, typer.Option(help="Write an annotated video (.mp4, .mkv, .mov).")] = None,
     publish: Annotated[str | None, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")] = None,
+    require_sources: Annotated[
+        bool,
+        typer.Option("--require-sources", help="A camera that is absent at the start is an error."),
+    ] = False,
 ) -> None:
     """Find, track and publish keypoints in one or more sources."""
     from pipeline.config import load_config
@@ -93,6 +97,7 @@ def run(
         "engine.weights": weights,
         "engine.backend": backend,
         "publish.endpoint": publish,
+        "source.required": True if require_sources else None,
     }
     settings = load_config(config, set_ or (), flags, batch=len(source))
     prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)

@@ -110,6 +110,15 @@ class Metrics:
         with self._lock:
             return sum(n for (_, of, _), n in self._dropped.items() if source in (None, of))
 
+    def drops_of(self, source: str) -> dict[str, int]:
+        """Frames of `source` that were dropped so far, by reason, over all stages."""
+        drops: Counter[str] = Counter()
+        with self._lock:
+            for (_, of, reason), count in self._dropped.items():
+                if of == source:
+                    drops[reason] += count
+        return dict(drops)
+
     def report(self) -> list[StageReport]:
         """One report per stage, in the order in which the stages first saw a frame; capture-to-publish last."""
         with self._lock:

@@ -90,6 +90,8 @@ class Line:
         self.metrics = Metrics()
         self.sources = tuple(sources)
         _make_names_differ(self.sources)
+        for source in self.sources:
+            source.age_budget_s = config.line.age_budget_s
         self._pose_file = PoseFile(poses) if poses else None
         self._videos = _video_files(self.sources, video, config) if video else {}
         self._failure: BaseException | None = None

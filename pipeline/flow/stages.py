@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from engines.detections import Detections
 from pipeline.errors import ConfigError, SourceError
 from pipeline.flow.age import AgeBudget
+from pipeline.flow.beat import Beat
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.queues import BoundedQueue, FanIn, QueueClosed
 from pipeline.flow.tracking import MakeTracker, PromptedTracker, ScoreScale
@@ -68,7 +69,7 @@ class LineConfig:
         live_queue: frames of a live source that may wait for inference; a newer one pushes out the oldest.
         stage_queue: results that may wait between inference, tracking and publishing; full queues make inference wait.
         age_budget_s: a live frame older than this is not inferred, and a result older than this is not published;
-            both are counted. 0 turns it off.
+            both are counted. A source that stays older catches up. 0 turns it off.
         sure_score: a detection may found a track from this score on (`ScoreScale`), or from the engine's threshold on
             where that is higher.
         doubtful_score: in videos, a detection between this score and the engine's threshold may continue a track.
@@ -144,10 +145,13 @@ class DecodeStage(Stage):
             with closing(iter(source)) as frames:
                 for frame in frames:
                     decoded += 1
+                    if not source.live:
+                        source.status.picture(frame)
                     self._metrics.count_out(self.name, source.name)
                     self._count_lost()
                     self._lane.frames.put(frame)
         except SourceError as error:
+            source.status.ended(str(error))
             if decoded == 0:
                 raise
             self._on_broken(error)
@@ -156,6 +160,7 @@ class DecodeStage(Stage):
             raise
 
     def close(self) -> None:
+        self._lane.source.status.ended()
         self._count_lost()
         self._lane.frames.close()
 
@@ -304,6 +309,8 @@ class PublishStage(Stage):
         self._pose_file = pose_file
         self._publisher: Publisher | None = None
         self._session = time.time_ns()
+        self._sources = [lane.source for lane in lanes]
+        self._beat = Beat(self._session, publish.beat_s, config.age_budget_s, metrics)
         self._seq: dict[str, int] = {}
         self._skeletons: dict[str, SkeletonMessage] = {}
 
@@ -320,6 +327,7 @@ class PublishStage(Stage):
             tracked = self._input.get(wait_s)
             if self._publisher is not None:
                 self._publisher.serve_late_joiners()
+                self._publish_states()
             if tracked is not None:
                 self._metrics.count_in(self.name, tracked.frame.source)
                 if self._budget.allows(tracked.frame):
@@ -327,11 +335,19 @@ class PublishStage(Stage):
 
     def close(self) -> None:
         if self._publisher is not None:
+            for source in self._sources:
+                source.status.ended()
+            self._publish_states(now=True)
             self._publisher.close()
         if self._pose_file is not None:
             self._pose_file.close()
         for queue in self._video.values():
             queue.close()
+
+    def _publish_states(self, *, now: bool = False) -> None:
+        assert self._publisher is not None
+        for message in self._beat.due(self._sources, now=now):
+            self._publisher.publish(message)
 
     def _publish(self, tracked: FrameTracks) -> None:
         source = tracked.frame.source

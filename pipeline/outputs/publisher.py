@@ -1,12 +1,15 @@
-"""Messages out over ZeroMQ, to any number of subscribers, none of which can slow the line down.
+"""Messages out over ZeroMQ, to any number of subscribers. None of them can slow the pipeline down.
 
-An XPUB socket: a subscriber that joins late is sent the skeletons and the last poses of what it subscribed to, so that
-it knows at once what the keypoints are. ZeroMQ cannot address one subscriber, so the others see these messages again
-with the sequence number that they had; `PoseSubscriber` passes repeats over. A subscriber that does not keep up loses
+An XPUB socket. A subscriber that joins late is sent the skeletons, the states and the last poses of what it subscribed
+to, so that it knows at once what the keypoints are. ZeroMQ cannot address one subscriber, so the others see these
+messages again with the sequence number that they had, and `PoseSubscriber` skips repeats. Answers go out at a bounded
+rate: subscribers that come and go as fast as they can delay nobody's poses. A subscriber that does not keep up loses
 messages after `send_queue` of them and sees the gap in the sequence numbers.
 """
 
 import errno
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +18,14 @@ from typing import Self
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
-from xpose_client.messages import SEPARATOR, Message, encode, topic_of
+from xpose_client.messages import POSES, SEPARATOR, Message, encode, topic_of
 
 _SUBSCRIBE = b"\x01"
+_READ_FOR_S = 0.005  # longest time that one call spends on reading subscriptions
+_ANSWER_EVERY_S = 0.02  # at most one prefix is answered in this time, …
+_ANSWER_MESSAGE_S = 0.002  # … plus this for each message of the answer
 _LARGEST_PORT = 65535
+_BRACKETED = re.compile(r"\[[^\[\]]+\]:[^:]+")
 _ALLOWED = "tcp://ADDRESS:PORT such as tcp://127.0.0.1:5555, or ipc://FILE"
 
 
@@ -27,14 +34,17 @@ class PublishConfig:
     """Where and how messages go out.
 
     Attributes:
-        endpoint: ZeroMQ address to bind, such as tcp://127.0.0.1:5555, tcp://*:5555 or ipc:///tmp/poses; "" for none.
+        endpoint: ZeroMQ address to bind, such as tcp://127.0.0.1:5555, tcp://*:5555, tcp://[::1]:5555 or
+            ipc:///tmp/poses; "" for none. tcp://[::]:5555 takes IPv4 and IPv6.
         send_queue: messages that wait for one slow subscriber before newer ones are lost to it.
         linger_s: longest wait at the end for messages that are still on their way.
+        beat_s: time between two status messages of a source.
     """
 
     endpoint: str = ""
     send_queue: int = 1000
     linger_s: float = 0.5
+    beat_s: float = 0.5
 
     def __post_init__(self) -> None:
         if self.endpoint:
@@ -43,6 +53,8 @@ class PublishConfig:
             raise ConfigError(f"publish.send_queue is {self.send_queue}: give 1 message or more")
         if not self.linger_s >= 0:
             raise ConfigError(f"publish.linger_s is {self.linger_s}: give 0 s or more")
+        if not 0.02 <= self.beat_s <= 60:
+            raise ConfigError(f"publish.beat_s is {self.beat_s}: give 0.02 s to 60 s")
 
 
 class Publisher:
@@ -59,6 +71,9 @@ class Publisher:
         self._socket.setsockopt(zmq.SNDHWM, config.send_queue)
         self._socket.setsockopt(zmq.LINGER, round(config.linger_s * 1000))
         self._last: dict[bytes, bytes] = {}
+        self._waiting: dict[bytes, None] = {}  # prefixes that were subscribed to and not answered, oldest first
+        self._next_answer_s = 0.0
+        self._socket.setsockopt(zmq.IPV6, "[" in config.endpoint)
         try:
             self._socket.bind(config.endpoint)
         except zmq.ZMQError as error:
@@ -77,20 +92,31 @@ class Publisher:
         self._socket.send(data)
 
     def serve_late_joiners(self) -> int:
-        """Send what each new subscription missed: skeletons first, then the last poses. Call it now and then.
+        """Send what new subscriptions missed: skeletons, states, then the last poses. Call it now and then.
 
-        Returns how many subscriptions were new.
+        Prefixes are answered one at a time, at a bounded rate, and once for all who subscribed meanwhile. A flood of
+        subscriptions costs a bounded share of the time.
+
+        Returns how many subscriptions were read.
         """
-        served = 0
-        while self._socket.poll(0):
+        read = 0
+        begun_s = now_s = time.monotonic()
+        while now_s - begun_s < _READ_FOR_S and self._socket.poll(0):
             request = self._socket.recv()
+            now_s = time.monotonic()
             if request[:1] == _SUBSCRIBE:
-                served += 1
+                read += 1
                 prefix = request[1:]
-                for topic in sorted(self._last, reverse=True):  # "skeletons/" before "poses/"
-                    if topic.startswith(prefix):
-                        self._socket.send(self._last[topic])
-        return served
+                if prefix not in self._waiting and any(topic.startswith(prefix) for topic in self._last):
+                    self._waiting[prefix] = None
+        if self._waiting and now_s >= self._next_answer_s:
+            prefix = next(iter(self._waiting))
+            del self._waiting[prefix]
+            topics = sorted((topic for topic in self._last if topic.startswith(prefix)), key=_order)
+            for topic in topics:
+                self._socket.send(self._last[topic])
+            self._next_answer_s = now_s + _ANSWER_EVERY_S + len(topics) * _ANSWER_MESSAGE_S
+        return read
 
     def close(self) -> None:
         """Close the socket, waiting for messages on their way for at most `linger_s`."""
@@ -105,6 +131,11 @@ class Publisher:
         self.close()
 
 
+def _order(topic: bytes) -> tuple[bool, bytes]:
+    """Poses last: whoever reads them then knows the skeletons and the states."""
+    return topic.startswith(POSES.encode()), topic
+
+
 def _check_endpoint(endpoint: str) -> None:
     """Refuse what ZeroMQ would take and do something else with: ports wrap around, and ipc removes the file there."""
     kind, separator, rest = endpoint.partition("://")
@@ -113,6 +144,8 @@ def _check_endpoint(endpoint: str) -> None:
         raise ConfigError(f"--publish {endpoint}: is not an address to publish on; give {_ALLOWED}")
     if kind == "tcp" and port != "*" and not (port.isdecimal() and int(port) <= _LARGEST_PORT):
         raise ConfigError(f"--publish {endpoint}: {port!r} is not a port; give a number up to {_LARGEST_PORT}, or *")
+    if kind == "tcp" and ":" in rest.rpartition(":")[0] and not _BRACKETED.fullmatch(rest):
+        raise ConfigError(f"--publish {endpoint}: write an IPv6 address in brackets, as in tcp://[::1]:5555")
     if kind == "ipc" and Path(rest).exists() and not Path(rest).is_socket():
         raise ConfigError(f"--publish {endpoint}: {rest} exists and is not a socket; choose another path")
 

@@ -9,52 +9,59 @@ testsrc://?size=640x480&…         drawn figures with known keypoints
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+import logging
+from pathlib import Path
+
+import av
 
 from pipeline.errors import SourceError
+from pipeline.sources.addresses import Address, parse_address
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.file import FileSource
 from pipeline.sources.images import IMAGE_SUFFIXES, ImageSource
-from pipeline.sources.live import LIVE_SCHEMES, LiveSource
+from pipeline.sources.live import LiveSource
 from pipeline.sources.testsrc import TestSource
+from pipeline.sources.video import reason
 
 __all__ = ["Source", "SourceConfig", "open_source"]
 
-_RECORDING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv"})
-"""A server's file with one of these names is a recording, which has an end and loses nothing; all else is live."""
+logger = logging.getLogger(__name__)
 
 
-def open_source(address: str, config: SourceConfig | None = None) -> Source:
-    """Return the source that `address` names. Only the address is looked at: iterating the source opens it.
+def open_source(text: str, config: SourceConfig | None = None) -> Source:
+    """Return the source that the address `text` names; iterating the source opens it.
+
+    Only the address is looked at. One kind of address needs a question to its server: a playlist (.m3u8) is a recording
+    where it states its length, and live otherwise.
 
     Raises:
         SourceError: the address is malformed, or a path that does not exist.
     """
     config = config or SourceConfig()
-    if address.startswith("/dev/"):
-        return LiveSource(address, config)
-    if "://" not in address:
+    address = parse_address(text)
+    if address.kind == "testsrc":
+        return TestSource(text, config)
+    if address.kind == "path":
         return _source_of_path(address, config)
-    parts = urlsplit(address)
-    if parts.scheme == "testsrc":
-        return TestSource(address, config)
-    if parts.scheme == "file":
-        return _source_of_path(parts.path, config)
-    if parts.scheme in ("http", "https") and PurePosixPath(parts.path).suffix.lower() in _RECORDING_SUFFIXES:
-        return FileSource(address, config, name=PurePosixPath(parts.path).stem)
-    if parts.scheme in LIVE_SCHEMES:
-        return LiveSource(address, config)
-    allowed = ", ".join(f"{scheme}://" for scheme in (*sorted(LIVE_SCHEMES), "file", "testsrc"))
-    raise SourceError(
-        f"{parts.scheme}:// is not a kind of source; give a file, a folder, /dev/videoN or one of {allowed}"
-    )
+    if address.kind == "recording" or (address.kind == "playlist" and _states_its_length(address, config)):
+        return FileSource(address.url, config, name=Path(address.name).stem, label=address.label)
+    return LiveSource(address, config)
 
 
-def _source_of_path(text: str, config: SourceConfig) -> Source:
-    path = Path(text)
+def _source_of_path(address: Address, config: SourceConfig) -> Source:
+    path = Path(address.url)
     if not path.exists():
-        raise SourceError(f"{text}: there is no such file; check the path")
+        raise SourceError(f"{address.label}: there is no such file; check the path")
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource(path, config)
-    return FileSource(text, config, name=path.stem)
+    return FileSource(address.url, config, name=address.name)
+
+
+def _states_its_length(address: Address, config: SourceConfig) -> bool:
+    """Whether a playlist has an end marker; a server that does not answer has a live one."""
+    try:
+        with av.open(address.url, timeout=(config.open_timeout_s, config.read_timeout_s)) as container:
+            return container.duration is not None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        logger.warning("%s: the playlist cannot be read yet (%s); it is taken for live", address.label, reason(error))
+        return False

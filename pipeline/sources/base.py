@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame
+from pipeline.sources.clock import ClockChoice
+from pipeline.sources.status import SourceStatus
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,11 @@ class SourceConfig:
         open_timeout_s: longest wait for the first packets of an address or a device.
         read_timeout_s: longest silence of a live source before it counts as lost. FFmpeg may need twice this time.
         reconnect_first_s: first back-off in seconds; it doubles on each retry.
-        reconnect_longest_s: longest back-off in seconds.
-        reconnect_give_up_s: a live source without a frame for this long is given up.
+        reconnect_longest_s: longest back-off in seconds. A camera that is back is noticed within this time.
+        reconnect_give_up_s: a live source without a frame for this long is given up; inf tries for ever.
+        required: a live source that cannot be opened at the start is an error; otherwise it is tried again.
+        clock: where capture times come from. "auto" takes the sender's own clock where it sends reports and is right,
+            else the stream's clock, else the time of receipt.
         rtsp_transport: "tcp" loses no packets; "udp" is for cameras without TCP.
         options: more FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.
     """
@@ -33,9 +39,11 @@ class SourceConfig:
     decode_threads: int = 0
     open_timeout_s: float = 10.0
     read_timeout_s: float = 5.0
-    reconnect_first_s: float = 0.5
-    reconnect_longest_s: float = 8.0
-    reconnect_give_up_s: float = 60.0
+    reconnect_first_s: float = 0.25
+    reconnect_longest_s: float = 0.75
+    reconnect_give_up_s: float = math.inf
+    required: bool = False
+    clock: ClockChoice = "auto"
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -47,8 +55,10 @@ class SourceConfig:
                 raise ConfigError(f"source.{key} is {getattr(self, key)}: give a time above 0 s")
         if not self.reconnect_give_up_s >= 0:
             raise ConfigError(
-                f"source.reconnect_give_up_s is {self.reconnect_give_up_s}: give 0 s (never retry) or more"
+                f"source.reconnect_give_up_s is {self.reconnect_give_up_s}: give 0 s (never retry) or more, or inf"
             )
+        if self.clock not in get_args(ClockChoice):
+            raise ConfigError(f"source.clock is {self.clock!r}: give {', '.join(get_args(ClockChoice))}")
         if self.rtsp_transport not in ("tcp", "udp"):
             raise ConfigError(f"source.rtsp_transport is {self.rtsp_transport!r}: give tcp or udp")
 
@@ -66,16 +76,20 @@ class Source(ABC):
             sight. Containers estimate or lie: good enough for a progress bar and for nothing else.
         fps: nominal frames per second; None until the source is open, and where there is none.
         drops: pictures that never became a frame, by reason, such as "undecodable"; the iterating thread counts them.
+        status: how the source is doing, for any thread.
+        age_budget_s: a live source whose pictures are older catches up; 0 for never. Set it before the iteration.
     """
 
     name: str
     live: bool = False
     frame_count: int | None = None
     fps: float | None = None
+    age_budget_s: float = 0.0
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.drops: Counter[str] = Counter()
+        self.status = SourceStatus()
         self._stopped = threading.Event()
 
     @abstractmethod

@@ -17,15 +17,17 @@ from av.video.stream import VideoStream
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
+from pipeline.sources.file_time import mend
 from pipeline.sources.truncation import missing_bytes
 from pipeline.sources.video import RgbConverter, open_video, reason
 
 _MOST_DRAINS = 256  # more than decoders have threads; one that cannot even be opened fails for ever
+_SAME_TIME_S = 1e-6
 _RATE_WHERE_NONE_IS_STATED = 25.0  # frames per second; FFmpeg's own assumption for raw streams
 
 
 class FileSource(Source):
-    """A video file, or a recording behind an http address.
+    """A video file, a pipe, or a recording behind an http address.
 
     Memory is flat: the decoder's own pictures, and one RGB array per frame that lives as long as the frame does.
     """
@@ -33,18 +35,17 @@ class FileSource(Source):
     _container: InputContainer
     _stream: VideoStream
 
-    def __init__(self, address: str, config: SourceConfig, name: str) -> None:
+    def __init__(self, address: str, config: SourceConfig, name: str, label: str = "") -> None:
         super().__init__(config.name or name)
         remote = address.startswith(("http://", "https://"))
         self._address = address
         self._config = config
-        self._path = None if remote else Path(address)
-        self._label = name if remote else address
+        self._path = None if remote or _is_pipe(address) else Path(address)
+        self._label = label or address
         self._rgb = RgbConverter(self._label)
         self._first_damage = ""
         self._damage_count = 0
         self._index = 0
-        self._last_pts_s: float | None = None
 
     def __iter__(self) -> Generator[Frame]:
         if self._path is not None:
@@ -59,10 +60,11 @@ class FileSource(Source):
             yield from self._frames()
 
     def _frames(self) -> Iterator[Frame]:
-        for picture in self._pictures():
+        stated = ((picture, self._seconds(picture.pts)) for picture in self._pictures())
+        for picture, pts_s in mend(stated, 1 / (self.fps or _RATE_WHERE_NONE_IS_STATED)):
             if self._stopped.is_set():
                 return
-            yield self._frame(picture)
+            yield self._frame(picture, pts_s)
         missing = missing_bytes(self._path) if self._path is not None else 0
         if missing:
             self._note(_too_short(missing))
@@ -72,13 +74,13 @@ class FileSource(Source):
             raise SourceError(self._verdict(), partial=self._index > 0)
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
-        if self._path is None:
+        if self._address.startswith(("http://", "https://")):
             timeout_s = (self._config.open_timeout_s, self._config.read_timeout_s)
             return open_video(self._address, self._label, timeout_s=timeout_s)
         try:
             return open_video(f"file:{self._address}", self._label)
         except SourceError as error:
-            missing = missing_bytes(self._path)
+            missing = missing_bytes(self._path) if self._path is not None else 0
             if not missing:
                 raise
             raise SourceError(
@@ -123,31 +125,23 @@ class FileSource(Source):
                 return
             yield from pictures
 
-    def _frame(self, picture: VideoFrame) -> Frame:
+    def _frame(self, picture: VideoFrame, pts_s: float) -> Frame:
         if picture.is_corrupt:
             self._note("a picture is damaged", picture.pts)
         unix_ns, monotonic_ns = now_ns()
+        stated_s = self._seconds(picture.pts)
         frame = Frame(
             source=self.name,
             index=self._index,
             picture=self._rgb.rgb(picture),
-            pts_s=self._pts_s(picture),
+            pts_s=pts_s,
+            source_pts_s=None if stated_s is None or abs(stated_s - pts_s) < _SAME_TIME_S else stated_s,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
             capture_clock="file",
         )
         self._index += 1
-        self._last_pts_s = frame.pts_s
         return frame
-
-    def _pts_s(self, picture: VideoFrame) -> float:
-        """The picture's time; one nominal interval after the last where the file states none, or one that goes back."""
-        stated = self._seconds(picture.pts)
-        if self._last_pts_s is None:
-            return 0.0 if stated is None else stated
-        if stated is not None and stated > self._last_pts_s:
-            return stated
-        return self._last_pts_s + 1 / (self.fps or _RATE_WHERE_NONE_IS_STATED)
 
     def _seconds(self, pts: int | None) -> float | None:
         time_base = self._stream.time_base
@@ -164,6 +158,12 @@ class FileSource(Source):
         more = f", and {self._damage_count - 1} more such places" if self._damage_count > 1 else ""
         kept = f"the {self._index} frames that could be decoded are kept" if self._index else "nothing came out of it"
         return f"{self._label}: damaged or broken off: {self._first_damage}{more}; {kept}; copy or record it again"
+
+
+def _is_pipe(address: str) -> bool:
+    """Whether this is a pipe: standard input, a process substitution, a named pipe. A pipe can be read only once."""
+    path = Path(address)
+    return path.is_fifo() or path.is_socket()
 
 
 def _check_file(path: Path) -> None:

@@ -2,24 +2,22 @@
 
 One thread opens the connection, reads, decodes and yields. It never waits for a consumer: its frames go into a queue
 that keeps the newest (`pipeline.flow.queues`). A picture becomes RGB only when somebody asks for it, so that a dropped
-frame costs no conversion. A lost connection is opened again after a back-off.
+frame costs no conversion. A connection that is lost, or was never there, is tried again for ever.
 
 FFmpeg cannot be woken from a blocking read, but every read has a time-out: after `stop` the iteration ends within
 `read_timeout_s`, and sooner while packets come.
 
-Times: `capture_*` are the moment at which the picture's packet arrived (before decoding); `pts_s` is the stream's
-own time since the first picture, which is free of network jitter, carried on across reconnects by the monotonic clock.
+Times come from `pipeline.sources.clock`. A source whose pictures are older than the age budget catches up: it skips to
+the newest key frame while packets are waiting, and connects again where none are.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import cast
-from urllib.parse import urlsplit
 
 import av
 from av.codec.context import Flags as CodecFlags
@@ -29,159 +27,175 @@ from av.video.stream import VideoStream
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
+from pipeline.sources.addresses import Address
 from pipeline.sources.base import Source, SourceConfig
-from pipeline.sources.video import LazyPicture, RgbConverter, open_video, reason
+from pipeline.sources.catch_up import CatchUp
+from pipeline.sources.clock import Arrival, PictureClock
+from pipeline.sources.connect import Connector, RefusedError
+from pipeline.sources.status import SourceStatus
+from pipeline.sources.video import LazyPicture, RgbConverter, reason, sender_unix_ns
 
 logger = logging.getLogger(__name__)
 
-LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https", "rtmp", "udp", "rtp", "srt", "tcp"})
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS of libavformat/avformat.h
+_PATIENT_S = 30.0  # wait after a refusal: cameras lock accounts that fail often
+_STEADY_S = 5.0  # a connection that lasted this long was good: the next back-off starts anew
+_LOG_EVERY_S = 60.0
 
 
 class LiveSource(Source):
-    """A camera or a stream. It ends by `stop`, or with a SourceError when it stays lost."""
+    """A camera or a stream. It ends by `stop`, or with a SourceError where the settings say so."""
 
     live = True
 
-    def __init__(self, uri: str, config: SourceConfig) -> None:
-        super().__init__(config.name or _name(uri))
-        self._address = _Address.of(uri, config)
+    def __init__(self, address: Address, config: SourceConfig) -> None:
+        super().__init__(config.name or address.name)
+        self.status = SourceStatus(config.read_timeout_s)
+        self._label = address.label
         self._config = config
-        self._connected = False
+        self._connector = Connector(address, config, self._stopped)
+        self._clock = PictureClock(config.clock, address.label)
+        self._rgb = RgbConverter(address.label)
+        self._catch_up = CatchUp()
         self._decoded = 0
-        self._clock = _StreamClock()
-        self._rgb = RgbConverter(self._address.label)
+        self._newest_capture_ns = 0
+        self._logged = ("", 0.0)
 
     def __iter__(self) -> Generator[Frame]:
         """Connect and yield until stopped.
 
         Raises:
-            SourceError: nothing answered within the open time-out, what answered is no video, or the source stays lost.
+            SourceError: the source is `required` and cannot be opened, or stays lost for `reconnect_give_up_s`.
         """
         lost_since_s = time.monotonic()
-        wait_s = self._config.reconnect_first_s
+        retries = 0
         while not self._stopped.is_set():
-            decoded_before = self._decoded
+            decoded, begun_s = self._decoded, time.monotonic()
+            patient = False
             try:
-                lost = yield from self._connection()
+                sentence = yield from self._connection()
             except SourceError as error:
-                if not self._connected:
+                if self._config.required and not self._decoded:
                     raise
-                lost = str(error)
-            if self._decoded > decoded_before:
+                sentence, patient = str(error), isinstance(error, RefusedError)
+            if self._stopped.is_set():
+                break
+            self.status.failed(sentence)
+            if self._decoded > decoded:
                 lost_since_s = time.monotonic()
-                wait_s = self._config.reconnect_first_s
+                retries = 0 if lost_since_s - begun_s > _STEADY_S else retries
+            wait_s = _PATIENT_S if patient else self._back_off_s(retries)
+            retries += 1
             if time.monotonic() - lost_since_s + wait_s > self._config.reconnect_give_up_s:
                 raise SourceError(
-                    f"{self._address.label}: lost, and not back within {self._config.reconnect_give_up_s:g} s "
-                    f"({lost}); check the camera and the network",
-                    partial=True,
+                    f"{self._label}: not back within {self._config.reconnect_give_up_s:g} s ({sentence}); check the "
+                    "camera and the network, or raise source.reconnect_give_up_s",
+                    partial=self._decoded > 0,
                 )
-            if not self._stopped.is_set():
-                logger.warning("%s: lost (%s); connecting again in %.1f s", self._address.label, lost, wait_s)
+            self._log(sentence)
             self._stopped.wait(wait_s)
-            wait_s = min(2 * wait_s, self._config.reconnect_longest_s)
+
+    def _back_off_s(self, retries: int) -> float:
+        """Double the wait on each retry, with jitter so that many cameras do not connect at the same moment."""
+        longest_s = min(self._config.reconnect_first_s * 2.0 ** min(retries, 30), self._config.reconnect_longest_s)
+        return longest_s * random.uniform(0.5, 1.0)
+
+    def _log(self, sentence: str) -> None:
+        """Log each new reason, and the same one once a minute."""
+        before, at_s = self._logged
+        if sentence != before or time.monotonic() - at_s > _LOG_EVERY_S:
+            self._logged = (sentence, time.monotonic())
+            logger.warning("%s; trying again until it is back", sentence)
 
     def _connection(self) -> Generator[Frame, None, str]:
         """Open the address, yield its frames until it ends, close it; return why it ended."""
-        container, stream = self._address.open(self._config)
+        opened_ns = time.monotonic_ns()
+        container, stream = self._connector.open(self.status)
         with container:
             stream.thread_type = "SLICE"  # frame threads would hold back one picture each
             stream.codec_context.flags |= CodecFlags.low_delay | CodecFlags.copy_opaque
             self.fps = float(stream.average_rate) if stream.average_rate else self.fps
-            self._connected = True
-            self._clock.connect()
+            self.status.connected()
+            self._clock.connect(opened_ns, counts_pictures=bool(container.format.flags & _NO_TIMESTAMPS))
+            self._catch_up.connect()
             try:
-                yield from self._frames(container, stream)
+                return (yield from self._frames(container, stream))
             except av.ExitError:
-                return f"silent for {self._config.read_timeout_s:g} s"
+                return f"{self._label}: silent for {self._config.read_timeout_s:g} s although the connection is open"
+            except av.EOFError:
+                return f"{self._label}: the sender ended the stream"
             except av.FFmpegError as error:
-                return reason(error)
-        return "the stream ended"
+                return f"{self._label}: the connection broke ({reason(error)})"
 
-    def _frames(self, container: InputContainer, stream: VideoStream) -> Iterator[Frame]:
-        for packet in container.demux(stream):
+    def _frames(self, container: InputContainer, stream: VideoStream) -> Generator[Frame, None, str]:
+        """Yield frames; return why no more come."""
+        pictured_s = time.monotonic()
+        for packet in self._packets(container, stream):
             if self._stopped.is_set():
-                return
-            packet.opaque = now_ns()
+                return ""
             try:
                 pictures = packet.decode()
-            except av.InvalidDataError:
+            except av.FFmpegError:
                 self.drops["undecodable"] += 1
-                continue
+                pictures = []
+            if pictures:
+                pictured_s = time.monotonic()
+            elif time.monotonic() - pictured_s > self._config.read_timeout_s:
+                codec = stream.codec_context.name
+                return f"{self._label}: packets come, but {codec} gave no picture for {self._config.read_timeout_s:g} s"
             for picture in pictures:
-                yield self._frame(picture)
+                frame = self._frame(picture)
+                if frame is not None:
+                    yield frame
+            if self._catch_up.must_reconnect():
+                self.drops["connected again to catch up"] += 1
+                return f"{self._label}: pictures are {self._catch_up.age_s:.1f} s old: connecting again to catch up"
+        return f"{self._label}: the sender ended the stream"
 
-    def _frame(self, picture: VideoFrame) -> Frame:
-        unix_ns, monotonic_ns = cast(tuple[int, int] | None, picture.opaque) or now_ns()
+    def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+        """Packets with their arrival; while the source is late, those before the newest key frame are skipped."""
+        packets = container.demux(stream)
+        while True:
+            asked_ns = time.monotonic_ns()
+            packet = next(packets, None)
+            if packet is None:
+                yield from self._catch_up.rest()
+                return
+            if packet.size == 0:
+                continue
+            unix_ns, monotonic_ns = now_ns()
+            packet.opaque = Arrival(None, monotonic_ns, unix_ns, sender_unix_ns(packet), packet.size)
+            waiting = monotonic_ns - asked_ns < self._clock.interval_s / 4 * 1e9
+            yield from self._catch_up.take(packet, waiting=waiting)
+            self.drops["skipped to catch up"] = self._catch_up.skipped
+
+    def _frame(self, picture: VideoFrame) -> Frame | None:
+        """The frame of a picture; None where it would be older than the frame before it."""
+        arrival = cast(Arrival | None, picture.opaque)
+        if arrival is None:
+            unix_ns, monotonic_ns = now_ns()
+            arrival = Arrival(None, monotonic_ns, unix_ns)
         stated_s = picture.time if picture.pts is not None else None
+        stamp = self._clock.stamp(
+            Arrival(stated_s, arrival.monotonic_ns, arrival.unix_ns, arrival.sender_unix_ns, arrival.size_bytes)
+        )
         frame = Frame(
             source=self.name,
             index=self._decoded,
             picture=LazyPicture(picture, self._rgb),
-            pts_s=self._clock.pts_s(stated_s, monotonic_ns),
-            capture_unix_ns=unix_ns,
-            capture_monotonic_ns=monotonic_ns,
-            capture_clock="receipt",
+            pts_s=stamp.pts_s,
+            capture_unix_ns=stamp.capture_unix_ns,
+            capture_monotonic_ns=stamp.capture_monotonic_ns,
+            capture_clock=stamp.clock,
+            lag_s=stamp.lag_s,
+            capture_uncertainty_s=stamp.uncertainty_s,
         )
         self._decoded += 1
+        self.status.picture(frame, self._clock.offset_s)
+        self._catch_up.picture(frame.age_s, self.age_budget_s)
+        if stamp.capture_monotonic_ns <= self._newest_capture_ns:
+            # A report of the sender showed that pictures are older than was known.
+            self.drops["older than the frame before"] += 1
+            return None
+        self._newest_capture_ns = stamp.capture_monotonic_ns
         return frame
-
-
-class _StreamClock:
-    """Seconds since the first picture: the stream's own time, joined across connections by the monotonic clock."""
-
-    def __init__(self) -> None:
-        self._first_ns: int | None = None
-        self._offset_s: float | None = None
-        self._last_s = -1.0
-
-    def connect(self) -> None:
-        """A new connection begins: its times have a zero of their own."""
-        self._offset_s = None
-
-    def pts_s(self, stated_s: float | None, arrived_ns: int) -> float:
-        if self._first_ns is None:
-            self._first_ns = arrived_ns
-        since_first_s = (arrived_ns - self._first_ns) / 1e9
-        if stated_s is not None and self._offset_s is None:
-            self._offset_s = since_first_s - stated_s
-        seconds = since_first_s if stated_s is None or self._offset_s is None else stated_s + self._offset_s
-        self._last_s = max(seconds, self._last_s + 1e-6)
-        return self._last_s
-
-
-@dataclass(frozen=True)
-class _Address:
-    """What to open, how, and what to call it in messages (without the password)."""
-
-    url: str
-    label: str
-    format_name: str | None
-    options: dict[str, str]
-
-    @classmethod
-    def of(cls, uri: str, config: SourceConfig) -> _Address:
-        options = {"fflags": "nobuffer"}
-        if uri.startswith("/dev/"):
-            if not Path(uri).exists():
-                present = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*"))) or "none"
-                raise SourceError(f"{uri}: there is no such device; present: {present}")
-            return cls(uri, uri, "v4l2", options | dict(config.options))
-        if uri.startswith("rtsp"):
-            options["rtsp_transport"] = config.rtsp_transport
-        parts = urlsplit(uri)
-        label = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-        return cls(uri, label, None, options | dict(config.options))
-
-    def open(self, config: SourceConfig) -> tuple[InputContainer, VideoStream]:
-        timeout_s = (config.open_timeout_s, config.read_timeout_s)
-        return open_video(self.url, self.label, format_name=self.format_name, options=self.options, timeout_s=timeout_s)
-
-
-def _name(uri: str) -> str:
-    """A topic-friendly name: "video0", or host and path of an address, never a user or a password."""
-    if uri.startswith("/dev/"):
-        return PurePosixPath(uri).name
-    parts = urlsplit(uri)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.hostname or parts.scheme}{port}{parts.path.rstrip('/')}"

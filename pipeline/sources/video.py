@@ -73,6 +73,17 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def sender_unix_ns(packet: av.Packet[VideoStream]) -> int | None:
+    """Wall time of the sender at the packet's capture, ns since 1970; None before its first report.
+
+    Source: AVProducerReferenceTime in libavcodec/defs.h: int64 microseconds since 1970, int flags.
+    """
+    if not packet.has_sidedata("prft"):
+        return None
+    microseconds: int = struct.unpack_from("=q", bytes(packet.get_sidedata("prft")))[0]
+    return microseconds * 1000
+
+
 class RgbConverter:
     """Turns decoded pictures into upright RGB arrays; thread-safe. Keeps swscale's tables between like pictures."""
 

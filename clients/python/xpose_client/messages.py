@@ -164,6 +164,7 @@ class StatusMessage(msgspec.Struct, frozen=True):
         capture_clock: what the capture times come from, as in the pose messages.
         clock_offset_s (s): constant error of the camera's clock; positive where it is ahead; null where unknown.
         beat_s (s): longest time until the next status message.
+        reconnects: how often a lost connection was opened again since the start.
     """
 
     schema: int
@@ -182,6 +183,7 @@ class StatusMessage(msgspec.Struct, frozen=True):
     capture_clock: str
     clock_offset_s: Optional[float]
     beat_s: float
+    reconnects: int = 0
 
 
 Message = Union[PoseMessage, SkeletonMessage, StatusMessage]

@@ -10,7 +10,7 @@ import zmq
 
 from pipeline.errors import ConfigError, PublishError
 from pipeline.outputs.publisher import PublishConfig, Publisher
-from tests.clients.python.made import pose, skeleton
+from tests.clients.python.made import pose, skeleton, status
 from xpose_client.messages import decode, topic_of
 from xpose_client.subscriber import PoseSubscriber
 
@@ -35,6 +35,10 @@ def wait_for_subscriptions(publisher: Publisher, count: int) -> None:
     while count > 0:
         assert time.monotonic() < deadline_s
         count -= publisher.serve_late_joiners()
+        time.sleep(0.005)
+    answered_s = time.monotonic() + 0.15  # one prefix is answered at a time
+    while time.monotonic() < answered_s:
+        publisher.serve_late_joiners()
         time.sleep(0.005)
 
 
@@ -111,6 +115,65 @@ def test_bare_zeromq_socket_with_a_prefix_gets_one_part_of_topic_nul_msgpack(pub
         (part,) = bare.recv_multipart()
         assert part.startswith(b"poses/cam1\0")
         assert topic_of(decode(part)) == "poses/cam1"
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://[::1]:*", "tcp://[::]:*"])
+def test_ipv6_endpoints_can_be_bound(endpoint: str) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with Publisher(PublishConfig(endpoint)) as publisher, zmq.Context() as context, context.socket(zmq.SUB) as bare:
+        bare.setsockopt(zmq.IPV6, 1)
+        bare.setsockopt_string(zmq.SUBSCRIBE, "poses/")
+        bare.connect(publisher.endpoint.replace("[::]", "[::1]"))
+        wait_for_subscriptions(publisher, 1)
+        publisher.publish(pose(0))
+        assert bare.poll(2000)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://::1:5555", "tcp://[::1]", "tcp://[::1]:70000", "tcp://[::1:5555"])
+def test_malformed_ipv6_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="--publish"):
+        PublishConfig(endpoint)
+
+
+def test_flood_of_subscriptions_gets_a_bounded_number_of_answers(publisher: Publisher) -> None:
+    for source in ("cam1", "cam2"):
+        publisher.publish(skeleton(source))
+        publisher.publish(pose(0, source))
+    with zmq.Context() as context, context.socket(zmq.SUB) as witness, context.socket(zmq.SUB) as flood:
+        witness.setsockopt_string(zmq.SUBSCRIBE, "")
+        witness.connect(publisher.endpoint)
+        wait_for_subscriptions(publisher, 1)
+        flood.connect(publisher.endpoint)
+        started_s = time.monotonic()
+        asked = read = 0
+        while time.monotonic() - started_s < 1.0:
+            for _ in range(20):
+                flood.setsockopt_string(zmq.SUBSCRIBE, "poses/")
+                flood.setsockopt_string(zmq.UNSUBSCRIBE, "poses/")
+                asked += 1
+            read += publisher.serve_late_joiners()
+        passed_s = time.monotonic() - started_s
+        answers = 0
+        while witness.poll(200):
+            witness.recv()
+            answers += 1
+    assert read > 200
+    assert answers <= 2 * passed_s / 0.02 + 10, "two messages in each 20 ms, and the witness's own"
+
+
+def test_late_joiner_gets_the_state_of_each_source(publisher: Publisher) -> None:
+    publisher.publish(status("cam1"))
+    publisher.publish(pose(0))
+    with zmq.Context() as context, context.socket(zmq.SUB) as bare:
+        bare.setsockopt_string(zmq.SUBSCRIBE, "")
+        bare.connect(publisher.endpoint)
+        wait_for_subscriptions(publisher, 1)
+        received = [decode(bare.recv()) for _ in range(2) if bare.poll(2000)]
+    assert [topic_of(message) for message in received] == ["status/cam1", "poses/cam1"], "the state comes first"
 
 
 def test_port_in_use_is_one_sentence() -> None:
