@@ -1,8 +1,8 @@
-"""Weights in and out: the official checkpoint under its own names, our own files, and seeded noise.
+"""Read and write weights: the official checkpoint under its own names, our own files, and seeded noise.
 
-The official module is known by 1,165 names, but its shared heads appear under several: here each is one module, its
-other names are checked when reading and written when saving. The released file holds no CLIP text tower; that comes
-from OpenAI's own file.
+The official state dict has 1,165 keys. Its shared heads appear under several of them; here each head is one module.
+Reading checks that all its names agree, saving writes all of them. The released file has no CLIP text tower; OpenAI's
+own file has it.
 """
 
 import json
@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[Callable[[], XPoseConfig], Callable[[], ClipConfig]]] = 
 
 
 class Kept(NamedTuple):
-    """Which of a model's detections are kept where the configuration does not say it."""
+    """A model's own thresholds, for configurations that set none."""
 
     score_threshold: float
     nms_iou: float
@@ -50,7 +50,7 @@ NANO_KEPT = Kept(score_threshold=0.4, nms_iou=0.5)
 
 
 def kept_of(model_name: str, score_threshold: float | None = None, nms_iou: float | None = None) -> Kept:
-    """Threshold and overlap as given; the model's own where they are None."""
+    """Return the threshold and overlap as given; the model's own for None."""
     own = NANO_KEPT if model_name == "nano" else PUBLISHED_KEPT
     return Kept(
         own.score_threshold if score_threshold is None else score_threshold,
@@ -60,7 +60,7 @@ def kept_of(model_name: str, score_threshold: float | None = None, nms_iou: floa
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What an official checkpoint held besides the network."""
+    """The parts of an official checkpoint besides the network."""
 
     source: str
     clip: dict[str, Tensor]  # CLIP's keys in the file, without `clip_model.`
@@ -103,7 +103,7 @@ def load_official(model: XPose, state_dict_or_path: Mapping[str, Tensor] | str |
 
 
 def official_state_dict(model: XPose, clip: Clip | None = None) -> dict[str, Tensor]:
-    """Return the weights under all official names, shared heads under each of theirs."""
+    """Return the weights under all official names; a shared head appears under each of its names."""
     named = {
         name: value for key, value in model.state_dict().items() for name in alias_names(key, model.config)
     }  # fmt: skip
@@ -113,9 +113,9 @@ def official_state_dict(model: XPose, clip: Clip | None = None) -> dict[str, Ten
 
 
 def alias_names(key: str, config: XPoseConfig) -> list[str]:
-    """All official names of one of our keys; itself first.
+    """Return all official names of one of our keys, the key itself first.
 
-    Box heads serve every decoder layer; keypoint heads the layers after the expansion, and the expansion itself.
+    Box heads serve every decoder layer. Keypoint heads serve the expansion and the layers after it.
     """
     head, _, rest = key.partition(".0.")
     after = config.decoder_layers - config.box_layers
@@ -154,7 +154,7 @@ def load_weights(model_name: str, weights: str = "") -> tuple[XPose, Clip]:
 
 
 def default_weights(model_name: str) -> Path:
-    """Where a model's weights are looked for when none are named."""
+    """Return the default path of a model's weights."""
     return NANO_FILE if model_name == "nano" else weights_folder() / OFFICIAL_FILE
 
 
@@ -165,9 +165,9 @@ def save_weights(
     categories: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write one file of ours: the network's keys once each, and CLIP's under `clip_model.`.
+    """Write one file of our own form: each key of the network once, and CLIP's keys under `clip_model.`.
 
-    `categories` are the classes that the model was trained on, where it knows no others: name to keypoint list.
+    `categories` are the only classes that the model knows, each with its keypoint list; None if it takes any words.
     """
     named = dict(model.state_dict()) | {CLIP_PREFIX + key: value for key, value in clip.state_dict().items()}
     stored = {
@@ -180,7 +180,7 @@ def save_weights(
 
 
 def trained_categories(model_name: str, weights: str = "") -> dict[str, str] | None:
-    """Return the classes that a file of ours knows, name to keypoint list; None where any words may be tried."""
+    """Return the classes that a file knows, each with its keypoint list; None if the model takes any words."""
     path = Path(weights).expanduser() if weights else default_weights(model_name)
     if weights == RANDOM or path.suffix != ".safetensors":
         return None
@@ -198,7 +198,7 @@ def _build(model_name: str) -> tuple[XPose, Clip]:
 
 
 def _random(model_name: str) -> tuple[XPose, Clip]:
-    """Seeded noise whose outputs spread over the image; a fresh network would leave every keypoint on its centre."""
+    """Return seeded noise whose outputs spread over the image. Fresh weights would put each keypoint on its centre."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         model, clip = _build(model_name)
@@ -273,7 +273,7 @@ def _check_aliases(source: str, found: Mapping[str, Tensor], aliases: list[str])
     for name in aliases[1:]:
         if not torch.equal(found[name], found[aliases[0]]):
             raise CheckpointError(
-                f"{source}: {name} differs from {aliases[0]}, but both name one shared head; it was trained otherwise"
+                f"{source}: {name} differs from {aliases[0]}, but both name one shared head; they were trained apart"
             )
 
 

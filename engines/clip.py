@@ -1,4 +1,4 @@
-"""CLIP: words, and marked example images, become vectors of 512 numbers that the network is prompted with.
+"""CLIP: text and marked example images become the vectors of 512 numbers that the network is prompted with.
 
 Text and image towers of CLIP ViT-B/32 under OpenAI's parameter names, plus what X-Pose adds to the image tower:
 keypoint tokens, which let an example image stand where words would. Vectors are not normalised, as X-Pose was trained.
@@ -178,7 +178,7 @@ class _Transformer(nn.Module):
 
 
 class _Visual(nn.Module):
-    """The image tower, whose sequence may be prolonged by keypoint tokens."""
+    """The image tower. Keypoint tokens may be appended to its sequence."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class _Visual(nn.Module):
         # Image rows see no keypoints, so the image's own vector is plain CLIP's; a keypoint sees the image and itself.
         visible_TT = torch.eye(tokens, dtype=torch.bool, device=pixels_N3HW.device)
         visible_TT[:, :image_tokens] = True
-        if self.marks_are_seen:  # nobody sees a point that is not marked, so spare slots change nothing
+        if self.marks_are_seen:  # unmarked points are masked, so spare slots change nothing
             reads_T1 = torch.ones(tokens, 1, dtype=torch.bool, device=pixels_N3HW.device)
             reads_T1[1:image_tokens] = False
             visible_TT = visible_TT | (reads_T1 & functional.pad(marked_NK, (image_tokens, 0))[:, None, None])
@@ -295,7 +295,7 @@ def sine_code(points_NK2: Tensor, channels: int) -> Tensor:
 def load_clip(clip: Clip, state_dict_or_path: Mapping[str, Tensor] | str | Path) -> frozenset[str]:
     """Load OpenAI's `ViT-B-32.pt`, or any state dict with its keys, with or without `clip_model.` before them.
 
-    A tower is loaded whole or, where the source has none of its keys, left alone.
+    A tower is loaded whole. If the source has none of its keys, the tower is not changed.
 
     Returns:
         the towers that were loaded: "text", "visual" or both.

@@ -1,4 +1,4 @@
-"""What an engine found in one image. Needs no torch, so that those who only read detections do not load it.
+"""The detections of one image. This module does not import torch.
 
 Legend: N detections, K keypoint slots (the longest list among the prompts).
 """
@@ -24,7 +24,7 @@ class Detections:
         scores_N: sigmoid of the class logit, float32.
         class_N: index into `prompts`, int64.
         keypoints_NK2: x, y; float32; NaN beyond the class's own list.
-        prompt_id: number of the prompts that were in force, as `Engine.set_prompts` returned it.
+        prompt_id: number of the prompts that were used, as `Engine.set_prompts` returned it.
         prompts: these prompts.
     """
 

@@ -12,7 +12,7 @@ Every message is one sentence or two: what was got, what is allowed, what to do 
 
 
 class XPoseError(Exception):
-    """Any failure of `engines` that its user can act on."""
+    """Base of the failures that a user can act on."""
 
 
 class CheckpointError(XPoseError, ValueError):

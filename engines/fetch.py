@@ -1,4 +1,4 @@
-"""Fetch the official weights from where their authors published them; nothing else here downloads anything."""
+"""Download the official weights from the places where their authors published them. Nothing else downloads."""
 
 import hashlib
 import os
@@ -24,12 +24,12 @@ surveillance; read https://github.com/IDEA-Research/X-Pose/blob/main/LICENSE bef
 CLIP ViT-B/32 (weights): MIT licence, OpenAI, https://github.com/openai/CLIP/blob/main/LICENSE."""
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with the file's name, the bytes so far and the total in bytes where the server tells it."""
+"""Called with the file's name, the bytes so far and the total in bytes, None if the server does not say."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file and the places that publish it, tried in order."""
+    """One file and the addresses that publish it, tried in order."""
 
     file: str
     urls: tuple[str, ...]
@@ -57,7 +57,7 @@ SOURCES: dict[str, Source] = {
 
 
 def weights_folder() -> Path:
-    """Where weights are kept: XPOSE_WEIGHTS, or a folder in the user's cache."""
+    """Return the folder of weights: XPOSE_WEIGHTS, or a folder in the user's cache."""
     named = os.environ.get("XPOSE_WEIGHTS")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "xpose-stream" / "weights"
 
@@ -65,17 +65,17 @@ def weights_folder() -> Path:
 def fetch_weights(
     target: str, destination: Path | None, progress: Progress, announce: Callable[[str], None] = print
 ) -> tuple[Path, ...]:
-    """Download the named weights, the licence announced first; files that are there and right are kept.
+    """Print the licence, then download the named weights. A file that is present and intact is kept.
 
     Args:
         target: "xpose", "clip" or "all".
         destination: folder; None for `weights_folder()`.
-        progress: told about every chunk.
+        progress: called after every chunk.
         announce: prints a line of text.
     Returns:
         the files, in the order fetched.
     Raises:
-        CheckpointError: unknown target; no network, with what to put where by hand; a wrong SHA-256.
+        CheckpointError: unknown target, no network, or a wrong SHA-256. The message says which file to put where.
     """
     if target != "all" and target not in SOURCES:
         raise CheckpointError(f"target is {target!r}; allowed are all, {', '.join(SOURCES)}")
@@ -107,7 +107,7 @@ def _fetch(source: Source, folder: Path, progress: Progress, announce: Callable[
 
 
 class _NotWeightsError(Exception):
-    """The server answered with something else."""
+    """The server sent something else than the file."""
 
 
 def _download(url: str, path: Path, source: Source, progress: Progress) -> None:
@@ -131,7 +131,7 @@ def _download(url: str, path: Path, source: Source, progress: Progress) -> None:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[BinaryIO]:
-    """Write beside the destination and rename at the end, so that no half file is ever taken for a whole one."""
+    """Write beside the destination and rename at the end, so that a partial file is never taken for a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -1,4 +1,4 @@
-"""Raw groups of one image to detections: threshold, suppression of doubles, pixels of the source.
+"""Turn the raw groups of one image into detections: threshold, non-maximum suppression, pixels of the source.
 
 Shapes: G groups, C classes, K keypoints, N detections.
 """
@@ -23,15 +23,15 @@ def detections_of(
     score_threshold: float,
     nms_iou: float,
 ) -> Detections:
-    """Keep the groups that score above the threshold and do not double a better one, best first.
+    """Keep the groups that score above the threshold and are not duplicates of a better one, best first.
 
-    A group belongs to the class whose keypoints it has, and that class's logit is its score. Keypoints of placeholder
-    slots become NaN, as do those beyond the class's own list.
+    A group belongs to the class whose keypoints it has; its score is the sigmoid of that class's logit. Keypoints of
+    placeholder slots, and those beyond the class's own list, become NaN.
 
     Args:
         image_hw: height and width of the source image.
-        score_threshold: kept is what scores strictly more.
-        nms_iou: dropped is what overlaps a better detection of any class by strictly more.
+        score_threshold: detections above this score are kept.
+        nms_iou: a detection that overlaps a better one of any class by more than this IoU is dropped.
     """
     score_G = expit(np.take_along_axis(raw.logits_GC, raw.class_G[:, None], axis=1)[:, 0])
     order_N = np.argsort(-score_G, kind="stable")
@@ -70,7 +70,7 @@ def greedy_nms(boxes_N4: NDArray[np.float32], iou_threshold: float) -> NDArray[n
 
 
 def pairwise_iou(boxes_N4: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return intersection over union [N, N] of boxes (x0, y0, x1, y1); 0 where both are empty."""
+    """Return intersection over union [N, N] of boxes (x0, y0, x1, y1); 0 if both are empty."""
     low_NN2 = np.maximum(boxes_N4[:, None, :2], boxes_N4[None, :, :2])
     high_NN2 = np.minimum(boxes_N4[:, None, 2:], boxes_N4[None, :, 2:])
     shared_NN = np.clip(high_NN2 - low_NN2, 0, None).prod(axis=2)

@@ -1,11 +1,11 @@
-"""Source images to network inputs, and network coordinates back to the source.
+"""Turn source images into network inputs, and network coordinates back into coordinates of the source.
 
 Two modes. `official` repeats the published code bit for bit: shorter side 800 but longer at most 1333, PIL's bilinear
-on 8-bit values; images of one batch are padded at the right and bottom and the network is told so by a mask.
+on 8-bit values; images of one batch are padded at the right and bottom, with a mask for the network.
 `letterbox` has one fixed input size: the image keeps its aspect ratio, centred between bars of ImageNet's mean colour.
-The bars are image content to the network (no mask): boxes then refer to the whole input, so the way back is exact,
-where a mask reaches coarse levels only to the nearest cell; a compiled engine has one input less; and the shipped model
-is trained so. A size with the camera's aspect ratio has no bars at all.
+There is no mask: the network sees the bars as image content, as in the training of the shipped model. Its boxes refer
+to the whole input, so the way back is exact; a mask would be exact only to a cell of the coarsest level. A compiled
+engine also has one input less. An input size with the camera's aspect ratio has no bars.
 
 Shapes: N images, B batch, H height, W width.
 """
@@ -32,7 +32,7 @@ BAR_RGB = (124, 116, 104)
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in its network input, in pixels of the input: `width` x `height` at (`left`, `top`)."""
+    """Place of an image in its network input, in pixels of the input: `width` x `height` at (`left`, `top`)."""
 
     input_hw: tuple[int, int]
     left: int
@@ -58,7 +58,7 @@ def parse_size(size: str) -> tuple[int, int]:
     """Turn "800x1344" into (800, 1344): height and width of an input in pixels.
 
     Raises:
-        InputError: it is written in another way.
+        InputError: the text has another form.
     """
     height, separator, width = size.partition("x")
     if not (separator and height.isdecimal() and width.isdecimal()):
@@ -77,7 +77,7 @@ def check_image(rgb_HW3: NDArray[np.uint8]) -> None:
 def official_size(width: int, height: int) -> tuple[int, int]:
     """Return (width, height) after the official resize: shorter side 800, longer at most 1333, floored.
 
-    The official rule gives no height at all to images over 2666 times as wide as high; here one pixel is the least.
+    The official rule gives a height of 0 to images that are over 2666 times as wide as high; here it is at least 1.
     """
     short, long = min(width, height), max(width, height)
     target = SHORTER_PX
@@ -101,9 +101,9 @@ def resize_official(rgb_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def place(width: int, height: int, input_hw: tuple[int, int]) -> Placement:
-    """Return where an image of this size lies in a fixed input: as large as fits, centred.
+    """Return the place of an image of this size in a fixed input: as large as fits, centred.
 
-    Width and height are rounded to whole pixels one by one; the placement has the true factors of both.
+    Width and height are rounded to whole pixels separately; the placement maps back by the true factor of each.
     """
     scale = min(input_hw[0] / height, input_hw[1] / width)
     content_width, content_height = max(round(scale * width), 1), max(round(scale * height), 1)
@@ -163,7 +163,7 @@ def official_batch(images: Sequence[NDArray[np.uint8]]) -> Batch:
     for row, image in enumerate(resized):
         images_BHW3[row, : image.shape[0], : image.shape[1]] = image
         padding_BHW[row, : image.shape[0], : image.shape[1]] = False
-    # With a mask the network speaks of the unpadded image, so there is nothing to map back.
+    # With a mask the network's coordinates refer to the unpadded image: there is nothing to map back.
     placements = tuple(Placement((h, w), left=0, top=0, width=w, height=h) for h, w in sizes)
     mask = torch.from_numpy(padding_BHW) if padding_BHW.any() else None
     return Batch(torch.from_numpy(images_BHW3), mask, placements)

@@ -1,4 +1,4 @@
-"""What to look for: from the user's words and example images to the tensors that the network is prompted with.
+"""Prompts: the user's words and example images become the tensors that the network is prompted with.
 
     "person,dog"                      classes with a published keypoint list
     "horse@animal_in_AP10K"           any words, with the keypoints of a list or of a .toml file
@@ -34,8 +34,8 @@ Modality = Literal["text", "example", "mean"]
 class PromptClass:
     """One class to look for, with its keypoints.
 
-    `examples` are in the order of `skeleton.keypoints`. `object_from` and `keypoints_from` say whether the class itself
-    and its keypoints are told by words, by the examples, or by the mean of both vectors.
+    The keypoints of `examples` are in the order of `skeleton.keypoints`. `object_from` and `keypoints_from` say whether
+    the class, and its keypoints, are prompted from text, from the examples, or from the mean of both vectors.
     """
 
     name: str
@@ -65,7 +65,7 @@ class PromptTensors:
 
 
 def without_spare(prompts: PromptTensors, least: int = 1) -> PromptTensors:
-    """Cut off the capacity that no prompt uses, but for `least` classes and keypoints; changes no result."""
+    """Return the prompts without unused capacity, at least `least` classes and keypoints. No result changes."""
     classes = max(least, int(prompts.object_valid_C.sum()))
     keypoints = max(least, int(prompts.keypoint_valid_CK.sum(dim=1).max()))
     return PromptTensors(
@@ -77,12 +77,12 @@ def without_spare(prompts: PromptTensors, least: int = 1) -> PromptTensors:
 
 
 def object_text(name: str) -> str:
-    """Return the sentence that CLIP reads for a class, as the published model was trained."""
+    """Return the sentence that CLIP reads for a class. The published model was trained with this form."""
     return "a photo of " + name.lower().replace("_", " ").replace("-", " ")
 
 
 def keypoint_text(name: str) -> str:
-    """Return the sentence that CLIP reads for a keypoint; hyphens stay, as in training."""
+    """Return the sentence that CLIP reads for a keypoint. Hyphens stay, as in the published training."""
     return "a photo of " + name.lower().replace("_", " ")
 
 
@@ -99,13 +99,13 @@ def parse_prompt(
     """Turn the user's words into classes.
 
     Args:
-        prompt: class names between commas; `name@list` or `name@file.toml` chooses the keypoints of one class.
-        keypoints: keypoint names between commas, for all classes that name no list of their own.
-        max_classes, max_keypoints: what the engine was built for.
-        examples: marked images; each belongs to the class of its name. A class without examples is told by words.
-        object_from, keypoints_from: what tells a class that has examples.
+        prompt: class names, separated by commas; `name@list` or `name@file.toml` chooses the keypoints of one class.
+        keypoints: keypoint names, separated by commas, for all classes that name no list of their own.
+        max_classes, max_keypoints: the engine's capacity.
+        examples: marked images; each belongs to the class of its name. A class without examples is prompted from text.
+        object_from, keypoints_from: where the prompts of a class with examples come from.
     Raises:
-        PromptError: an item is empty, doubled, unknown and without keypoints, or there are too many.
+        PromptError: an item is empty, occurs twice, or is unknown and has no keypoints; or there are too many.
     """
     items = [" ".join(item.split()) for item in prompt.split(",")]
     if "" in items:
@@ -121,8 +121,8 @@ def parse_prompt(
         own = [example for example in examples if fold(example.name) == fold(name)]
         skeleton = load_skeleton(listed) if at else free or _skeleton_of(name, own)
         ordered = tuple(example.in_order_of(skeleton) for example in own)
-        told_by = (object_from, keypoints_from) if own else ("text", "text")
-        classes[fold(name)] = PromptClass(name, skeleton, ordered, *told_by)
+        modalities = (object_from, keypoints_from) if own else ("text", "text")
+        classes[fold(name)] = PromptClass(name, skeleton, ordered, *modalities)
     for example in examples:
         if fold(example.name) not in classes:
             raise PromptError(f"the example of {example.name!r} belongs to none of the classes {', '.join(items)}")
@@ -131,10 +131,10 @@ def parse_prompt(
 
 
 def require_capacity(classes: Sequence[PromptClass], max_classes: int, max_keypoints: int) -> None:
-    """Refuse what an engine has no room for.
+    """Refuse prompts that exceed an engine's capacity.
 
     Raises:
-        PromptError: no class at all, too many, or one with too many keypoints.
+        PromptError: there is no class, there are too many, or one has too many keypoints.
     """
     if not 1 <= len(classes) <= max_classes:
         raise PromptError(f"{len(classes)} classes are asked for, this engine takes 1 to {max_classes} (max_classes)")
@@ -147,12 +147,12 @@ def require_capacity(classes: Sequence[PromptClass], max_classes: int, max_keypo
 
 
 def require_trained(classes: Sequence[PromptClass], trained: Mapping[str, str]) -> None:
-    """Refuse words that a model with a closed vocabulary has never seen.
+    """Refuse text prompts that a model with a closed vocabulary was not trained on.
 
     Args:
-        trained: class name to the keypoint list that it was trained with.
+        trained: the model's class names, each with the keypoint list that it was trained with.
     Raises:
-        PromptError: a class or a keypoint that is told by words is unknown to the model.
+        PromptError: the model does not know a class or a keypoint that is prompted from text.
     """
     names = {fold(name) for name in trained}
     points = {fold(point) for listed in trained.values() for point in load_skeleton(listed).keypoints}
@@ -192,10 +192,10 @@ def _skeleton_of(name: str, examples: Sequence[Example]) -> Skeleton:
 
 
 class TextCache:
-    """Text vectors on disk, one file per weights and string, so that a start with known prompts runs no text tower.
+    """Text vectors on disk, one file per weights and sentence. Known prompts then start without the text tower.
 
-    Lies in `$XDG_CACHE_HOME/xpose-stream/text` (default ~/.cache). Each file ends with a checksum: what is damaged is
-    computed anew. A folder that cannot be written costs time, not the run: it is logged once.
+    The folder is `$XDG_CACHE_HOME/xpose-stream/text` (default ~/.cache). Each file ends with a checksum; a damaged file
+    is computed again. If the folder cannot be written, the vectors are computed at each start, with one warning.
     """
 
     def __init__(self, clip: Clip, folder: Path | None = None) -> None:
@@ -241,7 +241,7 @@ class TextCache:
             partial.replace(path)  # readers see the old file or the whole new one
         except OSError as error:
             self._writable = False
-            _log.warning("text vectors are not kept: cannot write to %s (%s)", path.parent, error.strerror)
+            _log.warning("text vectors are not cached: cannot write to %s (%s)", path.parent, error.strerror)
 
 
 def _hash_of_text_tower(clip: Clip) -> str:
@@ -257,7 +257,7 @@ class PromptEncoder:
     """Turns classes into prompt tensors with one model's CLIP, on the CPU in float32."""
 
     def __init__(self, clip: Clip, pos_proj: nn.Linear, padding: Tensor, cache_folder: Path | None = None) -> None:
-        """Take the towers, and of the network its `pos_proj` and `padding.weight`."""
+        """Take CLIP's towers, and the network's `pos_proj` and `padding.weight`."""
         self._clip = clip
         self._pos_proj = pos_proj
         self._padding = padding
@@ -316,7 +316,7 @@ def average_keypoints(keypoints_NK512: Tensor, visible_NK: Tensor) -> Tensor:
 
 
 def _blend(modality: Modality, text: Tensor, example: Tensor) -> Tensor:
-    """Choose, or average before the network's projection: its inputs need not tell where a vector comes from."""
+    """Choose one vector, or average both. The network's projection comes later and takes either kind."""
     if modality == "mean":
         return (text + example) / 2
     return text if modality == "text" else example

@@ -1,13 +1,13 @@
-"""Keypoint lists with names: what is asked of the network and how the answer is drawn, flipped and scored.
+"""Keypoint lists: the names that the network is prompted with, and how their points are drawn, flipped and scored.
 
-One TOML file per list. The 28 published lists are in `configs/skeletons`; a file of the user's own works the same:
+One TOML file per list. The 28 published lists are in `configs/skeletons`; a user's own file has the same form:
 
     name = "mug"
-    instances = ["mug", "cup"]          # class names that take this list by themselves, besides its own name
+    instances = ["mug", "cup"]          # class names that use this list, besides its own name
     keypoints = ["rim left", "rim right", "handle"]
-    edges = [[0, 1], [1, 2]]            # optional, as are flip_pairs, sigmas and source
+    edges = [[0, 1], [1, 2]]            # optional; so are flip_pairs, sigmas and source
     flip_pairs = [[0, 1]]
-    sigmas = [0.05, 0.05, 0.05]         # OKS sigma of each keypoint, in the scale where COCO's nose has 0.026
+    sigmas = [0.05, 0.05, 0.05]         # OKS sigma of each keypoint; COCO's nose has 0.026
 """
 
 import difflib
@@ -23,13 +23,13 @@ import msgspec
 from engines.errors import PromptError
 
 MAX_KEYPOINTS = 68
-"""Slots of the published model; its learned keypoint sizes have no more."""
+"""Keypoint slots of the published model, which has a learned size for each."""
 
 PLACEHOLDER = "none"
-"""A slot that is prompted like any other, as in training, but is no keypoint: never published."""
+"""A slot that is prompted as in training but is not a keypoint. Its points are never published."""
 
 DEFAULT_SIGMA = 0.05
-"""Sigma where a list has none of its own: our choice, between COCO's wrist (0.062) and its ear (0.035)."""
+"""Sigma for lists that give none. Our choice: between COCO's wrist (0.062) and ear (0.035)."""
 
 _FOLDER = Path(__file__).resolve().parent.parent / "configs" / "skeletons"
 
@@ -38,7 +38,7 @@ _FOLDER = Path(__file__).resolve().parent.parent / "configs" / "skeletons"
 class Skeleton:
     """A named list of keypoints.
 
-    `edges` and `flip_pairs` hold indices into `keypoints`; `sigmas` are OKS sigmas, None where nobody published any.
+    `edges` and `flip_pairs` hold indices into `keypoints`; `sigmas` are OKS sigmas, None if none were published.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Skeleton:
 
     @property
     def oks_sigmas(self) -> tuple[float, ...]:
-        """The list's own sigmas, or DEFAULT_SIGMA for each keypoint where it has none."""
+        """The list's own sigmas, or DEFAULT_SIGMA for each keypoint if it has none."""
         return self.sigmas if self.sigmas is not None else (DEFAULT_SIGMA,) * len(self.keypoints)
 
 
@@ -82,7 +82,7 @@ def known_skeletons() -> tuple[str, ...]:
 
 
 def load_skeleton(name_or_path: str | Path) -> Skeleton:
-    """Load a published list by its name, or a file of the user's own by its path.
+    """Load a published list by its name, or a user's own file by its path.
 
     Raises:
         PromptError: no such list, or the file has errors; the message names file, key and what is allowed.
@@ -99,7 +99,7 @@ def load_skeleton(name_or_path: str | Path) -> Skeleton:
 
 
 def skeletons_by_instance() -> Mapping[str, Skeleton]:
-    """Map every folded class name that takes a published list by itself to that list."""
+    """Map every folded class name that uses a published list to that list."""
     return _by_instance()
 
 
@@ -109,12 +109,12 @@ def fold(name: str) -> str:
 
 
 def letters(name: str) -> str:
-    """Reduce a keypoint's name further, to what is left of `fold` without blanks: "leftear" is "left ear"."""
+    """Reduce a keypoint's name to `fold` without blanks: "leftear" equals "left ear"."""
     return fold(name).replace(" ", "")
 
 
 def nearest(name: str, allowed: tuple[str, ...] | list[str]) -> str:
-    """Return "; nearest: a, b" for an error message, or "" where nothing is near."""
+    """Return "; nearest: a, b" for an error message, or "" if nothing is near."""
     folded = {fold(candidate): candidate for candidate in allowed}
     near = difflib.get_close_matches(fold(name), list(folded), n=4, cutoff=0.6)
     return f"; nearest: {', '.join(folded[candidate] for candidate in near)}" if near else ""

@@ -13,7 +13,6 @@ from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.messages import pose_message, skeleton_message
 from tests.pipeline.fakes import LAMP, MUG, FakeSource, seen
 from trackers import Tracker
-from xpose_client.errors import WireError
 from xpose_client.host import boot_id
 from xpose_client.messages import PoseMessage, decode, encode, to_json_line
 
@@ -86,37 +85,6 @@ def test_skeleton_message_names_keypoints_and_edges() -> None:
     assert decode(data) == skeleton
     assert skeleton.classes[0].keypoints == ["rim", "base", "handle"]
     assert skeleton.classes[0].edges == [(0, 1), (1, 2)]
-
-
-def test_fields_of_a_later_program_are_passed_over() -> None:
-    plain = msgspec.to_builtins(message())
-    data = b"poses/cam\0" + msgspec.msgpack.encode({**plain, "humidity": 0.4})
-    assert decode(data).session == 11
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"poses/cam", "NUL"),
-        (b"weather/cam\0\x80", "expected"),
-        (b"poses/cam\0\xc1", "not of schema"),
-        (b"poses/cam\0" + msgspec.msgpack.encode({"schema": 2}), "not of schema"),
-    ],
-)
-def test_what_is_no_message_is_refused(data: bytes, reason: str) -> None:
-    with pytest.raises(WireError, match=reason):
-        decode(data)
-
-
-def test_another_schema_is_refused() -> None:
-    plain = msgspec.to_builtins(message())
-    with pytest.raises(WireError, match=r"of schema 3 .* reads schema 2"):
-        decode(b"poses/cam\0" + msgspec.msgpack.encode({**plain, "schema": 3}))
-
-
-def test_another_schema_is_named_although_its_fields_are_others() -> None:
-    with pytest.raises(WireError, match=r"of schema 1 .* reads schema 2"):
-        decode(b"poses/cam\0" + msgspec.msgpack.encode({"schema": 1, "session": 1}))
 
 
 @pytest.mark.parametrize(("live", "clock"), [(True, "receipt"), (False, "file")])
