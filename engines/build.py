@@ -17,10 +17,11 @@ from engines.backends.eager import EagerBackend
 from engines.engine_cache import CachedEngine, EngineCache, EngineKey
 from engines.errors import BackendError
 from engines.export import EngineShape, export
+from engines.fingerprint import driver_version, sources_sha256
+from engines.kernels import nvrtc
 from engines.prompts import PromptTensors
 from engines.xpose import XPose
 
-KERNELS = Path(__file__).parent / "kernels"
 COMPILED = ("tensorrt", "inductor")
 """Backends that need a built engine, the fastest first."""
 
@@ -52,7 +53,7 @@ class BuildRequest:
             network=dataclasses.asdict(model.config),
             **dataclasses.asdict(self.shape),
             precision=self.precision,
-            kernel_sha256=kernel_sha256(),
+            sources=sources_sha256(),
             toolchain=toolchain(self.backend, self.device),
         )
 
@@ -66,28 +67,23 @@ def network_sha256(model: XPose) -> str:
     return digest.hexdigest()
 
 
-def kernel_sha256() -> str:
-    """Hash the sources of deformable attention, compiled ones and their Python sides alike."""
-    digest = hashlib.sha256()
-    for path in sorted(KERNELS.iterdir()):
-        if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def toolchain(backend: str, device: torch.device) -> dict[str, str]:
     """Return the versions and the machine's traits that an engine depends on.
 
     Raises:
         BackendError: this machine lacks what the backend needs; the message says what to install.
     """
-    if backend == "inductor":
-        return inductor.toolchain(device)
+    if backend not in COMPILED:
+        raise BackendError(f"engines are built for {' or '.join(COMPILED)}, not for {backend!r}")
     if backend == "tensorrt":
         from engines.backends.tensorrt import toolchain as tensorrt_toolchain
 
-        return tensorrt_toolchain(device)
-    raise BackendError(f"engines are built for {' or '.join(COMPILED)}, not for {backend!r}")
+        versions = tensorrt_toolchain(device)
+    else:
+        versions = inductor.toolchain(device)
+    if device.type == "cuda":
+        versions |= {"nvrtc": nvrtc.version(), "driver": driver_version()}
+    return versions
 
 
 def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Backend:
@@ -144,7 +140,7 @@ def _compile(request: BuildRequest, program: torch.export.ExportedProgram, path:
         return
     from engines.tensorrt_build import compile_program
 
-    compile_program(program, path)
+    compile_program(program, path, request.device)
 
 
 def _pass_parity(model: XPose, prompts: PromptTensors, request: BuildRequest, built: CachedEngine) -> dict[str, float]:

@@ -16,6 +16,7 @@ in flight keep theirs.
 import copy
 import dataclasses
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ class EngineConfig:
         model: "nano", "swin-t" or "swin-l".
         weights: a file; "" takes the model's own; "random" runs without any, and its poses mean nothing.
         backend: "auto" takes the first of "tensorrt", "inductor" (both need `build-engine`) and "eager" that can run.
-        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        device: "auto" (a GPU where there is one), "cpu", "cuda", or "cuda:1" and so on for one of several GPUs.
         precision: "fp32", "bf16" or "fp16": of the parts that stand it (`engines.precision`).
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
@@ -92,6 +93,8 @@ class EngineConfig:
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{key} is {value}, allowed is 0 to 1")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise InputError(f"device is {self.device!r}, allowed are auto, cpu, cuda, cuda:0, cuda:1, and so on")
         if self.size is not None and min(self.size) < 32:
             raise InputError(f"size is {self.size} (height, width), allowed is 32 px and more")
         if self.resize == "official" and self.size is not None:
@@ -287,10 +290,18 @@ def device_of(config: EngineConfig) -> torch.device:
     Raises:
         BackendError: it is not there.
     """
-    name = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise BackendError(f"device is {name}, but PyTorch sees no GPU here; take cpu")
-    return torch.device("cpu" if name == "auto" else name)
+    index, count = torch.cuda.current_device() if device.index is None else device.index, torch.cuda.device_count()
+    if index >= count:
+        raise BackendError(f"device is {name}, but PyTorch sees {count} GPUs here, cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
 
 
 def _open_backend(config: EngineConfig, model: XPose) -> tuple[str, Backend]:

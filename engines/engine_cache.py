@@ -26,7 +26,7 @@ from engines.errors import EngineCacheError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class EngineKey:
         batch: images per call.
         max_classes, max_keypoints: prompt capacity.
         precision: "fp32", "fp16" or "bf16".
-        kernel_sha256: hash of the deformable-attention sources.
-        toolchain: what compiled it and what it runs on: library versions, CUDA, compute capability or CPU features.
+        sources: hash of each part of this package that can change a number (`engines.fingerprint.PARTS`).
+        toolchain: what compiled it and what it runs on: versions of libraries, NVRTC and driver, compute capability or
+            CPU features.
     """
 
     backend: str
@@ -55,7 +56,7 @@ class EngineKey:
     max_classes: int
     max_keypoints: int
     precision: str
-    kernel_sha256: str
+    sources: dict[str, str]
     toolchain: dict[str, str]
 
     def plain(self) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class EngineCache:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with _exclusive(self.root / f"{key.digest()}.lock"):
+            with exclusive(self.root / f"{key.digest()}.lock"):
                 folder = self.root / key.digest()
                 if folder.is_dir():
                     try:
@@ -177,8 +178,20 @@ class EngineCache:
         """Say how the most similar engine of the cache differs, as "; the nearest one differs in ..."."""
         wanted = key.plain()
         found = [other for folder in sorted(self.root.glob("[0-9a-f]*/")) if (other := _key_in(folder)) is not None]
-        differences = sorted(([name for name in wanted if other.get(name) != wanted[name]] for other in found), key=len)
+        differences = sorted((_differing(wanted, other) for other in found), key=len)
         return f" (the nearest one differs in {', '.join(differences[0])})" if differences else ""
+
+
+def _differing(wanted: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Name what differs; within a mapping of values, each of them: "sources.network"."""
+    names = []
+    for name, value in wanted.items():
+        its = other.get(name)
+        if isinstance(value, dict) and isinstance(its, dict):
+            names += [f"{name}.{key}" for key in sorted({*value, *its}) if value.get(key) != its.get(key)]
+        elif value != its:
+            names.append(name)
+    return names
 
 
 def _key_in(folder: Path) -> dict[str, Any] | None:
@@ -202,15 +215,15 @@ def _read_manifest(folder: Path, key: EngineKey) -> dict[str, Any]:
     if manifest["schema"] != SCHEMA:
         raise EngineCacheError(f"{folder / MANIFEST} has schema {manifest['schema']}, not {SCHEMA}; {rebuild}")
     wanted = key.plain()
-    differing = [name for name in wanted if manifest["key"].get(name) != wanted[name]]
+    differing = _differing(wanted, manifest["key"])
     if differing:
         raise EngineCacheError(f"the engine in {folder} was built for another {', '.join(differing)}; {rebuild}")
     return manifest
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on `path`; a second builder waits here."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold an advisory lock on `path`, also against other processes; a second caller waits here."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

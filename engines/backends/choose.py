@@ -20,6 +20,9 @@ def open_backend(
 ) -> tuple[str, Backend]:
     """Return the backend `name` and what it is called; "auto" says in the log which one it takes and why.
 
+    An engine that this machine could run and that is not built, or is refused, is a warning with the command to build
+    it: without it the network runs slower.
+
     Args:
         name: one of `BACKENDS`.
         model: the network in float32, as loaded.
@@ -40,8 +43,12 @@ def open_backend(
     for compiled in COMPILED:
         try:
             backend = _open_compiled(compiled, model, request, cache)
-        except (BackendError, EngineCacheError) as error:
+        except BackendError as error:
             reasons.append(f"{compiled}: {str(error).partition(';')[0]}")
+            continue
+        except EngineCacheError as error:
+            _log.warning("backend %s is not used: %s", compiled, error)
+            reasons.append(f"{compiled}: no engine")
             continue
         _log.info("backend %s%s", compiled, f" ({'; '.join(reasons)})" if reasons else "")
         return compiled, backend

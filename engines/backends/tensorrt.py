@@ -1,17 +1,18 @@
 """A TensorRT plan, run by `tensorrt` alone: one CUDA graph per slot, several frames in flight.
 
 A slot is a stream with its own execution context, buffers and captured graph. `submit` copies 8-bit images into
-page-locked memory, queues upload, preprocessing, the graph and the download on the slot's stream, and returns; only
-taking the result waits, for that slot's event. Prompts are device buffers that every slot reads: they are rewritten
-when no slot is busy, so a change takes effect between two frames.
+page-locked memory, queues upload, preprocessing, the graph and the download on the slot's stream, and returns. Only
+taking the result waits, for that slot's event, and the waiting thread sleeps. Prompts are device buffers that every
+slot reads. They are rewritten when no slot is busy, so a change takes effect between two frames. The first prompts also
+capture the graphs: an engine never runs on an empty mask, whose softmax is not a number.
+
+Every call makes the backend's GPU the current one, so several engines may run on several GPUs in one process.
 
 Legend: as in `engines.export`.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from engines.backends import RawPoses
 from engines.backends.compiled import EncodedPrompts, raw_poses
-from engines.backends.tensorrt_api import import_tensorrt
+from engines.backends.tensorrt_api import import_tensorrt, logger
 from engines.errors import BackendError
 from engines.export import DetectorInputs, EngineShape
 from engines.kernels.letterbox import letterbox_into
@@ -29,10 +30,10 @@ from engines.preprocess import Placement
 from engines.prompts import PromptTensors
 from engines.xpose import XPose
 
-_log = logging.getLogger(__name__)
-
 IN_FLIGHT = 3
 PIXELS = "pixels_B3HW"
+OUTPUTS = ("output0", "output1", "output2", "output3")
+"""torch-tensorrt's names of boxes, logits, classes and keypoints, in the order of `engines.export.Detector`."""
 
 
 def toolchain(device: torch.device) -> dict[str, str]:
@@ -60,97 +61,137 @@ class TensorRTBackend:
         self.input_hw = shape.input_hw
         self.batch = shape.batch
         self.in_flight = IN_FLIGHT
-        trt = import_tensorrt()
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise BackendError(f"TensorRT does not accept {path}; its own message is in the log above")
+        self._device = device
         self._prompts = EncodedPrompts(model, shape.max_classes, shape.max_keypoints)
-        names = _input_names(trt, engine)
-        self._buffers = {
-            field: torch.zeros(
-                tuple(engine.get_tensor_shape(name)), dtype=_torch_type(trt, engine, name), device=device
-            )
-            for field, name in names.items()
-            if field != PIXELS
-        }
-        self._slots = [_Slot(trt, engine, names, self._buffers, device) for _ in range(IN_FLIGHT)]
+        self._slots: list[_Slot] = []
         self._next = 0
+        with torch.cuda.device(device):
+            self._plan = _Plan(path)
+            self._buffers = {
+                field: torch.zeros(self._plan.shape(name), dtype=self._plan.dtype(name), device=device)
+                for field, name in self._plan.inputs.items()
+                if field != PIXELS
+            }
 
     def set_prompts(self, prompts: PromptTensors) -> None:
         """Rewrite the prompt buffers, after the frames in flight."""
         encoded = self._prompts.set(prompts)
         for slot in self._slots:
-            slot.stream.synchronize()
-        for field, buffer in self._buffers.items():
-            buffer.copy_(getattr(encoded, field))
-        torch.cuda.current_stream(next(iter(self._buffers.values())).device).synchronize()
+            slot.wait()
+        with torch.cuda.device(self._device):
+            for field, buffer in self._buffers.items():
+                buffer.copy_(getattr(encoded, field))
+            written = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            written.record()
+            written.synchronize()
+            if not self._slots:
+                self._slots = [_Slot(self._plan, self._buffers, self._device) for _ in range(IN_FLIGHT)]
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
         """Queue 1 to `batch` RGB images [H, W, 3]; wait only while all slots are busy."""
-        self._prompts.get()
+        self._prompts.get()  # raises where no prompts are set
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
         return slot.submit(images)
 
     def close(self) -> None:
-        """Wait for the frames in flight and let go of the engine."""
+        """Wait for the frames in flight and release the engine."""
         for slot in self._slots:
-            slot.stream.synchronize()
+            slot.wait()
         self._slots.clear()
+
+
+class _Plan:
+    """A deserialised engine and the names of its inputs and outputs."""
+
+    def __init__(self, path: Path) -> None:
+        self._trt = trt = import_tensorrt()
+        self._runtime = trt.Runtime(logger(trt))  # must outlive the engine
+        self.engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise BackendError(f"TensorRT does not accept {path}; its own message is in the log above")
+        self.inputs = self._named(DetectorInputs._fields, trt.TensorIOMode.INPUT)
+        self.outputs = list(self._named(OUTPUTS, trt.TensorIOMode.OUTPUT).values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an input or output."""
+        return tuple(self.engine.get_tensor_shape(name))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type of an input or output."""
+        types = {
+            self._trt.DataType.FLOAT: torch.float32,
+            self._trt.DataType.HALF: torch.float16,
+            self._trt.DataType.BF16: torch.bfloat16,
+            self._trt.DataType.BOOL: torch.bool,
+            self._trt.DataType.INT32: torch.int32,
+            self._trt.DataType.INT64: torch.int64,
+        }
+        return types[self.engine.get_tensor_dtype(name)]
+
+    def _named(self, wanted: Sequence[str], mode: Any) -> dict[str, str]:
+        """Return the plan's name of each tensor, in the order wanted; tracing may have changed the case."""
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        found = {name.lower(): name for name in names if self.engine.get_tensor_mode(name) == mode}
+        if set(found) != {name.lower() for name in wanted}:
+            raise BackendError(
+                f"the plan has {', '.join(found.values())}, but {', '.join(wanted)} are needed; build it again"
+            )
+        return {name: found[name.lower()] for name in wanted}
 
 
 class _Slot:
     """One frame in flight: stream, execution context, buffers, captured graph."""
 
-    def __init__(
-        self, trt: ModuleType, engine: Any, names: dict[str, str], prompts: dict[str, Tensor], device: torch.device
-    ) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._context = engine.create_execution_context()
-        self._pixels = torch.zeros(tuple(engine.get_tensor_shape(names[PIXELS])), device=device)
-        self._outputs = [
-            torch.zeros(tuple(engine.get_tensor_shape(name)), dtype=_torch_type(trt, engine, name), device=device)
-            for name in _names(trt, engine, trt.TensorIOMode.OUTPUT)
-        ]
+    def __init__(self, plan: _Plan, prompts: dict[str, Tensor], device: torch.device) -> None:
+        """Capture the graph; the GPU is the current one, and the prompts are real ones."""
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._context = plan.engine.create_execution_context()
+        self._pixels = torch.zeros(plan.shape(plan.inputs[PIXELS]), device=device)
+        self._outputs = [torch.zeros(plan.shape(name), dtype=plan.dtype(name), device=device) for name in plan.outputs]
         self._on_host = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in self._outputs]
         self._uploads: list[Tensor] = []
         self._staging: list[Tensor] = []
-        addresses = {names[field]: buffer for field, buffer in prompts.items()} | {names[PIXELS]: self._pixels}
-        addresses |= dict(zip(_names(trt, engine, trt.TensorIOMode.OUTPUT), self._outputs, strict=True))
+        addresses = {plan.inputs[field]: buffer for field, buffer in prompts.items()}
+        addresses |= {plan.inputs[PIXELS]: self._pixels} | dict(zip(plan.outputs, self._outputs, strict=True))
         for name, buffer in addresses.items():
             if not self._context.set_tensor_address(name, buffer.data_ptr()):
                 raise BackendError(f"TensorRT does not take the buffer for {name}")
         self._pending: _Pending | None = None
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._done.record(self.stream)
+        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._graph = self._capture()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self._stream):
             self._execute()  # allocations and lazy loading happen outside of the capture
-            self.stream.synchronize()
+            self._done.record(self._stream)
+            self.wait()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
+            # Other engines and stages use the GPU meanwhile: only what this thread does may not break the capture.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._execute()
         return graph
 
+    def wait(self) -> None:
+        """Sleep until what was submitted last is done."""
+        self._done.synchronize()
+
     def _execute(self) -> None:
-        if not self._context.execute_async_v3(self.stream.cuda_stream):
+        if not self._context.execute_async_v3(self._stream.cuda_stream):
             raise BackendError("TensorRT could not queue the engine; its own message is in the log above")
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
         """Queue everything on the slot's stream; waits only while the slot is still busy with an earlier frame."""
         if self._pending is not None:
             self._pending.result()  # its results move out of the buffers that this frame is about to use
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self._stream):
             placements = [
                 letterbox_into(self._pixels[row], self._upload(row, image)) for row, image in enumerate(images)
             ]
             self._graph.replay()
             for host, output in zip(self._on_host, self._outputs, strict=True):
                 host.copy_(output, non_blocking=True)
-            self._done.record(self.stream)
+            self._done.record(self._stream)
         self._pending = _Pending(self._done, self._on_host, placements)
         return self._pending
 
@@ -181,29 +222,3 @@ class _Pending:
             self._done.synchronize()
             self._poses = raw_poses([host.clone() for host in self._on_host], self._placements)
         return self._poses
-
-
-def _names(trt: ModuleType, engine: Any, mode: Any) -> list[str]:
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    return [name for name in names if engine.get_tensor_mode(name) == mode]
-
-
-def _input_names(trt: ModuleType, engine: Any) -> dict[str, str]:
-    """Return the plan's name of each of `DetectorInputs`; tracing may have changed the case."""
-    found = {name.lower(): name for name in _names(trt, engine, trt.TensorIOMode.INPUT)}
-    missing = [field for field in DetectorInputs._fields if field.lower() not in found]
-    if missing:
-        raise BackendError(f"the plan has no input {', '.join(missing)}; it has {', '.join(found.values())}")
-    return {field: found[field.lower()] for field in DetectorInputs._fields}
-
-
-def _torch_type(trt: ModuleType, engine: Any, name: str) -> torch.dtype:
-    types = {
-        trt.DataType.FLOAT: torch.float32,
-        trt.DataType.HALF: torch.float16,
-        trt.DataType.BF16: torch.bfloat16,
-        trt.DataType.BOOL: torch.bool,
-        trt.DataType.INT32: torch.int32,
-        trt.DataType.INT64: torch.int64,
-    }
-    return types[engine.get_tensor_dtype(name)]

@@ -5,10 +5,13 @@ later 10.x has to be asked for it.
 """
 
 import importlib
+import logging
 from types import ModuleType
 from typing import Any
 
 from engines.errors import BackendError
+
+_log = logging.getLogger(__name__)
 
 OLDEST = (10, 15)
 NEWEST_MAJOR = 11
@@ -59,3 +62,24 @@ def version_of(trt: ModuleType) -> tuple[int, int]:
 def typing_options(trt: ModuleType) -> dict[str, Any]:
     """Return what torch-tensorrt must be told so that tensors keep the types that the exported graph gives them."""
     return {} if version_of(trt)[0] >= NEWEST_MAJOR else {"use_explicit_typing": True}
+
+
+def logger(trt: ModuleType) -> Any:
+    """Return a `tensorrt.ILogger` that writes to this module's logger."""
+    levels = {
+        trt.ILogger.Severity.INTERNAL_ERROR: logging.CRITICAL,
+        trt.ILogger.Severity.ERROR: logging.ERROR,
+        trt.ILogger.Severity.WARNING: logging.WARNING,
+        trt.ILogger.Severity.INFO: logging.INFO,
+        trt.ILogger.Severity.VERBOSE: logging.DEBUG,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # the binding refuses super().__init__
+
+        def log(self, severity: Any, message: str) -> None:
+            """Called by TensorRT, from any thread."""
+            _log.log(levels[severity], "%s", message)
+
+    return Logger()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engines.engine_cache import EngineCache, EngineKey
+from engines.engine_cache import EngineCache, EngineKey, exclusive
 from engines.errors import EngineCacheError
 
 KEY = EngineKey(
@@ -23,7 +23,7 @@ KEY = EngineKey(
     max_classes=8,
     max_keypoints=68,
     precision="fp16",
-    kernel_sha256="cd" * 32,
+    sources={"network": "cd" * 32, "kernels": "ef" * 32},
     toolchain={"tensorrt": "11.0.0", "cuda": "13.0", "compute_capability": "9.0"},
 )
 PLAN = b"plan" * 1000
@@ -56,7 +56,7 @@ def test_missing_engine_names_the_command_that_builds_it(tmp_path: Path) -> None
         ("max_classes", 9),
         ("max_keypoints", 17),
         ("precision", "fp32"),
-        ("kernel_sha256", "11" * 32),
+        ("sources", {"network": "11" * 32, "kernels": "ef" * 32}),
         ("toolchain", {"tensorrt": "10.15"}),
     ],
 )
@@ -123,6 +123,27 @@ def test_full_disk_is_one_clear_error_and_leaves_nothing_behind(tmp_path: Path) 
     with pytest.raises(EngineCacheError, match="No space left on device"):
         EngineCache(tmp_path).build(KEY, "engine.plan", fills_the_disk)
     assert not list(tmp_path.glob("*/"))
+
+
+def _hold(path: str, log: Any, name: str) -> None:
+    with exclusive(Path(path)):
+        log.put(f"{name} in")
+        time.sleep(0.2)
+        log.put(f"{name} out")
+
+
+@pytest.mark.timeout(120)
+def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
+    """The timing cache is read before a build and written after it, so two builds must not overlap."""
+    context = multiprocessing.get_context("spawn")
+    log = context.Queue()
+    holders = [context.Process(target=_hold, args=(str(tmp_path / "lock"), log, name)) for name in ("a", "b")]
+    for holder in holders:
+        holder.start()
+    for holder in holders:
+        holder.join(60)
+    steps = [log.get(timeout=5) for _ in range(4)]
+    assert steps in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
 
 
 def _slow_build(root: str, calls: Any) -> None:

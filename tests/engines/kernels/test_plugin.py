@@ -1,4 +1,4 @@
-"""The TensorRT plugin against the real bindings and registry: everything short of building an engine."""
+"""The TensorRT plugin against the real bindings and registry, and in a network that the stand-in computes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engines.kernels import cuda
-from tests.offline_tensorrt import REPOSITORY, run_offline
+from tests.trt_standin import REPOSITORY, run_offline
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,12 @@ def test_converter_passes_tensors_and_sizes_and_asks_for_the_embedded_kernel(fou
     }
 
 
-def test_a_layer_with_the_operator_converts_whole_into_one_engine(found: dict[str, Any]) -> None:
-    conversion = found["conversion"]
-    assert conversion["supported"] == conversion["operators"] > 0
-    assert (conversion["engines"], conversion["unsupported"], conversion["left_in_torch"]) == (1, {}, [])
+def test_a_layer_with_the_operator_converts_and_gives_pytorch_s_numbers(found: dict[str, Any]) -> None:
+    assert found["difference"] < 2e-3  # values near 1 in float16
 
 
 def test_every_tensorrt_name_in_the_code_exists_in_the_bindings() -> None:
     sources = [path for path in (REPOSITORY / "engines").rglob("*.py") if "tensorrt" in path.read_text()]
-    names = run_offline("tests.offline_tensorrt.names", *map(str, sources))
+    names = run_offline("tests.trt_standin.names", *map(str, sources))
     assert "tensorrt.plugin.aot_impl" in names["checked"]
     assert names["missing"] == []

@@ -44,8 +44,8 @@ def exists(dotted: str) -> bool:
 
 
 def main() -> None:
-    from tests.offline_tensorrt import report
-    from tests.offline_tensorrt.activate import activate
+    from tests.trt_standin import report
+    from tests.trt_standin.activate import activate
 
     activate()
     names = set().union(*(used_names(Path(path).read_text()) for path in sys.argv[1:]))

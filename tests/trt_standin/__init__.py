@@ -1,9 +1,24 @@
-"""Runs code against the real TensorRT bindings and torch-tensorrt where there is neither a GPU nor TensorRT's builder.
+"""Stands in for TensorRT where there is neither a GPU nor TensorRT's builder, and computes what an engine would.
 
-TensorRT's Python bindings, its lean runtime (with the real plugin registry) and torch-tensorrt are ordinary packages;
-the builder library is not. `run_offline` starts a process in which small C stand-ins (`nvinfer_shim.c`) take the place
-of the builder's nine symbols, and in which `activate` has made `import tensorrt` and `import torch_tensorrt` work. No
-engine is built or run there: what can be checked is that names exist, that plugins register, and how a graph converts.
+TensorRT's Python bindings, its lean runtime (with the real plugin registry) and torch-tensorrt are ordinary packages.
+The builder library is not. `run_offline` starts a process in which a small C library (`nvinfer_shim.c`) defines the
+builder's nine symbols, and in which `activate` makes `import tensorrt` and `import torch_tensorrt` work.
+
+There, `tensorrt.Builder` is `network.Builder`. Its network takes the layers that our networks need, holds TensorRT's
+documented rules (strong typing, ranks, broadcasting, types of indices, shapes of masks, limits of top-k), refuses
+anything else, and computes each layer from its own attributes and weights. So torch-tensorrt's converters and ours run
+as they would on a GPU, and their numbers can be compared with PyTorch's.
+
+    layer.py      what all layers share; pointwise.py, movement.py, sums.py, plugin.py: the layers
+    network.py    network, builder, engine, plan and runtime
+    build.py      builds an exported program by `engines.tensorrt_build`
+    networks.py   whole networks against PyTorch; layer_checks.py: single layers against numpy
+
+What it cannot show: which kernels TensorRT picks, how fast they are, and what TensorRT refuses for a reason that its
+documentation does not give.
+
+Sources: docstrings of the TensorRT 11 bindings; TensorRT's operator reference,
+https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/index.html.
 """
 
 import functools

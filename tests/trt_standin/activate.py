@@ -1,5 +1,6 @@
-"""Makes `import tensorrt` and `import torch_tensorrt` work in a process started by `tests.offline_tensorrt`."""
+"""Makes `import tensorrt` and `import torch_tensorrt` work in a process started by `tests.trt_standin`."""
 
+import contextlib
 import importlib.machinery
 import os
 import sys
@@ -8,12 +9,12 @@ from typing import Any
 
 import torch
 
-CAPABILITY = (9, 0)  # of the GPU that is pretended
-_HIDDEN = ("libtorchtrt.so", "libtorchtrt_runtime.so")  # they link against CUDA's PyTorch
+CAPABILITY = (9, 0)  # of the pretended GPU
+_HIDDEN = ("libtorchtrt.so", "libtorchtrt_runtime.so")  # they need PyTorch's CUDA build
 
 
 def activate() -> None:
-    """Pretend a GPU to torch-tensorrt, and put the bindings where `tensorrt` is looked for."""
+    """Pretend a GPU to torch-tensorrt, and put the bindings and the stand-in where `tensorrt` is looked for."""
     really_a_file = os.path.isfile
     os.path.isfile = lambda path: not str(path).endswith(_HIDDEN) and really_a_file(path)
     pretended: dict[str, Any] = {
@@ -23,16 +24,17 @@ def activate() -> None:
         "mem_get_info": lambda *_, **__: (80 << 30, 80 << 30),
         "empty_cache": lambda: None,
         "synchronize": lambda *_, **__: None,
+        "device": lambda *_: contextlib.nullcontext(),
     }
     for name, function in pretended.items():
         setattr(torch.cuda, name, function)
     if not hasattr(torch._C, "_CudaDeviceProperties"):
         torch._C._CudaDeviceProperties = type("_CudaDeviceProperties", (), {})  # type: ignore[misc,attr-defined]
-    _alias_bindings()
+    _install_standin(_alias_bindings())
 
 
-def _alias_bindings() -> None:
-    """`tensorrt` itself is a thin package over `tensorrt_bindings` that comes only together with the builder."""
+def _alias_bindings() -> types.ModuleType:
+    """Make `tensorrt`, which is a thin package over `tensorrt_bindings` and comes only together with the builder."""
     import tensorrt_bindings
 
     package = types.ModuleType("tensorrt")
@@ -50,3 +52,20 @@ def _alias_bindings() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("tensorrt_bindings."):
             sys.modules["tensorrt." + name.split(".", 1)[1]] = module
+    return package
+
+
+def _install_standin(package: types.ModuleType) -> None:
+    """Put the stand-in in the place of the builder, of what it takes, and of the runtime that loads its plans."""
+    from tests.trt_standin import layer, network, pointwise
+
+    standin = {
+        "Builder": network.Builder,
+        "Runtime": network.Runtime,
+        "ITensor": layer.Tensor,
+        "Weights": pointwise.Weights,
+    }
+    package.__dict__.update(standin)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("tensorrt", "tensorrt_bindings"):
+            module.__dict__.update({key: value for key, value in standin.items() if hasattr(module, key)})

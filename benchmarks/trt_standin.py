@@ -1,0 +1,49 @@
+"""How far whole networks, converted for TensorRT, are from PyTorch, as the stand-in computes them.
+
+    python -m benchmarks.trt_standin [--networks nano random swin-t] [--precisions fp32 fp16] [--random 20] [--record]
+
+There is no TensorRT builder in the package registries, so no engine is built here. torch-tensorrt's converters and ours
+run against `tests/trt_standin`, which holds TensorRT's documented rules and computes every layer. Each row has the
+engine's errors against float32 PyTorch and, in half precision, the errors of PyTorch's own placement beside them.
+Swin-T at 800 x 1344 needs about 10 GiB of memory and several minutes.
+"""
+
+import argparse
+from typing import Any
+
+from benchmarks._record import record
+
+
+def rows_of(network: str, precision: str, count: int) -> list[dict[str, Any]]:
+    """Convert one kind of network in a process of its own."""
+    from tests.trt_standin import run_offline
+
+    arguments = ["random", precision, "1", str(1 + count)] if network == "random" else [network, precision]
+    found = run_offline("tests.trt_standin.networks", *arguments, timeout_s=3 * 3600)
+    if network == "nano":
+        found = found[precision]
+    return [{"network": network, **row} for row in (found if isinstance(found, list) else [found])]
+
+
+def main() -> None:
+    """Convert, compute, print; record on request."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--networks", nargs="+", choices=("nano", "random", "swin-t"), default=["nano", "random", "swin-t"]
+    )
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16", "bf16"), default=["fp32", "fp16"])
+    parser.add_argument("--random", type=int, default=20, help="how many random networks")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    for network in options.networks:
+        for precision in options.precisions:
+            for row in rows_of(network, precision, options.random):
+                rows.append(row)
+                print(row, flush=True)
+    if options.record:
+        print(record("trt_standin", rows))
+
+
+if __name__ == "__main__":
+    main()
