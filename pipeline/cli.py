@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_CHECKOUT_COMMAND = "python run_pipeline.py"
+_INSTALLED_COMMAND = "xpose-stream"
 _BROKEN_OFF = 1
 _REFUSED = 2
 _REFRESH_S = 0.1
@@ -48,13 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, by default the process's own, and exit with its status."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
     try:
-        app(None if arguments is None else list(arguments), prog_name="run_pipeline.py")
+        app(None if arguments is None else list(arguments), prog_name=_command())
     except (PipelineError, XPoseError, TrackerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}".replace(_CHECKOUT_COMMAND, _command()), file=sys.stderr)
         sys.exit(_REFUSED)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
+
+
+def _command() -> str:
+    """Return the command that was typed: installed, the program has a name of its own, which hints then show."""
+    name = Path(sys.argv[0]).name
+    return name if name == _INSTALLED_COMMAND else _CHECKOUT_COMMAND
 
 
 @app.command()
@@ -77,7 +85,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights file; random to run without any.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto (default), tensorrt, inductor or eager.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Preset, such as configs/live.toml.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
     ] = None,

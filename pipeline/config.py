@@ -1,6 +1,6 @@
 """All settings of a run: a preset file, then single values over it.
 
-    python run_pipeline.py run … --config configs/live.toml --set line.age_budget_s=0.5 --set engine.threads=2
+    python run_pipeline.py run … --config live --set line.age_budget_s=0.5 --set engine.threads=2
 
 A preset is a TOML file with one table per section below; what it leaves out keeps the default that stands beside the
 component. There is no inheritance between files. An unknown key is an error that names its path and the nearest key.
@@ -28,6 +28,8 @@ from pipeline.sources import SourceConfig
 from trackers import TrackerConfig
 
 Table = dict[str, Any]
+
+_PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def load_config(
     """Read a preset and lay single values over it.
 
     Args:
-        preset: TOML file; None for the defaults.
+        preset: name of a shipped preset, or a TOML file; None for the defaults.
         overrides: `section.key=value` each, the value as in TOML; words need no quotes.
         flags: dotted path to value, of command-line options that stand for a key; None values are left out.
         batch: `engine.batch` where nothing sets it: as many as there are sources.
@@ -94,9 +96,20 @@ def known_keys(config_type: type = PipelineConfig, prefix: str = "") -> list[str
     return keys
 
 
+def _file_of(preset: Path) -> Path:
+    """Return the file of a shipped preset that is given by its name, such as "live"; else `preset` itself."""
+    shipped = _PRESETS / f"{preset}.toml"
+    if preset.suffix or len(preset.parts) != 1 or preset.exists():
+        return preset
+    if not shipped.exists():
+        names = ", ".join(sorted(path.stem for path in _PRESETS.glob("*.toml")))
+        raise ConfigError(f"--config {preset}: is not a preset; give one of {names}, or the path of a TOML file")
+    return shipped
+
+
 def _read(preset: Path) -> Table:
     try:
-        return tomllib.loads(preset.read_text(encoding="utf-8"))
+        return tomllib.loads(_file_of(preset).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {preset}: cannot be read ({error.strerror}); check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -141,7 +141,7 @@ def _weights() -> Finding:
 
     present = [name for name in ("nano", "swin-t") if default_weights(name).is_file()]
     if not present:
-        return Finding("weights", "none", "run_pipeline.py fetch-weights, or --weights random to see the line run")
+        return Finding("weights", "none", "run the command fetch-weights, or try with --weights random")
     sizes = ", ".join(f"{name} ({default_weights(name).stat().st_size / 2**20:.0f} MiB)" for name in present)
     return Finding("weights", sizes, " and ".join(f"--model {name}" for name in present))
 

@@ -92,3 +92,21 @@ def test_preset_that_is_absent_or_no_toml_is_one_sentence(tmp_path: Path) -> Non
     (tmp_path / "bad.toml").write_text("[line\n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(tmp_path / "bad.toml")
+
+
+def test_shipped_preset_is_found_by_its_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("live")) == load_config(REPOSITORY / "configs" / "live.toml")
+
+
+def test_file_of_the_users_own_comes_before_a_preset_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "live").write_text("[publish]\nsend_queue = 77\n")
+    assert load_config(Path("live")).publish.send_queue == 77
+
+
+def test_unknown_preset_is_refused_with_the_names_of_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="give one of live, official, offline, or the path"):
+        load_config(Path("lively"))
