@@ -22,7 +22,7 @@ from benchmarks._record import record
 from engines.detections import Detections
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
-from pipeline.flow.pipeline import Line
+from pipeline.flow.pipeline import Pipeline
 from pipeline.sources import open_source
 
 INPUT_PX = 320
@@ -32,7 +32,7 @@ GOAL = 0.80
 class InstantEngine:
     """Finds nothing, at once."""
 
-    batch = 1
+    batch = in_flight = 1
 
     def __init__(self) -> None:
         self._nothing = Detections.empty((), 1)
@@ -41,8 +41,19 @@ class InstantEngine:
         self._nothing = Detections.empty(tuple(classes), 1)
         return 1
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        return [self._nothing] * len(images)
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "Finished":
+        return Finished([self._nothing] * len(images))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Detections that are there at once."""
+
+    detections: list[Detections]
+
+    def result(self) -> list[Detections]:
+        """Return them."""
+        return self.detections
 
 
 def main() -> None:
@@ -95,9 +106,9 @@ def decode_and_resize(clip: Path) -> None:
 def run_line(clip: Path, frames: int) -> None:
     """The whole line, publishing included."""
     prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
-    line = Line([open_source(str(clip))], InstantEngine(), prompts, PipelineConfig())
-    line.run()
-    published = line.metrics.frames_out("publish")
+    pipeline = Pipeline(PipelineConfig())
+    pipeline.add(str(clip))
+    published = pipeline.run(InstantEngine(), prompts).published
     if published != frames:
         raise RuntimeError(f"{published} of {frames} frames were published")
 

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._record import record
+from benchmarks.line import Finished
 from engines.detections import Detections
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
-from pipeline.flow.pipeline import Line
+from pipeline.flow.pipeline import Pipeline
 from pipeline.frames import Frame, now_ns
 from pipeline.outputs.publisher import PublishConfig
 from pipeline.sources import Source
@@ -47,7 +48,7 @@ class Pixels(Source):
 class Crowd:
     """Ten people who walk, jitter, and are replaced by others now and then; reads the memory on the way."""
 
-    batch = 1
+    batch = in_flight = 1
 
     def __init__(self) -> None:
         self.resident_mib: list[float] = []
@@ -60,8 +61,8 @@ class Crowd:
         self._prompts = tuple(classes)
         return 1
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        return [self._next() for _ in images]
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Finished:
+        return Finished([self._next() for _ in images])
 
     def _next(self) -> Detections:
         if self._seen % EVERY == 0:
@@ -84,11 +85,12 @@ def main() -> None:
     prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
     config = PipelineConfig(publish=PublishConfig(ENDPOINT))
     with tempfile.TemporaryDirectory() as folder, PoseSubscriber(ENDPOINT) as subscriber:
-        line = Line([Pixels(options.frames)], crowd, prompts, config, poses=Path(folder) / "poses.jsonl")
-        line.start()
-        while not line.wait(0):
+        pipeline = Pipeline(config, poses=Path(folder) / "poses.jsonl")
+        pipeline.add(Pixels(options.frames))
+        pipeline.start(crowd, prompts)
+        while not pipeline.wait(0):
             subscriber.receive(0.05)
-        line.finish()
+        pipeline.finish()
     settled = crowd.resident_mib[len(crowd.resident_mib) // 5 :]
     row: dict[str, object] = {
         "what": f"resident memory over {options.frames} frames, {PEOPLE} people who come and go",

@@ -21,25 +21,24 @@ from engines.engine import Engine, EngineConfig
 from engines.preprocess import parse_size
 from engines.prompts import parse_prompt
 from pipeline.config import PipelineConfig
-from pipeline.flow.pipeline import Line
+from pipeline.flow.pipeline import Pipeline
 from pipeline.outputs.publisher import PublishConfig
-from pipeline.sources import open_source
 
 GOAL = 15.0
 
 
 def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[str, object]:
-    """Run the line over `clip`, several times; returns a row."""
+    """Run the pipeline over `clip`, several times; returns a row."""
     prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
     settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))
     rates = []
-    with closing(Engine(settings.engine_of_line)) as engine:
+    with closing(Engine(settings.engine_of_pipeline)) as engine:
         for _ in range(repeats):
-            line = Line([open_source(str(clip))], engine, prompts, settings)
+            pipeline = Pipeline(settings)
+            pipeline.add(str(clip))
             started = time.perf_counter()
-            line.run()
+            published = pipeline.run(engine, prompts).published
             rates.append(frames / (time.perf_counter() - started))
-            published = line.metrics.frames_out("publish")
             if published != frames:
                 raise RuntimeError(f"{published} of {frames} frames were published")
         return {

@@ -11,7 +11,6 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,28 +33,6 @@ MODELS: dict[str, tuple[Callable[[], XPoseConfig], Callable[[], ClipConfig]]] = 
     "swin-t": (XPoseConfig.swin_t, ClipConfig.vit_b_32),
     "swin-l": (XPoseConfig.swin_l, ClipConfig.vit_b_32),
 }
-
-
-class Kept(NamedTuple):
-    """A model's own thresholds, for configurations that set none."""
-
-    score_threshold: float
-    nms_iou: float
-
-
-PUBLISHED_KEPT = Kept(score_threshold=0.1, nms_iou=0.9)
-"""Source: X-Pose's demo (XPOSE.md 2.4)."""
-NANO_KEPT = Kept(score_threshold=0.4, nms_iou=0.5)
-"""nano scores most real people above 0.4, and finds each several times (engines/weights/NANO.md)."""
-
-
-def kept_of(model_name: str, score_threshold: float | None = None, nms_iou: float | None = None) -> Kept:
-    """Return the threshold and overlap as given; the model's own for None."""
-    own = NANO_KEPT if model_name == "nano" else PUBLISHED_KEPT
-    return Kept(
-        own.score_threshold if score_threshold is None else score_threshold,
-        own.nms_iou if nms_iou is None else nms_iou,
-    )
 
 
 @dataclass(frozen=True)

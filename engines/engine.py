@@ -32,7 +32,7 @@ from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
 from engines.backends.side_by_side import runs_side_by_side
 from engines.build import BuildRequest, build_engine
-from engines.checkpoint import RANDOM, kept_of, load_weights, trained_categories
+from engines.checkpoint import RANDOM, load_weights, trained_categories
 from engines.clip import Clip
 from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
@@ -40,6 +40,7 @@ from engines.errors import BackendError, InputError, PromptError
 from engines.export import EngineShape
 from engines.postprocess import detections_of
 from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
+from engines.scores import kept_of
 from engines.skeletons import MAX_KEYPOINTS, Skeleton, load_skeleton
 from engines.visual_prompts import VisualWeights, visual_weights_trained
 from engines.xpose import XPose
@@ -63,9 +64,10 @@ class EngineConfig:
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
         batch: images to take at a time; on a CPU, of small inputs, at least as many as there are threads.
-        score_threshold: kept is what scores strictly more; None is the model's own (`kept_of`).
-        nms_iou: dropped is what overlaps a better detection by strictly more, lower it where doubles appear; None is
-            the model's own.
+        score_threshold: detections above this score are kept, and can start a track. None: the model's own.
+        doubtful_score: in videos, detections above this score continue a track. None: the model's own.
+        nms_iou: detections that overlap a better one by more than this IoU are dropped. Lower it if you see duplicates.
+            None: the model's own.
         threads: of PyTorch, in this whole process; 0 leaves them as they are.
     """
 
@@ -80,6 +82,7 @@ class EngineConfig:
     max_keypoints: int = MAX_KEYPOINTS
     batch: int = 1
     score_threshold: float | None = None
+    doubtful_score: float | None = None
     nms_iou: float | None = None
     threads: int = 0
 
@@ -89,7 +92,7 @@ class EngineConfig:
                 raise InputError(f"{key} is {getattr(self, key)}, allowed is {least} or more")
         if self.max_keypoints > MAX_KEYPOINTS:
             raise InputError(f"max_keypoints is {self.max_keypoints}, the network has {MAX_KEYPOINTS} slots")
-        for key in ("score_threshold", "nms_iou"):
+        for key in ("score_threshold", "doubtful_score", "nms_iou"):
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{key} is {value}, allowed is 0 to 1")

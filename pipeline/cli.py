@@ -1,7 +1,11 @@
 """The command line: `python run_pipeline.py run | listen | build-engine | fetch-weights | doctor`.
 
-Whatever goes wrong on purpose ends as one sentence on standard error: exit status 2 where nothing could be done, 1
-where a source broke off and the frames before it were kept, 130 or 143 where a signal ended a file early.
+Each error that the program expects is one sentence on standard error. Exit statuses:
+
+    0          everything was done; also when a signal ended live sources
+    1          something was lost, the rest is kept
+    2          nothing was done
+    130, 143   SIGINT or SIGTERM ended a file early; what was done is kept
 """
 
 from __future__ import annotations
@@ -11,31 +15,30 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated, NoReturn, Self
 
 import typer
 from rich.console import Console
 
-from engines.errors import XPoseError
-from pipeline.errors import ConfigError, PipelineError
-from trackers import TrackerError
+from pipeline.errors import ERRORS, ConfigError
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
     from pipeline.config import PipelineConfig
-    from pipeline.flow.pipeline import Line, LineResult
+    from pipeline.flow.pipeline import PipelineResult
 
 _log = logging.getLogger(__name__)
 
 _CHECKOUT_COMMAND = "python run_pipeline.py"
 _INSTALLED_COMMAND = "xpose-stream"
-_BROKEN_OFF = 1
-_REFUSED = 2
+_LOST = 1
+_NOTHING_DONE = 2
 _REFRESH_S = 0.1
+_SECOND_SIGNAL_S = 1.0
 
 app = typer.Typer(
     help="X-Pose on live video: every prompted keypoint of every prompted object, tracked and published.",
@@ -51,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
     try:
         app(None if arguments is None else list(arguments), prog_name=_command())
-    except (PipelineError, XPoseError, TrackerError) as error:
-        print(f"error: {error}".replace(_CHECKOUT_COMMAND, _command()), file=sys.stderr)
-        sys.exit(_REFUSED)
+    except ERRORS as error:
+        _print_error(str(error))
+        sys.exit(_NOTHING_DONE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
@@ -253,33 +256,50 @@ def _prompts(
 
 def _run(
     settings: PipelineConfig,
-    uris: Sequence[str],
+    addresses: Sequence[str],
     prompts: tuple[PromptClass, ...],
     poses: Path | None,
     video: Path | None,
 ) -> int:
-    """Open everything, run the line, show how it goes; return the exit status."""
+    """Run a pipeline to its end and show how it goes; return the exit status."""
     from engines.engine import Engine
-    from pipeline.display import LiveDisplay, print_closing
-    from pipeline.flow.pipeline import Line
-    from pipeline.sources import open_source
+    from pipeline.display import RunDisplay, print_closing
+    from pipeline.flow.pipeline import Pipeline
 
-    with ExitStack() as opened:
-        sources = [open_source(uri, settings.source) for uri in uris]
-        engine = opened.enter_context(closing(Engine(settings.engine_of_line)))
-        line = Line(sources, engine, prompts, settings, poses=poses, video=video)
+    pipeline = Pipeline(settings, poses=poses, video=video)
+    for address in addresses:
+        pipeline.add(address)
+    with closing(Engine(settings.engine_of_pipeline)) as engine, _Signals() as signals:
         start_s = time.monotonic()
-        with _signals(line) as signalled, LiveDisplay(line, Console(stderr=True)) as display:
-            line.start()
-            while not line.wait(_REFRESH_S):
+        with RunDisplay(pipeline, Console(stderr=True)) as display:
+            pipeline.start(engine, prompts)
+            while not pipeline.wait(_REFRESH_S):
                 display.update()
+                if signals.first is not None:
+                    pipeline.stop()
             display.update()
-        result = line.finish()
-        print_closing(line, result, time.monotonic() - start_s, Console())
-    status = _exit_status(line, result, signalled())
-    if signalled() is not None:
-        _leave(status)
+        try:
+            result = pipeline.finish()
+        except ERRORS as error:
+            _print_error(str(error))
+            return _LOST if pipeline.metrics.frames_out("publish") else _NOTHING_DONE
+        print_closing(pipeline, result, time.monotonic() - start_s, Console())
+        for sentence in result.broken:
+            _print_error(sentence)
+        status = _exit_status(result, signals.first, only_live=all(source.live for source in pipeline.sources))
+        if signals.first is not None:
+            _leave(status)
     return status
+
+
+def _print_error(sentence: str) -> None:
+    print(f"error: {sentence}".replace(_CHECKOUT_COMMAND, _command()), file=sys.stderr)
+
+
+def _exit_status(result: PipelineResult, signal_number: int | None, *, only_live: bool) -> int:
+    if result.broken:
+        return _LOST if result.published else _NOTHING_DONE
+    return 0 if signal_number is None or only_live else 128 + signal_number
 
 
 def _leave(status: int) -> NoReturn:
@@ -289,30 +309,30 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _exit_status(line: Line, result: LineResult, signal_number: int | None) -> int:
-    for sentence in result.broken:
-        print(f"error: {sentence}", file=sys.stderr)
-    if result.broken:
-        return _BROKEN_OFF
-    cut_short = signal_number is not None and not all(source.live for source in line.sources)
-    return 128 + signal_number if cut_short and signal_number is not None else 0
+class _Signals:
+    """Records the first SIGINT or SIGTERM; whoever waits for the pipeline looks at `first` and stops it.
 
+    A handler may interrupt code that holds a lock, so it takes none. A second signal within a second is ignored:
+    `timeout` and container runtimes send two at once. A later one ends the process; what was written stays.
+    """
 
-@contextmanager
-def _signals(line: Line) -> Iterator[Callable[[], int | None]]:
-    """Let Ctrl-C and SIGTERM drain the line, and a second one end the process; yields what tells the signal."""
-    received: list[int] = []
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._first_s = 0.0
 
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            line.discard_outputs()
-            os._exit(128 + number)
-        received.append(number)
-        line.stop()
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.first is None:
+            self._first_s = time.monotonic()
+            self.first = number
+        elif time.monotonic() - self._first_s >= _SECOND_SIGNAL_S:
+            os._exit(128 + number)

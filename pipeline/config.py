@@ -1,8 +1,8 @@
 """All settings of a run: a preset file, then single values over it.
 
-    python run_pipeline.py run … --config live --set line.age_budget_s=0.5 --set engine.threads=2
+    python run_pipeline.py run … --config live --set flow.age_budget_s=0.5 --set engine.threads=2
 
-A preset is a TOML file with one table per section below; what it leaves out keeps the default that stands beside the
+A preset is a TOML file with one table per section below. What it leaves out keeps its default, which stands beside the
 component. There is no inheritance between files. An unknown key is an error that names its path and the nearest key.
 """
 
@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any, TypeGuard, get_type_hints
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from engines.checkpoint import kept_of
 from engines.engine import EngineConfig
+from engines.scores import ScoreScale, calibration_of, kept_of
 from pipeline.errors import ConfigError
-from pipeline.flow.stages import LineConfig
-from pipeline.outputs.files import VideoConfig
+from pipeline.flow.stages import FlowConfig
 from pipeline.outputs.publisher import PublishConfig
+from pipeline.outputs.video import VideoConfig
 from pipeline.sources import SourceConfig
-from trackers import TrackerConfig
+from trackers import StillTracker, Tracker, TrackerConfig
 
 Table = dict[str, Any]
 
 _PRESETS = Path(__file__).resolve().parent.parent / "configs"
+_LARGEST_SURE = 0.99  # a scale needs a score inside (0, 1)
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,37 @@ class PipelineConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    line: LineConfig = field(default_factory=LineConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
 
     @property
     def threshold(self) -> float:
-        """The score above which a detection counts by itself."""
+        """Detections above this score count by themselves."""
         return kept_of(self.engine.model, self.engine.score_threshold).score_threshold
 
     @property
-    def engine_of_line(self) -> EngineConfig:
-        """The engine's settings in a line: it keeps doubtful detections, too, for the trackers."""
-        return dataclasses.replace(self.engine, score_threshold=min(self.threshold, self.line.doubtful_score))
+    def engine_of_pipeline(self) -> EngineConfig:
+        """The engine's settings in a pipeline: it keeps doubtful detections too, for the trackers."""
+        doubtful = self.engine.doubtful_score
+        if doubtful is None:
+            doubtful = calibration_of(self.engine.model).doubtful_score
+        return dataclasses.replace(self.engine, score_threshold=min(self.threshold, doubtful))
+
+    @property
+    def score_scale(self) -> ScoreScale:
+        """The scale between the model's scores and the tracker's."""
+        sure = min(max(calibration_of(self.engine.model).sure_score, self.threshold), _LARGEST_SURE)
+        return ScoreScale(sure, self.tracker.association.new_score)
+
+    def make_tracker(self, still: bool, sigmas: Mapping[int, NDArray[np.float64]]) -> Tracker | StillTracker:
+        """Make a tracker for one source, from the OKS sigmas [K] of each class index.
+
+        Stills drop doubtful detections: a still has no track that they could continue.
+        """
+        if still:
+            return StillTracker(float(self.score_scale.to_tracker(np.array(self.threshold, np.float32))))
+        return Tracker(self.tracker, sigmas)
 
 
 def load_config(
@@ -119,7 +140,7 @@ def _read(preset: Path) -> Table:
 def _split(override: str) -> tuple[str, object]:
     path, separator, text = override.partition("=")
     if not separator or not path.strip():
-        raise ConfigError(f"--set {override}: give section.key=value, for example --set line.age_budget_s=0.5")
+        raise ConfigError(f"--set {override}: give section.key=value, for example --set flow.age_budget_s=0.5")
     try:
         return path.strip(), tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -172,7 +193,7 @@ def _nearest(path: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.line.file_queue`" into "line.file_queue: expected …"."""
+    """Turn msgspec's "Expected `int`, got `str` - at `$.flow.file_queue`" into "flow.file_queue: expected …"."""
     reason, separator, place = text.rpartition(" - at `$.")
     if not separator:
         return text.removesuffix(" - at `$`")

@@ -1,7 +1,8 @@
-"""What a run shows on the terminal: a bar per file, rates per live source, and a table at the end."""
+"""What a run shows: progress on a terminal or in the log, and a table at the end."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from types import TracebackType
@@ -22,57 +23,93 @@ from rich.progress import (
 from rich.table import Table
 
 from pipeline.flow.metrics import Metrics
-from pipeline.flow.pipeline import Line, LineResult
+from pipeline.flow.pipeline import Pipeline, PipelineResult
+from pipeline.sources import Source
+
+_log = logging.getLogger(__name__)
 
 _RATE_WINDOW_S = 3.0
+_LOG_EVERY_S = 30.0
 
 
-class LiveDisplay:
-    """Progress on standard error while the line runs; call `update` several times a second."""
+class RunDisplay:
+    """What `run` shows of a pipeline; call `update` several times a second.
 
-    def __init__(self, line: Line, console: Console) -> None:
-        self._line = line
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+    A terminal gets a bar per source. Elsewhere each `_LOG_EVERY_S` seconds give one line in the log.
+    """
+
+    def __init__(self, pipeline: Pipeline, console: Console) -> None:
+        self._pipeline = pipeline
+        self._rates = _Rates(_RATE_WINDOW_S if console.is_terminal else _LOG_EVERY_S)
+        self._progress = _progress(console) if console.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
-        self._seen: dict[str, deque[tuple[float, int]]] = {}
+        self._logged_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        for source in self._line.sources:
-            self._tasks[source.name] = self._progress.add_task(source.name, total=None, facts="")
-            self._seen[source.name] = deque([(time.monotonic(), 0)])
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def update(self) -> None:
-        """Show how far each source has come, how fast, and what was dropped."""
-        for source in self._line.sources:
-            done = self._line.metrics.frames_out("publish", source.name)
-            facts = f"{self._rate(source.name, done):5.1f} frames/s"
-            dropped = self._line.metrics.dropped(source.name)
-            if dropped:
-                facts += f", {dropped} dropped"
-            total = None if source.live else source.frame_count  # known once the source is open
-            self._progress.update(self._tasks[source.name], completed=done, total=total, facts=facts)
+        """Show how far each source is, how fast, how old its last frame was, and what was dropped."""
+        sources = list(self._pipeline.sources)
+        if self._progress is None:
+            if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
+                self._logged_s = time.monotonic()
+                _log.info("%s", "; ".join(f"{source.name}: {self._facts(source)}" for source in sources))
+            return
+        for source in sources:
+            if source.name not in self._tasks:
+                self._tasks[source.name] = self._progress.add_task(source.name, total=None, facts="")
+            self._progress.update(
+                self._tasks[source.name],
+                completed=self._pipeline.metrics.frames_out("publish", source.name),
+                total=None if source.live else source.frame_count,  # known once the source is open
+                facts=self._facts(source),
+            )
 
-    def _rate(self, name: str, done: int) -> float:
-        seen = self._seen[name]
+    def _facts(self, source: Source) -> str:
+        metrics = self._pipeline.metrics
+        facts = f"{self._rates.rate(source.name, metrics.frames_out('publish', source.name)):.1f} frames/s"
+        age_s = metrics.age_s(source.name)
+        if source.live and age_s is not None:
+            facts += f", age {age_s * 1000:.0f} ms"
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(metrics.drops(source.name).items()))
+        return facts + (f", dropped: {dropped}" if dropped else "")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class _Rates:
+    """Frames per second of each source over the last `window_s` seconds."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._seen: dict[str, deque[tuple[float, int]]] = {}
+        self._start_s = time.monotonic()
+
+    def rate(self, name: str, done: int) -> float:
         now_s = time.monotonic()
+        seen = self._seen.setdefault(name, deque([(self._start_s, 0)]))
         seen.append((now_s, done))
-        while len(seen) > 2 and now_s - seen[0][0] > _RATE_WINDOW_S:
+        while len(seen) > 2 and now_s - seen[1][0] >= self._window_s:
             seen.popleft()
         (start_s, start), (end_s, end) = seen[0], seen[-1]
         return (end - start) / max(end_s - start_s, 1e-9)
@@ -96,37 +133,36 @@ class DownloadDisplay:
         self._progress.stop()
 
     def update(self, name: str, received: int, total: int | None) -> None:
-        """Show how many bytes of a file have come."""
+        """Show how many bytes of a file have arrived."""
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name)
         self._progress.update(self._tasks[name], completed=received, total=total)
 
 
-def print_closing(line: Line, result: LineResult, duration_s: float, console: Console) -> None:
+def print_closing(pipeline: Pipeline, result: PipelineResult, duration_s: float, console: Console) -> None:
     """Print the table of the stages, the overall rate, and where the files are."""
-    console.print(closing_table(line.metrics))
-    published = line.metrics.frames_out("publish")
-    console.print(
-        f"{published} frames published in {duration_s:.1f} s: {published / max(duration_s, 1e-9):.1f} frames/s"
-    )
+    console.print(closing_table(pipeline.metrics))
+    rate = result.published / max(duration_s, 1e-9)
+    console.print(f"{result.published} frames published in {duration_s:.1f} s: {rate:.1f} frames/s")
     for path in result.outputs:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
 
 def closing_table(metrics: Metrics) -> Table:
-    """Frames in, out and dropped by stage, and the percentiles of each stage and of capture to publish."""
+    """Frames in, out and dropped by stage, the wait before each stage, and the percentiles of its time per frame."""
     table = Table(title=None, show_edge=False, pad_edge=False)
-    for column in ("stage", "in", "out", "dropped", "p50 ms", "p95 ms", "p99 ms"):
+    for column in ("stage", "in", "out", "dropped", "wait p50 ms", "p50 ms", "p95 ms", "p99 ms"):
         table.add_column(column, justify="left" if column in ("stage", "dropped") else "right")
     for stage in metrics.report():
-        dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(stage.dropped.items()))
-        whole_line = stage.name == Metrics.CAPTURE_TO_PUBLISH
+        whole = stage.name == Metrics.CAPTURE_TO_PUBLISH
+        dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(stage.dropped.items()))
         table.add_row(
             stage.name,
-            "" if whole_line or stage.name == "decode" else str(stage.frames_in),
-            "" if whole_line else str(stage.frames_out),
-            dropped or ("" if whole_line else "0"),
-            *(_milliseconds(value_s) for value_s in (stage.p50_s, stage.p95_s, stage.p99_s)),
+            "" if whole or stage.name == "decode" else str(stage.frames_in),
+            "" if whole else str(stage.frames_out),
+            dropped or ("" if whole else "0"),
+            _milliseconds(stage.waited.percentile_s(50)),
+            *(_milliseconds(stage.took.percentile_s(percent)) for percent in (50, 95, 99)),
         )
     return table
 

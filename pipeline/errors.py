@@ -1,18 +1,34 @@
-"""What can go wrong in the pipeline, as one tree.
+"""Everything that the program raises on purpose, in one drawing. Each package has a tree of its own.
 
-    PipelineError
-    ├── ConfigError    a preset, an option or an endpoint that makes no sense
-    ├── SourceError    a source that cannot be opened or broke off
-    ├── PublishError   a socket that cannot be bound or written
-    └── OutputError    a pose or video file that cannot be written
+    pipeline.errors      PipelineError
+                         ├── ConfigError        a preset, an option or an endpoint that makes no sense
+                         ├── SourceError        a source that cannot be opened or broke off
+                         ├── PublishError       a socket that cannot be bound or written
+                         └── OutputError        a pose or video file that cannot be written
+    engines.errors       XPoseError
+                         ├── CheckpointError    weights: absent, truncated, of another model
+                         ├── PromptError        prompts, skeleton files, example images
+                         ├── InputError         images that cannot be used, arguments out of range
+                         ├── BackendError       a backend that this machine lacks or that failed
+                         └── EngineCacheError   a compiled engine that does not belong to this model or machine
+    trackers.errors      TrackerError
+                         ├── TrackerConfigError a setting outside its range
+                         └── TrackerInputError  arrays whose shapes disagree
+    xpose_client.errors  ClientError
+                         ├── EndpointError      an address that is not a ZeroMQ address
+                         └── WireError          bytes that are not a message of this schema
 
-Each message is one sentence: what was got, what is allowed, what to do next.
-The command line prints it as one line, without a traceback.
+Each message is a sentence: what was got, what is allowed, what to do next. The command line prints it without a
+traceback.
 """
+
+from engines.errors import XPoseError
+from trackers.errors import TrackerError
+from xpose_client.errors import ClientError
 
 
 class PipelineError(Exception):
-    """Base of everything that the pipeline raises on purpose."""
+    """Base of everything that `pipeline` raises on purpose."""
 
 
 class ConfigError(PipelineError):
@@ -22,7 +38,7 @@ class ConfigError(PipelineError):
 class SourceError(PipelineError):
     """A source that cannot be opened, or that broke off.
 
-    `partial` is True where frames came out before (or beside) the failure: they are good and are kept.
+    `partial` is True where frames came before the failure: they are good and are kept.
     """
 
     def __init__(self, message: str, *, partial: bool = False) -> None:
@@ -36,3 +52,7 @@ class PublishError(PipelineError):
 
 class OutputError(PipelineError):
     """A pose or video file that cannot be written."""
+
+
+ERRORS = (PipelineError, XPoseError, TrackerError, ClientError)
+"""The roots of all trees."""

@@ -55,6 +55,7 @@ class Frame:
         lag_s: delay that the link has built up, which the capture stamps include; None where unknown.
         capture_uncertainty_s: how far the capture stamps may be off; None where unknown.
         source_pts_s: the source's own time stamp where `pts_s` had to be mended; None otherwise.
+        decode_s: how long reading and decoding took, without waiting for a camera; None where unknown.
     """
 
     source: str
@@ -70,6 +71,7 @@ class Frame:
     lag_s: float | None = None
     capture_uncertainty_s: float | None = None
     source_pts_s: float | None = None
+    decode_s: float | None = None
 
     def __post_init__(self) -> None:
         if (self.picture is None) == (self.error is None):
@@ -103,6 +105,11 @@ class Frame:
         """Height in pixels; 0 where there is no picture."""
         rgb_HW3 = self.rgb_HW3
         return 0 if rgb_HW3 is None else int(rgb_HW3.shape[0])
+
+    @property
+    def live(self) -> bool:
+        """Whether the frame comes from a live source, so that its capture stamps say how old it is."""
+        return self.capture_clock != "file"
 
     @property
     def age_s(self) -> float:

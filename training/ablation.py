@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.checkpoint import kept_of
+from engines.scores import kept_of
 from training import metrics
 from training.data.cache import ImageCache
 from training.data.stream import SourceConfig

@@ -18,10 +18,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engines.checkpoint import Kept, kept_of, load_weights, trained_categories
+from engines.checkpoint import load_weights, trained_categories
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.preprocess import parse_size
+from engines.scores import Kept, kept_of
 from engines.xpose import XPose
 from training import metrics, real_world
 from training.data.augment import beside_mirror_images

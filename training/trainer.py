@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 
-from engines.checkpoint import kept_of
+from engines.scores import kept_of
 from engines.skeletons import load_skeleton
 from engines.xpose.encoder import Encoded
 from engines.xpose.model import Prompts

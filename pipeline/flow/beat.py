@@ -48,7 +48,7 @@ class Beat:
             publish_monotonic_ns=time.monotonic_ns(),
             frame_rate=round(view.frame_rate, 2),
             lag_s=view.lag_s,
-            drops=self._metrics.drops_of(source.name),
+            drops=dict(self._metrics.drops(source.name)),
             last_error=view.last_error,
             last_capture_unix_ns=view.last_capture_unix_ns,
             capture_clock=view.capture_clock if source.live else "file",

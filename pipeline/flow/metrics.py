@@ -1,15 +1,20 @@
-"""Counters and latencies of the line, in constant memory however long it runs.
+"""Counters and times of the stages, in constant memory however long the pipeline runs.
 
-Latencies go into logarithmic histograms whose bins are 2 % wide, so a percentile is right to 1 %.
+Durations go into logarithmic histograms whose bins are 2 % wide, so a percentile is right to 1 %.
 """
 
 import math
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+NEWER_FRAME = "newer frame"
+TOO_OLD = "too old"
+STOPPED = "stopped"
+UNREADABLE = "unreadable"
+NO_PICTURE = "no picture"
+"""Why a frame was dropped. Sources add reasons of their own, such as "undecodable"."""
 
 _SMALLEST_S = 1e-6
 _LARGEST_S = 1e4
@@ -18,7 +23,7 @@ _BINS = math.ceil(math.log(_LARGEST_S / _SMALLEST_S) / math.log(_BIN_RATIO)) + 1
 
 
 class LatencyHistogram:
-    """Durations from 1 microsecond to 10,000 seconds; what lies outside counts in the outermost bin."""
+    """Durations from 1 microsecond to 10,000 seconds; others count in the outermost bins."""
 
     def __init__(self) -> None:
         self._counts = [0] * _BINS
@@ -34,34 +39,38 @@ class LatencyHistogram:
 
     def percentile_s(self, percent: float) -> float | None:
         """Return the duration that `percent` of the durations do not exceed, in seconds; None without durations."""
-        if self.count == 0:
-            return None
-        rank = max(1, math.ceil(self.count * percent / 100))
-        seen = 0
+        rank, seen = max(1, math.ceil(self.count * percent / 100)), 0
         for index, count in enumerate(self._counts):
             seen += count
             if seen >= rank:
                 return min(_SMALLEST_S * _BIN_RATIO**index, self.largest_s)
-        return self.largest_s
+        return None
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a stage did so far: frames in, out and dropped by reason, and its percentiles in seconds."""
+    """What a stage did so far.
+
+    Attributes:
+        frames_in, frames_out, dropped: counts of frames, the last by reason.
+        waited: how long a frame waited in the stage's queue.
+        took: the stage's own time per frame.
+    """
 
     name: str
     frames_in: int
     frames_out: int
     dropped: dict[str, int]
-    p50_s: float | None
-    p95_s: float | None
-    p99_s: float | None
+    waited: LatencyHistogram
+    took: LatencyHistogram
 
 
 class Metrics:
     """Facts of every stage; any thread may add, any thread may read.
 
-    A stage counts what it takes in, what it hands on, and what it drops with a reason, per source.
+    The time of "decode" is that of reading and decoding a frame, without waiting for a camera. The time of "infer" runs
+    from handing a frame to the engine until its detections are there. `CAPTURE_TO_PUBLISH` is a frame's age when it was
+    published.
     """
 
     CAPTURE_TO_PUBLISH = "capture to publish"
@@ -70,74 +79,71 @@ class Metrics:
         self._lock = threading.Lock()
         self._in: Counter[tuple[str, str]] = Counter()
         self._out: Counter[tuple[str, str]] = Counter()
-        self._dropped: Counter[tuple[str, str, str]] = Counter()
-        self._latency: dict[str, LatencyHistogram] = {}
+        self._drops: list[tuple[str, Callable[[], Mapping[tuple[str, str], int]]]] = []
+        self._waited: dict[str, LatencyHistogram] = {}
+        self._took: dict[str, LatencyHistogram] = {}
+        self._age_s: dict[str, float] = {}
 
-    def count_in(self, stage: str, source: str) -> None:
-        """Count a frame of `source` that `stage` took in."""
+    def watch(self, stage: str, drops: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Report what `drops` returns as the drops of `stage`, by (source, reason)."""
+        with self._lock:
+            self._drops.append((stage, drops))
+
+    def count_in(self, stage: str, source: str, waited_s: float) -> None:
+        """Count a frame that `stage` took after it waited for so long."""
         with self._lock:
             self._in[stage, source] += 1
+            self._waited.setdefault(stage, LatencyHistogram()).add(waited_s)
 
-    def count_out(self, stage: str, source: str) -> None:
-        """Count a frame of `source` that `stage` handed on."""
+    def count_out(self, stage: str, source: str, took_s: float | None = None) -> None:
+        """Count a frame that `stage` passed on, and the stage's own time for it where it is known."""
         with self._lock:
             self._out[stage, source] += 1
+        if took_s is not None:
+            self.add_latency(stage, took_s)
 
-    def count_drop(self, stage: str, source: str, reason: str, frames: int = 1) -> None:
-        """Count frames of `source` that never left `stage`, and why."""
+    def count_age(self, source: str, age_s: float) -> None:
+        """Count the age of a frame at the moment when it was published."""
+        self._age_s[source] = age_s
+        self.add_latency(self.CAPTURE_TO_PUBLISH, age_s)
+
+    def add_latency(self, stage: str, took_s: float) -> None:
+        """Count the stage's own time for one frame."""
         with self._lock:
-            self._dropped[stage, source, reason] += frames
-
-    def add_latency(self, stage: str, duration_s: float) -> None:
-        """Count one duration of `stage`, in seconds."""
-        with self._lock:
-            self._latency.setdefault(stage, LatencyHistogram()).add(duration_s)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the duration of the block as one of `stage`; a block that raises is not counted."""
-        start_s = time.perf_counter()
-        yield
-        self.add_latency(stage, time.perf_counter() - start_s)
+            self._took.setdefault(stage, LatencyHistogram()).add(took_s)
 
     def frames_out(self, stage: str, source: str | None = None) -> int:
-        """Frames that `stage` handed on, of one source or of all."""
+        """Frames that `stage` passed on, of one source or of all."""
         with self._lock:
             return sum(n for (name, of), n in self._out.items() if name == stage and source in (None, of))
 
-    def dropped(self, source: str | None = None) -> int:
-        """Frames that were dropped anywhere, of one source or of all."""
-        with self._lock:
-            return sum(n for (_, of, _), n in self._dropped.items() if source in (None, of))
+    def age_s(self, source: str) -> float | None:
+        """Age of the last frame of `source` when it was published; None before the first."""
+        return self._age_s.get(source)
 
-    def drops_of(self, source: str) -> dict[str, int]:
-        """Frames of `source` that were dropped so far, by reason, over all stages."""
-        drops: Counter[str] = Counter()
+    def drops(self, source: str | None = None, stage: str | None = None) -> Counter[str]:
+        """Frames that were dropped, by reason: of one source or of all, at one stage or at all."""
         with self._lock:
-            for (_, of, reason), count in self._dropped.items():
-                if of == source:
-                    drops[reason] += count
-        return dict(drops)
+            watched = [(name, dict(drops())) for name, drops in self._drops]
+        found: Counter[str] = Counter()
+        for name, drops in watched:
+            for (of, reason), count in drops.items():
+                if stage in (None, name) and source in (None, of):
+                    found[reason] += count
+        return found
 
     def report(self) -> list[StageReport]:
-        """One report per stage, in the order in which the stages first saw a frame; capture-to-publish last."""
+        """One report per stage, in the order in which frames pass; capture to publish last."""
         with self._lock:
-            counted = [name for name, *_ in (*self._out, *self._in, *self._dropped)]
-            names = dict.fromkeys([*counted, *self._latency])
-            return [self._report_of(name) for name in sorted(names, key=lambda name: name == self.CAPTURE_TO_PUBLISH)]
-
-    def _report_of(self, stage: str) -> StageReport:
-        dropped: Counter[str] = Counter()
-        for (name, _, reason), count in self._dropped.items():
-            if name == stage:
-                dropped[reason] += count
-        latency = self._latency.get(stage, LatencyHistogram())
-        return StageReport(
-            stage,
-            sum(n for (name, _), n in self._in.items() if name == stage),
-            sum(n for (name, _), n in self._out.items() if name == stage),
-            dict(dropped),
-            latency.percentile_s(50),
-            latency.percentile_s(95),
-            latency.percentile_s(99),
-        )
+            names = dict.fromkeys([name for name, _ in (*self._out, *self._in)] + [*self._took])
+        return [
+            StageReport(
+                name,
+                sum(n for (of, _), n in self._in.items() if of == name),
+                self.frames_out(name),
+                dict(self.drops(stage=name)),
+                self._waited.get(name, LatencyHistogram()),
+                self._took.get(name, LatencyHistogram()),
+            )
+            for name in sorted(names, key=lambda name: name == self.CAPTURE_TO_PUBLISH)
+        ]

@@ -1,140 +1,185 @@
 """Bounded queues between stages.
 
-A live source must never wait for a slow stage, so `drop_oldest` discards the stalest item and hands it to `on_drop`,
-which counts it; a file must lose nothing, so `block` waits. Closing a queue wakes both ends: no thread waits for ever.
+A file must lose nothing, so `put` on a "block" lane waits for room. A live source must never wait, so `put` on a
+"drop_oldest" lane drops the oldest item. A queue counts what was dropped from it, by source and reason.
 
-Several queues may share one condition: a `FanIn` then waits for all of them at once and serves them in turn.
+A queue is an iterable with one way to end: once it is closed, the iteration ends when the queue is empty. Closing wakes
+both ends: no thread waits for ever.
 """
 
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Generic, Literal, TypeVar
+from __future__ import annotations
 
-Item = TypeVar("Item")
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Generic, Literal, Protocol, TypeVar
+
+from pipeline.flow.metrics import NEWER_FRAME, STOPPED, Metrics
+
 Policy = Literal["block", "drop_oldest"]
 
 
+class FromSource(Protocol):
+    """What a queue holds: an item that knows the name of its source."""
+
+    @property
+    def source(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=FromSource)
+
+
 class QueueClosed(Exception):
-    """The other end is gone: nothing more can be put, or nothing more will come."""
+    """`put` on a closed queue: nobody will take the item."""
 
 
-class BoundedQueue(Generic[Item]):
-    """A first-in-first-out queue for one or more producers and consumers.
+class Lane(Generic[Item]):
+    """The end of a queue that one producer writes. Made by `Queue.lane`."""
 
-    Args:
-        capacity: items that may wait, at least 1.
-        policy: what `put` does when they are that many: wait, or discard the oldest.
-        on_drop: is handed each item that `drop_oldest` discards, on the producer's thread.
-        changed: condition to share with other queues of a `FanIn`; its own one otherwise.
-    """
-
-    def __init__(
-        self,
-        capacity: int,
-        policy: Policy = "block",
-        *,
-        on_drop: Callable[[Item], None] | None = None,
-        changed: threading.Condition | None = None,
-    ) -> None:
+    def __init__(self, queue: Queue[Item], capacity: int, policy: Policy) -> None:
         if capacity < 1:
-            raise ValueError(f"a queue needs a capacity of at least 1, got {capacity}")
-        self.policy = policy
-        self.changed = changed or threading.Condition()
+            raise ValueError(f"a lane needs a capacity of at least 1, got {capacity}")
+        self._queue = queue
         self._capacity = capacity
-        self._on_drop = on_drop
-        self._items: deque[Item] = deque()
-        self._closed = False
+        self._policy = policy
+        self.items: deque[tuple[Item, float]] = deque()  # with the time of `put`
+        self.closed = False
 
     def put(self, item: Item) -> None:
-        """Append `item`; at capacity wait for room, or discard the oldest.
+        """Append `item`; at capacity wait for room, or drop the oldest item.
 
         Raises:
-            QueueClosed: the queue is closed, or was closed while waiting.
+            QueueClosed: the lane is closed, or was closed while waiting. The item counts as dropped.
         """
-        dropped: list[Item] = []
-        with self.changed:
-            if self.policy == "block":
-                self.changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
-            if self._closed:
+        with self._queue.changed:
+            if self._policy == "block":
+                self._queue.changed.wait_for(lambda: self.closed or len(self.items) < self._capacity)
+            if self.closed:
+                self._queue.drop(item, STOPPED)
                 raise QueueClosed
-            while len(self._items) >= self._capacity:
-                dropped.append(self._items.popleft())
-            self._items.append(item)
-            self.changed.notify_all()
-        if self._on_drop is not None:
-            for old in dropped:
-                self._on_drop(old)
-
-    def get(self, timeout_s: float | None = None) -> Item | None:
-        """Take the oldest item; None where none came within `timeout_s` (None: wait for ever).
-
-        Raises:
-            QueueClosed: the queue is closed and empty.
-        """
-        with self.changed:
-            self.changed.wait_for(lambda: self._closed or bool(self._items), timeout_s)
-            if self._items:
-                return self._pop()
-            if self._closed:
-                raise QueueClosed
-            return None
+            while len(self.items) >= self._capacity:
+                self._queue.drop(self.items.popleft()[0], NEWER_FRAME)
+            self.items.append((item, time.perf_counter()))
+            self._queue.changed.notify_all()
 
     def close(self) -> None:
-        """Let nothing more in; what waits can still be taken. May be called again."""
-        with self.changed:
-            self._closed = True
-            self.changed.notify_all()
+        """Let nothing more in; waiting items can still be taken. Idempotent."""
+        with self._queue.changed:
+            self.closed = True
+            self._queue.changed.notify_all()
 
-    def abort(self) -> list[Item]:
-        """Close, and return what was waiting: nothing is left to take."""
-        with self.changed:
-            waiting = list(self._items)
-            self._items.clear()
-            self._closed = True
-            self.changed.notify_all()
-        return waiting
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def _pop(self) -> Item:
-        item = self._items.popleft()
-        self.changed.notify_all()
-        return item
+    def abort(self) -> None:
+        """Close, and drop the waiting items."""
+        with self._queue.changed:
+            self.close()
+            while self.items:
+                self._queue.drop(self.items.popleft()[0], STOPPED)
 
 
-class FanIn(Generic[Item]):
-    """The consuming end of several queues, served in turn so that none starves.
+class Queue(Generic[Item]):
+    """Lanes that come and go, read in turn as one queue, so that no lane starves.
 
     Args:
-        queues: queues that share one condition.
+        stage: name of the stage that reads the queue, under which `metrics` counts; None counts nothing.
+        producers: the queue closes when `close` was called this many times.
+
+    Attributes:
+        drops: how many items were dropped, by (source, reason).
+        taken_s: `time.perf_counter` of the last `take`.
+        read: set once somebody reads the queue.
     """
 
-    def __init__(self, queues: Sequence[BoundedQueue[Item]]) -> None:
-        if not queues:
-            raise ValueError("a fan-in needs at least one queue")
-        if any(queue.changed is not queues[0].changed for queue in queues):
-            raise ValueError("the queues of a fan-in must share one condition: pass `changed` to each of them")
-        self._queues = tuple(queues)
-        self._changed = queues[0].changed
-        self._turn = 0
+    def __init__(self, stage: str | None = None, metrics: Metrics | None = None, *, producers: int = 1) -> None:
+        self.stage = stage
+        self.drops: Counter[tuple[str, str]] = Counter()
+        self.taken_s = 0.0
+        self.read = threading.Event()
+        self.changed = threading.Condition()
+        self._metrics = metrics if stage is not None else None
+        self._producers = producers
+        self._lanes: deque[Lane[Item]] = deque()
+        self._lane_of: dict[str | None, Lane[Item]] = {}
+        if self._metrics is not None and stage is not None:
+            self._metrics.watch(stage, lambda: self.drops)
 
-    def take(self, limit: int) -> list[Item]:
-        """Wait for an item, then take at most `limit`, one from each queue in turn until all are empty.
+    def lane(self, capacity: int, policy: Policy = "block", source: str | None = None) -> Lane[Item]:
+        """Add a lane for the items of `source`, or of all sources without a lane. It leaves once closed and empty.
 
-        Returns an empty list once every queue is closed and empty. Items of one queue keep their order.
+        Raises:
+            QueueClosed: the queue is closed.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: any(q._items for q in self._queues) or all(q._closed for q in self._queues))
-            taken: list[Item] = []
-            empty_in_a_row = 0
-            while len(taken) < limit and empty_in_a_row < len(self._queues):
-                queue = self._queues[self._turn]
-                self._turn = (self._turn + 1) % len(self._queues)
-                if queue._items:
-                    taken.append(queue._pop())
-                    empty_in_a_row = 0
-                else:
-                    empty_in_a_row += 1
-            return taken
+        with self.changed:
+            if self._producers <= 0:
+                raise QueueClosed
+            lane = self._lane_of[source] = Lane(self, capacity, policy)
+            self._lanes.append(lane)
+            return lane
+
+    def put(self, item: Item) -> None:
+        """Put `item` on the lane of its source; see `Lane.put`."""
+        (self._lane_of.get(item.source) or self._lane_of[None]).put(item)
+
+    def take(self, limit: int = 1, timeout_s: float | None = None) -> list[Item]:
+        """Wait for an item, then take at most `limit`, one from each lane in turn. Each lane keeps its order.
+
+        Returns:
+            The items; an empty list if none came within `timeout_s`, or none will come (`ended`).
+        """
+        self.read.set()
+        taken: list[Item] = []
+        with self.changed:
+            self.changed.wait_for(lambda: self.ended or len(self) > 0, timeout_s)
+            self.taken_s = time.perf_counter()
+            while len(taken) < limit and len(self) > 0:
+                lane = self._lanes.popleft()
+                if lane.items:
+                    item, put_s = lane.items.popleft()
+                    taken.append(item)
+                    if self._metrics is not None and self.stage is not None:
+                        self._metrics.count_in(self.stage, item.source, self.taken_s - put_s)
+                if lane.items or not lane.closed:
+                    self._lanes.append(lane)
+            self.changed.notify_all()
+        return taken
+
+    def polled(self, timeout_s: float | None) -> Iterator[Item | None]:
+        """Yield each item, and None whenever none came for `timeout_s`."""
+        while True:
+            items = self.take(1, timeout_s)
+            if not items and self.ended:
+                return
+            yield items[0] if items else None
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for item in self.polled(None) if item is not None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the queue is closed and empty."""
+        return self._producers <= 0 and all(lane.closed and not lane.items for lane in list(self._lanes))
+
+    def drop(self, item: Item, reason: str) -> None:
+        """Count an item that goes no further."""
+        with self.changed:
+            self.drops[item.source, reason] += 1
+
+    def close(self) -> None:
+        """Let nothing more in and add no lanes; waiting items can still be taken."""
+        with self.changed:
+            self._producers -= 1
+            if self._producers <= 0:
+                for lane in self._lanes:
+                    lane.close()
+            self.changed.notify_all()
+
+    def abort(self) -> None:
+        """Close for all producers, and drop the waiting items."""
+        with self.changed:
+            self._producers = 1
+            self.close()
+            for lane in self._lanes:
+                lane.abort()
+
+    def __len__(self) -> int:
+        return sum(len(lane.items) for lane in list(self._lanes))

@@ -1,78 +1,69 @@
-"""What a tracker needs around it in the pipeline: prompts that change, and predictions for the present moment."""
+"""Tracking: one tracker per source, prompts that change, and predictions for the present moment."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.detections import Detections
-from pipeline.frames import FramePoses
+from engines.scores import ScoreScale
+from pipeline.flow.queues import Queue
+from pipeline.frames import FramePoses, FrameTracks
 from trackers import Detections as TrackerDetections
-from trackers import Tracker, Tracks
+from trackers import StillTracker, Tracker
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
 
-MakeTracker = Callable[[Mapping[int, NDArray[np.float64]]], Tracker]
-"""Makes a tracker from the OKS sigmas [K] of each class index."""
+MakeTracker = Callable[[bool, Mapping[int, NDArray[np.float64]]], Tracker | StillTracker]
+"""Makes a tracker, for stills (True) or for video, from the OKS sigmas [K] of each class index."""
 
 
-class ScoreScale:
-    """X-Pose's scores on the scale that the tracker was tuned on, and back.
-
-    A focal loss keeps X-Pose's scores low: what it is sure of may score 0.3. The tracker's parameters are those of
-    detectors that say 0.7 there. In between, and up to 1, the scale is straight, so that nothing changes its rank.
+def track(make_tracker: MakeTracker, scale: ScoreScale, frames: Queue[FramePoses]) -> Generator[FrameTracks]:
+    """Give identities. Each source has a tracker of its own.
 
     Args:
-        sure: the score from which a detection of the network may found a track; inside (0, 1).
-        tracker_sure: what the tracker asks of such a detection (`AssociationConfig.new_score`); inside (0, 1).
+        scale: between the scores of the model, which are published, and those of the trackers.
     """
-
-    def __init__(self, sure: float, tracker_sure: float) -> None:
-        self._network, self._tracker = (0.0, sure, 1.0), (0.0, tracker_sure, 1.0)
-
-    def to_tracker(self, scores_N: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return what the tracker is told."""
-        return np.interp(scores_N, self._network, self._tracker)
-
-    def to_network(self, scores_T: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Undo `to_tracker`."""
-        return np.interp(scores_T, self._tracker, self._network)
+    trackers: dict[str, PromptedTracker] = {}
+    for poses in frames:
+        if poses.source not in trackers:
+            trackers[poses.source] = PromptedTracker(make_tracker, scale)
+        yield trackers[poses.source].update(poses)
 
 
 class PromptedTracker:
-    """A tracker that follows the prompts: tracks of a class that went away end on the frame that lacks it."""
+    """A tracker that follows the prompts: the tracks of a removed class end on the first frame without it."""
 
     def __init__(self, make_tracker: MakeTracker, scale: ScoreScale) -> None:
         self._make = make_tracker
         self._scale = scale
-        self._tracker: Tracker | None = None
+        self._tracker: Tracker | StillTracker | None = None
         self._prompt_id = -1
         self._prompts: tuple[PromptClass, ...] = ()
 
-    def update(self, poses: FramePoses, *, predict_to_now: bool) -> Tracks:
-        """Return the tracks of this frame; their predictions are for now, or else for the frame's own time."""
-        tracker = self._follow(poses.detections)
+    def update(self, poses: FramePoses) -> FrameTracks:
+        """Return the frame's tracks. Predictions of live frames are for now, others for the frame's own time."""
         frame, found = poses.frame, poses.detections
-        if frame.pts_s is None:
+        tracker = self._tracker_of(poses)
+        if frame.pts_s is None and not frame.still:
             raise ValueError(f"frame {frame.index} of {frame.source} is no still but has no time")
         scores_N = self._scale.to_tracker(found.scores_N)
+        time_s = frame.pts_s or 0.0
         detections = TrackerDetections(found.boxes_N4, scores_N, found.class_N, found.keypoints_NK2)
-        tracks = tracker.update(detections, frame.pts_s)
-        if predict_to_now:
-            age_s = (time.monotonic_ns() - frame.capture_monotonic_ns) / 1e9
-            tracks = tracker.predict_to(frame.pts_s + age_s)
-        return replace(tracks, scores_T=self._scale.to_network(tracks.scores_T))
+        tracks = tracker.update(detections, time_s)
+        if frame.live:
+            tracks = tracker.predict_to(time_s + frame.age_s)
+        return FrameTracks(frame, found, replace(tracks, scores_T=self._scale.to_model(tracks.scores_T)))
 
-    def _follow(self, found: Detections) -> Tracker:
+    def _tracker_of(self, poses: FramePoses) -> Tracker | StillTracker:
+        found = poses.detections
         sigmas = {index: np.array(prompt.skeleton.oks_sigmas) for index, prompt in enumerate(found.prompts)}
         if self._tracker is None:
-            self._tracker = self._make(sigmas)
+            self._tracker = self._make(poses.frame.still, sigmas)
         elif found.prompt_id != self._prompt_id:
             self._tracker.set_classes(_kept_classes(self._prompts, found.prompts), sigmas)
         self._prompt_id, self._prompts = found.prompt_id, found.prompts
@@ -80,7 +71,7 @@ class PromptedTracker:
 
 
 def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) -> dict[int, int]:
-    """Map old class indices to new ones, for classes that are prompted by the same name with the same keypoints."""
+    """Map old class indices to new ones, for classes with the same name and the same keypoints."""
     places = {(prompt.name, prompt.skeleton.keypoints): index for index, prompt in enumerate(new)}
     keys = [(prompt.name, prompt.skeleton.keypoints) for prompt in old]
     return {index: places[key] for index, key in enumerate(keys) if key in places}

@@ -6,6 +6,7 @@ damage was. A frame count in the container is never trusted; a stated length in 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -61,10 +62,12 @@ class FileSource(Source):
 
     def _frames(self) -> Iterator[Frame]:
         stated = ((picture, self._seconds(picture.pts)) for picture in self._pictures())
+        started_s = time.perf_counter()
         for picture, pts_s in mend(stated, 1 / (self.fps or _RATE_WHERE_NONE_IS_STATED)):
             if self._stopped.is_set():
                 return
-            yield self._frame(picture, pts_s)
+            yield self._frame(picture, pts_s, started_s)
+            started_s = time.perf_counter()
         missing = missing_bytes(self._path) if self._path is not None else 0
         if missing:
             self._note(_too_short(missing))
@@ -125,20 +128,22 @@ class FileSource(Source):
                 return
             yield from pictures
 
-    def _frame(self, picture: VideoFrame, pts_s: float) -> Frame:
+    def _frame(self, picture: VideoFrame, pts_s: float, started_s: float) -> Frame:
         if picture.is_corrupt:
             self._note("a picture is damaged", picture.pts)
+        rgb_HW3 = self._rgb.rgb(picture)
         unix_ns, monotonic_ns = now_ns()
         stated_s = self._seconds(picture.pts)
         frame = Frame(
             source=self.name,
             index=self._index,
-            picture=self._rgb.rgb(picture),
+            picture=rgb_HW3,
             pts_s=pts_s,
             source_pts_s=None if stated_s is None or abs(stated_s - pts_s) < _SAME_TIME_S else stated_s,
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
             capture_clock="file",
+            decode_s=time.perf_counter() - started_s,
         )
         self._index += 1
         return frame

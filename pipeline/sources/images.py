@@ -11,6 +11,7 @@ width, height and coordinates are those of the upright picture.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class ImageSource(Source):
 
     def _frame(self, index: int, path: Path) -> Frame:
         unix_ns, monotonic_ns = now_ns()
+        started_s = time.perf_counter()
         rgb_HW3, error = None, None
         try:
             rgb_HW3 = read_image(path)
@@ -70,6 +72,7 @@ class ImageSource(Source):
             file=path.name,
             still=True,
             error=error,
+            decode_s=time.perf_counter() - started_s,
         )
 
 

@@ -133,6 +133,7 @@ class LiveSource(Source):
         for packet in self._packets(container, stream):
             if self._stopped.is_set():
                 return ""
+            started_s = time.perf_counter()
             try:
                 pictures = packet.decode()
             except av.FFmpegError:
@@ -143,8 +144,9 @@ class LiveSource(Source):
             elif time.monotonic() - pictured_s > self._config.read_timeout_s:
                 codec = stream.codec_context.name
                 return f"{self._label}: packets come, but {codec} gave no picture for {self._config.read_timeout_s:g} s"
+            decode_s = (time.perf_counter() - started_s) / max(1, len(pictures))
             for picture in pictures:
-                frame = self._frame(picture)
+                frame = self._frame(picture, decode_s)
                 if frame is not None:
                     yield frame
             if self._catch_up.must_reconnect():
@@ -169,7 +171,7 @@ class LiveSource(Source):
             yield from self._catch_up.take(packet, waiting=waiting)
             self.drops["skipped to catch up"] = self._catch_up.skipped
 
-    def _frame(self, picture: VideoFrame) -> Frame | None:
+    def _frame(self, picture: VideoFrame, decode_s: float) -> Frame | None:
         """The frame of a picture; None where it would be older than the frame before it."""
         arrival = cast(Arrival | None, picture.opaque)
         if arrival is None:
@@ -189,6 +191,7 @@ class LiveSource(Source):
             capture_clock=stamp.clock,
             lag_s=stamp.lag_s,
             capture_uncertainty_s=stamp.uncertainty_s,
+            decode_s=decode_s,
         )
         self._decoded += 1
         self.status.picture(frame, self._clock.offset_s)

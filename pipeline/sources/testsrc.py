@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import time
 from collections.abc import Generator
 from urllib.parse import parse_qsl, urlsplit
 
@@ -52,9 +53,10 @@ class TestSource(Source):
         for index in range(self.frame_count):
             if self._stopped.is_set():
                 return
+            started_s = time.perf_counter()
             rgb_HW3 = self.scenes.frame(index).rgb_HW3
-            unix_ns, monotonic_ns = now_ns()
-            yield Frame(self.name, index, rgb_HW3, index / self.fps, unix_ns, monotonic_ns, capture_clock="file")
+            decode_s = time.perf_counter() - started_s
+            yield Frame(self.name, index, rgb_HW3, index / self.fps, *now_ns(), "file", decode_s=decode_s)
 
 
 def _values(uri: str) -> dict[str, str]:

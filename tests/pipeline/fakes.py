@@ -1,8 +1,9 @@
-"""An engine and sources without networks and cameras, for tests of the line."""
+"""An engine and sources without networks and cameras, for tests of the pipeline."""
 
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +18,48 @@ MUG = PromptClass("mug", Skeleton("mug", ("rim", "base", "handle"), edges=((0, 1
 LAMP = PromptClass("lamp", Skeleton("lamp", ("bulb", "foot"), edges=((0, 1),)))
 
 
+@dataclass(frozen=True)
+class FakePending:
+    """Detections that are there at `ready_s` of `time.monotonic`, or an error."""
+
+    detections: list[Detections]
+    ready_s: float
+    error: Exception | None
+
+    def result(self) -> list[Detections]:
+        time.sleep(max(0.0, self.ready_s - time.monotonic()))
+        if self.error is not None:
+            raise self.error
+        return self.detections
+
+
 class FakeEngine:
     """Sees one mug per image, at a place that its mean brightness tells.
 
     Args:
-        delay_s: how long an inference takes.
-        fail_at: number of the image (from 0) at which `infer` raises RuntimeError.
+        delay_s: how long an image takes, or a function that tells it from the number of the image.
+        fail_at: number of the image (from 0) whose result is a RuntimeError.
         scores: of what is found in the first images; later ones score 0.9.
-        batch: most images per call.
+        batch: images per call.
+        in_flight: calls that run at the same time.
     """
 
     def __init__(
-        self, delay_s: float = 0.0, fail_at: int | None = None, scores: Sequence[float] = (), batch: int = 1
+        self,
+        delay_s: float | Callable[[int], float] = 0.0,
+        fail_at: int | None = None,
+        scores: Sequence[float] = (),
+        batch: int = 1,
+        in_flight: int = 1,
     ) -> None:
         self.delay_s = delay_s
         self.fail_at = fail_at
         self._scores = scores
         self.batch = batch
+        self.in_flight = in_flight
         self.images = 0
         self.batches: list[int] = []
-        self.on_infer: Callable[[int], None] = lambda images: None
+        self.on_submit: Callable[[int], None] = lambda images: None
         self._prompts: tuple[PromptClass, ...] = ()
         self._prompt_id = 0
         self._lock = threading.Lock()
@@ -47,20 +70,21 @@ class FakeEngine:
             self._prompts = tuple(classes)
             return self._prompt_id
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        time.sleep(self.delay_s)
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FakePending:
+        start_s = time.monotonic()
         self.batches.append(len(images))
         with self._lock:
             prompts, prompt_id = self._prompts, self._prompt_id
-        results = []
+        results, longest_s, error = [], 0.0, None
         for image in images:
             if self.images == self.fail_at:
-                raise RuntimeError("the engine broke")
-            self.on_infer(self.images)
+                error = RuntimeError("the engine broke")
+            longest_s = max(longest_s, self.delay_s if isinstance(self.delay_s, float) else self.delay_s(self.images))
+            self.on_submit(self.images)
             scores = self._scores[self.images : self.images + 1]
             self.images += 1
             results.append(seen(prompts, prompt_id, float(image.mean()), *scores))
-        return results
+        return FakePending(results, start_s + longest_s, error)
 
     def close(self) -> None:
         """Nothing is held."""

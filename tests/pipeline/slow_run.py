@@ -10,18 +10,17 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.detections import Detections
 from pipeline.cli import main
-from tests.pipeline.fakes import FakeEngine
+from tests.pipeline.fakes import FakeEngine, FakePending
 
 
 class SlowEngine(FakeEngine):
     """Says when it begins."""
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FakePending:
         if self.images == 0:
             print("inferring", flush=True)
-        return super().infer(images)
+        return super().submit(images)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +14,15 @@ from unittest import mock
 
 import av
 import cv2
+import msgspec
 import numpy as np
 import pytest
+import zmq
 
-from pipeline.cli import main
+from pipeline.cli import _Signals, main
 from pipeline.outputs.publisher import PublishConfig, Publisher
 from tests.pipeline.fakes import FakeEngine
+from tests.pipeline.sources.test_live import mjpeg_camera
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.timeout(60)
@@ -89,8 +94,8 @@ def test_several_sources_write_one_pose_file_and_a_video_each(tmp_path: Path) ->
         (["--source", "testsrc://?frames=2", "--prompt", "mug@no_such.toml"], "no_such.toml"),
         (["--source", "testsrc://?frames=2", "--config", "absent.toml"], "absent.toml"),
         (
-            ["--source", "testsrc://?frames=2", "--set", "line.age=1"],
-            "unknown key line.age; nearest: line.age_budget_s",
+            ["--source", "testsrc://?frames=2", "--set", "flow.age=1"],
+            "unknown key flow.age; nearest: flow.age_budget_s",
         ),
         (["--source", "testsrc://?frames=2", "--backend", "abacus"], "engine.backend"),
         (["--source", "testsrc://?frames=2", "--publish", "5555"], "--publish 5555"),
@@ -168,19 +173,44 @@ def test_doctor_reports_what_decides(capsys: pytest.CaptureFixture[str]) -> None
         assert what in printed
 
 
-def test_listen_prints_messages_and_ends_after_the_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_listen_prints_messages_and_ends_after_the_count(json_lines: bool) -> None:
     with Publisher(PublishConfig("tcp://127.0.0.1:*")) as probe:
         endpoint = probe.endpoint
     publishing = start_slow_run(0.05, "--source", "testsrc://?frames=2000&size=64x48", "--publish", endpoint)
     try:
-        command = [sys.executable, "run_pipeline.py", "listen", endpoint, "--json", "--count", "3"]
+        options = ["--count", "3", *(["--json"] if json_lines else [])]
+        command = [sys.executable, "run_pipeline.py", "listen", endpoint, *options]
         listened = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=50, check=True)
     finally:
         publishing.kill()
         publishing.communicate()
-    frames = [json.loads(line)["frame"] for line in listened.stdout.splitlines()]
-    assert len(frames) == 3
+    lines = listened.stdout.decode().splitlines()
+    if json_lines:
+        frames = [json.loads(line)["frame"] for line in lines]
+    else:
+        shown = [re.fullmatch(r"testsrc frame (\d+): person 1 \(age \d+\.\d ms, missed \d+\)", line) for line in lines]
+        frames = [int(match[1]) for match in shown if match]
+    assert len(frames) == len(lines) == 3
     assert frames == sorted(set(frames))
+
+
+def test_listen_to_another_schema_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with zmq.Context() as context, context.socket(zmq.PUB) as stranger:
+        port = stranger.bind_to_random_port("tcp://127.0.0.1")
+        sending, message = threading.Event(), b"poses/cam\0" + msgspec.msgpack.encode({"schema": 99})
+
+        def send() -> None:
+            while not sending.wait(0.02):
+                stranger.send(message)
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        try:
+            assert_refused(capsys, "schema", ["listen", f"tcp://127.0.0.1:{port}", "--count", "1"])
+        finally:
+            sending.set()
+            thread.join(5)
 
 
 def start_slow_run(delay_s: float, *arguments: str) -> subprocess.Popen[bytes]:
@@ -196,7 +226,7 @@ def start_slow_run(delay_s: float, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_drains_the_line_keeps_what_was_done_and_ends_within_two_seconds(
+def test_signal_drains_the_pipeline_keeps_what_was_done_and_ends_within_two_seconds(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     poses = tmp_path / "p.jsonl"
@@ -213,15 +243,43 @@ def test_signal_drains_the_line_keeps_what_was_done_and_ends_within_two_seconds(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_second_signal_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_second_signal_after_a_second_ends_at_once_and_deletes_nothing(tmp_path: Path) -> None:
     process = start_slow_run(60.0, "--source", "testsrc://?frames=100&size=64x48", "--video", str(tmp_path / "v.mp4"))
-    assert list(tmp_path.iterdir())
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=0.5)  # one inference is under way and may end
+        process.communicate(timeout=1.2)  # one inference is under way and may end
     start_s = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == 128 + signal.SIGINT
     assert time.monotonic() - start_s < 1.0
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["v.part.mp4"]
+
+
+def test_two_signals_at_once_end_as_one_and_keep_the_output(tmp_path: Path) -> None:
+    poses = tmp_path / "p.jsonl"
+    process = start_slow_run(0.3, "--source", "testsrc://?frames=1000&size=64x48", "--poses", str(poses))
+    time.sleep(1.0)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGINT
+    assert poses.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl", "p.skeletons.jsonl"]
+
+
+def test_live_run_that_a_signal_ends_exits_with_0() -> None:
+    with mjpeg_camera() as address:
+        process = start_slow_run(0.01, "--source", address)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_handler_of_signals_takes_no_lock() -> None:
+    """It runs while the interrupted code holds every lock of the pipeline."""
+    with _Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.first == signal.SIGTERM

@@ -16,14 +16,14 @@ def test_shipped_preset_is_valid_and_changes_something(preset: Path) -> None:
 
 def test_values_come_from_defaults_then_preset_then_overrides_then_flags(tmp_path: Path) -> None:
     preset = tmp_path / "p.toml"
-    preset.write_text("[line]\nfile_queue = 3\nlive_queue = 4\n[publish]\nendpoint = 'tcp://*:1'\n")
+    preset.write_text("[flow]\nfile_queue = 3\nlive_queue = 4\n[publish]\nendpoint = 'tcp://*:1'\n")
     config = load_config(
         preset,
-        ["line.live_queue=5", "tracker.lifecycle.coast_s=0.75", "engine.model=swin-t", "engine.size=[320, 416]"],
+        ["flow.live_queue=5", "tracker.lifecycle.coast_s=0.75", "engine.model=swin-t", "engine.size=[320, 416]"],
         {"publish.endpoint": "tcp://*:2", "engine.weights": None},
         batch=2,
     )
-    assert (config.line.file_queue, config.line.live_queue, config.line.stage_queue) == (3, 5, 8)
+    assert (config.flow.file_queue, config.flow.live_queue, config.flow.stage_queue) == (3, 5, 8)
     assert config.tracker.lifecycle.coast_s == 0.75
     assert (config.engine.model, config.engine.size, config.engine.batch) == ("swin-t", (320, 416), 2)
     assert config.publish.endpoint == "tcp://*:2"
@@ -33,43 +33,43 @@ def test_values_come_from_defaults_then_preset_then_overrides_then_flags(tmp_pat
     ("overrides", "threshold", "kept_by_engine"),
     [
         (["engine.score_threshold=0.6"], 0.6, 0.2),
-        (["engine.score_threshold=0.6", "line.doubtful_score=0.3"], 0.6, 0.3),
+        (["engine.score_threshold=0.6", "engine.doubtful_score=0.3"], 0.6, 0.3),
         (["engine.score_threshold=0.15"], 0.15, 0.15),
         (["engine.model=swin-t"], 0.1, 0.1),
     ],
 )
-def test_the_engine_of_a_line_keeps_what_may_continue_a_track(
+def test_the_engine_of_a_pipeline_keeps_what_may_continue_a_track(
     overrides: list[str], threshold: float, kept_by_engine: float
 ) -> None:
     config = load_config(overrides=overrides)
     assert config.threshold == threshold
-    assert config.engine_of_line.score_threshold == kept_by_engine
+    assert config.engine_of_pipeline.score_threshold == kept_by_engine
 
 
 def test_every_key_of_every_section_can_be_overridden() -> None:
     keys = known_keys()
     assert {
         "engine.threads",
-        "line.age_budget_s",
+        "flow.age_budget_s",
         "tracker.smoothing.beta",
         "video.overlay.scale",
         "source.name",
     } <= set(keys)
     for key in keys:
-        assert key.partition(".")[0] in ("source", "engine", "tracker", "line", "publish", "video")
+        assert key.partition(".")[0] in ("source", "engine", "tracker", "flow", "publish", "video")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("line.age_budget=1", r"unknown key line\.age_budget; nearest: line\.age_budget_s"),
+        ("flow.age_budget=1", r"unknown key flow\.age_budget; nearest: flow\.age_budget_s"),
         ("engin.threads=1", r"unknown key engin; .*|unknown key engin"),
         ("threads=1", r"unknown key threads; nearest: .*engine\.threads"),
         ("tracker.smoothing.betta=1", r"tracker\.smoothing\.betta; nearest: tracker\.smoothing\.beta"),
-        ("line.file_queue=two", r"line\.file_queue: expected `int`, got `str`"),
-        ("line.file_queue=0", r"line\.file_queue is 0: give 1 frame or more"),
-        ("line=3", "line is a section"),
-        ("line.file_queue", "give section.key=value"),
+        ("flow.file_queue=two", r"flow\.file_queue: expected `int`, got `str`"),
+        ("flow.file_queue=0", r"flow\.file_queue is 0: give 1 frame or more"),
+        ("flow=3", "flow is a section"),
+        ("flow.file_queue", "give section.key=value"),
         ("tracker.smoothing.mode=magic", "magic"),
         ("engine.backend=abacus", "engine.backend"),
     ],
@@ -89,7 +89,7 @@ def test_unknown_key_of_a_preset_names_file_path_and_nearest(tmp_path: Path) -> 
 def test_preset_that_is_absent_or_no_toml_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "absent.toml")
-    (tmp_path / "bad.toml").write_text("[line\n")
+    (tmp_path / "bad.toml").write_text("[flow\n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(tmp_path / "bad.toml")
 

@@ -1,6 +1,7 @@
 """Counters and percentiles."""
 
 import numpy as np
+import pytest
 
 from pipeline.flow.metrics import LatencyHistogram, Metrics
 
@@ -26,16 +27,20 @@ def test_no_durations_have_no_percentile_and_extremes_stay_in_range() -> None:
 
 def test_report_adds_sources_up_and_keeps_reasons_apart() -> None:
     metrics = Metrics()
+    drops = {("a", "too old"): 1, ("b", "newer frame"): 3}
+    metrics.watch("infer", lambda: drops)
     for source in ("a", "b", "b"):
-        metrics.count_in("infer", source)
-        metrics.count_out("infer", source)
-    metrics.count_drop("infer", "a", "too old")
-    metrics.count_drop("infer", "b", "newer frame", 3)
-    metrics.add_latency(Metrics.CAPTURE_TO_PUBLISH, 0.1)
-    metrics.add_latency("infer", 0.01)
+        metrics.count_in("infer", source, waited_s=0.2)
+        metrics.count_out("infer", source, took_s=0.01)
+    metrics.count_age("a", 0.1)
     infer, whole = metrics.report()
     assert (infer.name, infer.frames_in, infer.frames_out) == ("infer", 3, 3)
     assert infer.dropped == {"too old": 1, "newer frame": 3}
+    assert infer.waited.percentile_s(50) == pytest.approx(0.2, rel=0.02)
+    assert infer.took.percentile_s(50) == pytest.approx(0.01, rel=0.02)
     assert whole.name == Metrics.CAPTURE_TO_PUBLISH
+    assert whole.took.percentile_s(50) == pytest.approx(0.1, rel=0.02)
     assert metrics.frames_out("infer", "b") == 2
-    assert (metrics.dropped("b"), metrics.dropped()) == (3, 4)
+    assert metrics.drops("b") == {"newer frame": 3}
+    assert metrics.drops().total() == 4
+    assert (metrics.age_s("a"), metrics.age_s("b")) == (0.1, None)

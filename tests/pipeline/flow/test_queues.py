@@ -1,73 +1,87 @@
-"""Queues: bounds, order, policies, and that no thread waits for ever."""
+"""Queues: bounds, order, policies, drops, lanes that come and go, and that no thread waits for ever."""
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
-from pipeline.flow.queues import BoundedQueue, FanIn, QueueClosed
+from pipeline.flow.metrics import Metrics
+from pipeline.flow.queues import Lane, Policy, Queue, QueueClosed
 
 pytestmark = pytest.mark.timeout(20)
 
 
-def in_background(action: object) -> threading.Thread:
-    thread = threading.Thread(target=action, daemon=True)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Item:
+    """A numbered item of a source."""
+
+    number: int
+    source: str = "cam"
+
+
+def one_lane(capacity: int, policy: Policy = "block") -> tuple[Queue[Item], Lane[Item]]:
+    queue: Queue[Item] = Queue()
+    return queue, queue.lane(capacity, policy)
+
+
+def in_background(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
     thread.start()
     return thread
 
 
-def test_blocking_queue_loses_nothing_and_keeps_the_order() -> None:
-    queue: BoundedQueue[int] = BoundedQueue(3)
+def test_blocking_lane_loses_nothing_and_keeps_the_order() -> None:
+    queue, lane = one_lane(3)
 
     def produce() -> None:
         for number in range(500):
-            queue.put(number)
+            lane.put(Item(number))
         queue.close()
 
     in_background(produce)
-    assert [queue.get() for _ in range(500)] == list(range(500))
-    with pytest.raises(QueueClosed):
-        queue.get()
+    assert [item.number for item in queue] == list(range(500))
+    assert queue.ended
+    assert not queue.drops
 
 
-def test_blocking_queue_makes_its_producer_wait_at_capacity() -> None:
-    queue: BoundedQueue[int] = BoundedQueue(2)
+def test_blocking_lane_makes_its_producer_wait_at_capacity() -> None:
+    queue, lane = one_lane(2)
     done = threading.Event()
 
     def produce() -> None:
         for number in range(3):
-            queue.put(number)
+            lane.put(Item(number))
         done.set()
 
     in_background(produce)
     assert not done.wait(0.2)
-    assert queue.get() == 0
+    assert queue.take() == [Item(0)]
     assert done.wait(2)
 
 
-def test_drop_oldest_keeps_the_newest_and_reports_every_drop() -> None:
-    dropped: list[int] = []
-    queue: BoundedQueue[int] = BoundedQueue(2, "drop_oldest", on_drop=dropped.append)
+def test_drop_oldest_keeps_the_newest_and_counts_every_drop() -> None:
+    queue, lane = one_lane(2, "drop_oldest")
     for number in range(5):
-        queue.put(number)
-    assert dropped == [0, 1, 2]
-    assert [queue.get(), queue.get()] == [3, 4]
+        lane.put(Item(number))
+    assert queue.drops == {("cam", "newer frame"): 3}
+    assert queue.take(5) == [Item(3), Item(4)]
 
 
 def test_closing_wakes_a_waiting_producer_and_a_waiting_consumer() -> None:
-    full: BoundedQueue[int] = BoundedQueue(1)
-    full.put(0)
-    empty: BoundedQueue[int] = BoundedQueue(1)
+    full, lane = one_lane(1)
+    lane.put(Item(0))
+    empty, _ = one_lane(1)
     ended: list[str] = []
 
     def produce() -> None:
         with pytest.raises(QueueClosed):
-            full.put(1)
+            lane.put(Item(1))
         ended.append("producer")
 
     def consume() -> None:
-        with pytest.raises(QueueClosed):
-            empty.get()
+        assert list(empty) == []
         ended.append("consumer")
 
     threads = [in_background(produce), in_background(consume)]
@@ -77,49 +91,96 @@ def test_closing_wakes_a_waiting_producer_and_a_waiting_consumer() -> None:
     for thread in threads:
         thread.join(2)
     assert sorted(ended) == ["consumer", "producer"]
+    assert full.drops == {("cam", "stopped"): 1}
 
 
-def test_closed_queue_hands_out_what_waits_and_an_aborted_one_does_not() -> None:
-    queue: BoundedQueue[int] = BoundedQueue(2)
-    queue.put(1)
+def test_closed_queue_hands_out_what_waits_and_an_aborted_one_counts_it_as_dropped() -> None:
+    queue, lane = one_lane(2)
+    lane.put(Item(1))
     queue.close()
-    assert queue.get() == 1
-    other: BoundedQueue[int] = BoundedQueue(2)
-    other.put(1)
-    assert other.abort() == [1]
+    assert list(queue) == [Item(1)]
+    other, lane = one_lane(2)
+    lane.put(Item(1))
+    other.abort()
+    assert list(other) == []
+    assert other.drops == {("cam", "stopped"): 1}
+
+
+def test_queue_of_several_producers_closes_with_the_last() -> None:
+    queue: Queue[Item] = Queue(producers=2)
+    queue.lane(1)
+    queue.close()
+    queue.put(Item(1))
+    queue.close()
     with pytest.raises(QueueClosed):
-        other.get()
+        queue.put(Item(2))
+    assert list(queue) == [Item(1)]
 
 
-def test_get_with_a_timeout_returns_none_when_nothing_comes() -> None:
-    assert BoundedQueue[int](1).get(timeout_s=0.01) is None
+def test_polled_yields_none_while_nothing_comes() -> None:
+    queue, lane = one_lane(1)
+    polled = queue.polled(0.01)
+    assert next(polled) is None
+    lane.put(Item(1))
+    assert next(polled) == Item(1)
+    queue.close()
+    assert list(polled) == []
 
 
-def test_fan_in_serves_its_queues_in_turn_and_ends_when_all_are_closed() -> None:
-    changed = threading.Condition()
-    queues: list[BoundedQueue[str]] = [BoundedQueue(9, changed=changed) for _ in range(3)]
-    for queue, letters in zip(queues, ("aaaa", "b", "cc"), strict=True):
-        for number, letter in enumerate(letters):
-            queue.put(f"{letter}{number}")
-        queue.close()
-    fan_in = FanIn(queues)
-    assert fan_in.take(4) == ["a0", "b0", "c0", "a1"]
-    assert fan_in.take(4) == ["c1", "a2", "a3"]
-    assert fan_in.take(4) == []
+def test_lanes_are_served_in_turn() -> None:
+    queue: Queue[Item] = Queue()
+    for source, count in (("a", 4), ("b", 1), ("c", 2)):
+        lane = queue.lane(9)
+        for number in range(count):
+            lane.put(Item(number, source))
+    queue.close()
+    names = [[f"{item.source}{item.number}" for item in queue.take(4)] for _ in range(3)]
+    assert names == [["a0", "b0", "c0", "a1"], ["c1", "a2", "a3"], []]
 
 
-def test_fan_in_waits_for_whichever_queue_is_first() -> None:
-    changed = threading.Condition()
-    queues: list[BoundedQueue[int]] = [BoundedQueue(1, changed=changed) for _ in range(2)]
-    threading.Timer(0.1, queues[1].put, [7]).start()
-    assert FanIn(queues).take(4) == [7]
+def test_lanes_come_and_go_while_the_queue_is_read() -> None:
+    queue: Queue[Item] = Queue()
+    first = queue.lane(1)
+    taken: list[Item] = []
+    reader = in_background(lambda: taken.extend(queue))
+    first.put(Item(1, "a"))
+    first.close()
+    second = queue.lane(1)
+    for number in (2, 3):
+        second.put(Item(number, "b"))
+    third = queue.lane(1)
+    third.put(Item(4, "c"))
+    assert reader.is_alive()
+    queue.close()
+    reader.join(2)
+    assert {item.number for item in taken} == {1, 2, 3, 4}
+    assert not reader.is_alive()
 
 
-def test_fan_in_refuses_queues_that_it_could_not_wait_for() -> None:
-    with pytest.raises(ValueError, match="share one condition"):
-        FanIn([BoundedQueue[int](1), BoundedQueue[int](1)])
+def test_put_goes_to_the_lane_of_the_source() -> None:
+    queue: Queue[Item] = Queue()
+    queue.lane(1, "drop_oldest", source="live")
+    queue.lane(2, "block", source="file")
+    for number in range(2):
+        for source in ("live", "file"):
+            queue.put(Item(number, source))
+    assert queue.drops == {("live", "newer frame"): 1}
+    assert len(queue) == 3
 
 
-def test_queue_without_room_is_refused() -> None:
+def test_queue_tells_metrics_what_was_taken_and_dropped_and_how_long_it_waited() -> None:
+    metrics = Metrics()
+    queue: Queue[Item] = Queue("infer", metrics)
+    lane = queue.lane(1, "drop_oldest")
+    lane.put(Item(1))
+    lane.put(Item(2))
+    time.sleep(0.05)
+    queue.take()
+    (infer,) = metrics.report()
+    assert (infer.frames_in, infer.dropped) == (1, {"newer frame": 1})
+    assert infer.waited.largest_s > 0.04
+
+
+def test_lane_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        BoundedQueue[int](0)
+        one_lane(0)

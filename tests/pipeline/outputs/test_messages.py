@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.flow.tracking import PromptedTracker, ScoreScale
+from engines.scores import ScoreScale
+from pipeline.flow.tracking import PromptedTracker
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.messages import pose_message, skeleton_message
 from tests.pipeline.fakes import LAMP, MUG, FakeSource, seen
@@ -31,10 +32,8 @@ def tracked(frame: Frame | None = None) -> FrameTracks:
     frame = frame or next(iter(FakeSource(1, name="cam/1")))
     found = seen((MUG, LAMP), 5, 30.0)
     found.keypoints_NK2[0, 1] = np.nan
-    tracks = PromptedTracker(lambda sigmas: Tracker(None, sigmas), ScoreScale(0.3, 0.7)).update(
-        FramePoses(frame, found), predict_to_now=False
-    )
-    return FrameTracks(frame, found, tracks)
+    tracker = PromptedTracker(lambda still, sigmas: Tracker(None, sigmas), ScoreScale(0.3, 0.7))
+    return tracker.update(FramePoses(frame, found))
 
 
 def message() -> PoseMessage:
