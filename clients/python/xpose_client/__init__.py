@@ -6,7 +6,7 @@ with PoseSubscriber("tcp://127.0.0.1:5555") as subscriber:
             act_on(received.message.tracks)
 """
 
-from xpose_client.errors import ClientError, EndpointError, WireError
+from xpose_client.errors import ClientError, EndpointError, SchemaError, WireError
 from xpose_client.events import Received, SourceState
 from xpose_client.messages import (
     SCHEMA,
@@ -26,6 +26,7 @@ __all__ = [
     "PoseMessage",
     "PoseSubscriber",
     "Received",
+    "SchemaError",
     "SkeletonClass",
     "SkeletonMessage",
     "SourceState",

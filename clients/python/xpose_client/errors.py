@@ -3,6 +3,7 @@
 ClientError
 ├── EndpointError    an address that is not a ZeroMQ address
 └── WireError        bytes that are not a message of this schema
+    └── SchemaError  a message of another schema
 """
 
 
@@ -16,3 +17,7 @@ class EndpointError(ClientError):
 
 class WireError(ClientError):
     """Bytes that are not a message of this schema."""
+
+
+class SchemaError(WireError):
+    """A message of another schema."""

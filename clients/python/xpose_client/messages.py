@@ -17,7 +17,7 @@ from typing import Any, Optional, Union
 
 import msgspec
 
-from xpose_client.errors import WireError
+from xpose_client.errors import SchemaError, WireError
 
 SCHEMA = 2
 """Version of these messages. It grows when a field changes its meaning; a new field alone does not change it."""
@@ -220,7 +220,8 @@ def decode(data: bytes) -> Message:
     """Undo `encode`. Unknown fields are ignored.
 
     Raises:
-        WireError: no NUL, an unknown topic, another schema, or a body that is not the message of its topic.
+        SchemaError: the message is of another schema.
+        WireError: no NUL, an unknown topic, or a body that is not the message of its topic.
     """
     head, separator, body = data.partition(SEPARATOR)
     topic = head.decode(errors="replace")
@@ -249,7 +250,7 @@ def _check_schema(topic: str, body: bytes) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return
     if schema != SCHEMA:
-        raise WireError(
+        raise SchemaError(
             f"message of schema {schema} on {topic!r}, but this client reads schema {SCHEMA}: "
             "install the version of xpose-client that belongs to the publisher"
         )

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parents[2]
 OLDEST_MINOR = 9
-RUN_EVERYWHERE = ("test_states.py", "test_subscriber.py", "test_wire.py")
+RUN_EVERYWHERE = ("test_states.py", "test_subscriber.py", "test_vectors.py", "test_wire.py")
 
 
 def pythons() -> dict[str, Path]:
