@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -38,8 +39,9 @@ from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, InputError, PromptError
 from engines.export import EngineShape
+from engines.onnx_export import write_onnx
 from engines.postprocess import detections_of
-from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained
+from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained, without_spare
 from engines.scores import kept_of
 from engines.skeletons import MAX_KEYPOINTS, Skeleton, load_skeleton
 from engines.visual_prompts import VisualWeights, visual_weights_trained
@@ -259,6 +261,36 @@ def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: N
     encoder = _prompt_encoder(model, clip)
     prompts = encoder.encode([_parity_prompt(config.max_keypoints)], config.max_classes, config.max_keypoints)
     return build_engine(model, prompts, request, EngineCache(), progress)
+
+
+def export_onnx(config: EngineConfig, path: Path, classes: Sequence[PromptClass] = ()) -> list[Path]:
+    """Write the network as ONNX with a description, and `classes`, if any, as encoded prompts; return the files.
+
+    Args:
+        config: its model, weights, size, batch, score_threshold and nms_iou count.
+        path: where to; its name ends in .onnx.
+    Raises:
+        CheckpointError: weights are absent or of another model.
+        InputError: the configuration has no fixed size or another precision than fp32, or a file cannot be written.
+        PromptError: the model was not trained on one of the classes, or a list of keypoints is too long.
+    """
+    if config.resize == "official" or config.precision != "fp32":
+        raise InputError(
+            f"resize is {config.resize!r} and precision {config.precision!r}, but an ONNX file has a fixed size and "
+            "float32 weights: leave both at their defaults; the runtime that loads the file may reduce the precision"
+        )
+    model, clip = load_weights(config.model, config.weights)
+    prompts = None
+    if classes:
+        trained = trained_categories(config.model, config.weights)
+        if trained is not None:
+            require_trained(classes, trained)
+        encoder = _prompt_encoder(model, clip)
+        prompts = classes, without_spare(encoder.encode(classes, len(classes), config.max_keypoints))
+    score_threshold, nms_iou = kept_of(config.model, config.score_threshold, config.nms_iou)
+    facts = {"model": config.model, "score_threshold": score_threshold, "nms_iou": nms_iou}
+    shape = EngineShape(config.size or model.config.input_hw, config.batch, config.max_classes, config.max_keypoints)
+    return write_onnx(path, model.eval().requires_grad_(False), shape, prompts, facts)
 
 
 def _prompt_encoder(model: XPose, clip: Clip) -> PromptEncoder:

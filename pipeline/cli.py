@@ -1,4 +1,4 @@
-"""The command line: `python run_pipeline.py run | listen | build-engine | fetch-weights | doctor`.
+"""The command line: `python run_pipeline.py run | listen | build-engine | export-onnx | fetch-weights | doctor`.
 
 Each error that the program expects is one sentence on standard error. Exit statuses:
 
@@ -210,6 +210,36 @@ def convert(
     path = out or poses.with_suffix(FORMATS[to][0] if to in FORMATS else f".{to}")
     write(PoseLines(poses, source, class_name), to, path)
     print(path)
+
+
+@app.command()
+def export_onnx(
+    out: Annotated[Path, typer.Option(help="ONNX file to write; a description (.json) is written beside it.")],
+    model: Annotated[str, typer.Option(help="nano, swin-t or swin-l.")] = "nano",
+    weights: Annotated[str, typer.Option(help="Weights file; by default the model's own.")] = "",
+    size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
+    prompt: Annotated[str | None, typer.Option(help="Also write this prompt, encoded, beside the file.")] = None,
+    keypoints: Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")] = None,
+) -> None:
+    """Write the network as standard ONNX for other runtimes; prompts are inputs."""
+    from engines.engine import EngineConfig
+    from engines.engine import export_onnx as export
+    from engines.preprocess import parse_size
+    from engines.prompts import parse_prompt
+
+    config = EngineConfig(model=model, weights=weights, size=None if size is None else parse_size(size), batch=batch)
+    if prompt is None and keypoints is not None:
+        raise ConfigError("--keypoints needs a --prompt: give one, or leave both out")
+    classes = (
+        ()
+        if prompt is None
+        else parse_prompt(prompt, keypoints, max_classes=config.max_classes, max_keypoints=config.max_keypoints)
+    )
+    with Console(stderr=True).status("exporting"):
+        written = export(config, out, classes)
+    for path in written:
+        print(path)
 
 
 @app.command()

@@ -175,6 +175,7 @@ def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_dynamo_compiling()
+        and not torch.onnx.is_in_onnx_export()
         and _library() is not None
     )
 

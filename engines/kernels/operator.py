@@ -44,6 +44,8 @@ def ms_deform_attn(
         align_corners = False.
     """
     _check(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
+    if torch.onnx.is_in_onnx_export():
+        return ms_deform_attn_reference(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
     sizes = ",".join(f"{height}x{width}" for height, width in sizes_L2)
     out: Tensor = torch.ops.xpose.ms_deform_attn(value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP, sizes)
     return out

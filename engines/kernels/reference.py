@@ -6,6 +6,7 @@ P points per level, C = M * D.
 Source: Deformable DETR, arXiv:2010.04159, eq. 3.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -42,11 +43,10 @@ def ms_deform_attn_reference(
     result has the dtype of `value`. The other arguments are as in `engines.kernels.ms_deform_attn`.
     """
     batch, _, heads, depth = value_BSMD.shape
-    queries = offsets_BQMLP2.shape[1]
     compute = compute or (torch.float64 if value_BSMD.dtype == torch.float64 else torch.float32)
-    weights_BQMLP = logits_BQMLP.to(compute).flatten(-2).softmax(-1).reshape(logits_BQMLP.shape)
+    weights_BQMLP = torch.unflatten(logits_BQMLP.to(compute).flatten(-2).softmax(-1), -1, logits_BQMLP.shape[-2:])
     grid_BQMLP2 = 2 * sampling_locations(sizes_L2, reference_BQLR, offsets_BQMLP2.to(compute)) - 1
-    out_NDQ = value_BSMD.new_zeros((batch * heads, depth, queries), dtype=compute)  # N = B * M
+    parts: list[Tensor] = []  # of each level, [N, D, Q], where N = B * M
     start = 0
     for level, (height, width) in enumerate(sizes_L2):
         cells_BSMD = value_BSMD[:, start : start + height * width].to(compute)
@@ -55,5 +55,6 @@ def ms_deform_attn_reference(
         grid_NQP2 = grid_BQMLP2[:, :, :, level].transpose(1, 2).flatten(0, 1)
         sampled_NDQP = functional.grid_sample(map_NDHW, grid_NQP2, padding_mode="zeros", align_corners=False)
         weights_N1QP = weights_BQMLP[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-        out_NDQ = out_NDQ + (sampled_NDQP * weights_N1QP).sum(-1)
-    return out_NDQ.reshape(batch, heads * depth, queries).transpose(1, 2).to(value_BSMD.dtype)
+        parts.append((sampled_NDQP * weights_N1QP).sum(-1))
+    out_NDQ = functools.reduce(torch.add, parts)
+    return out_NDQ.reshape(batch, heads * depth, -1).transpose(1, 2).to(value_BSMD.dtype)

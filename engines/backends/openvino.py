@@ -1,0 +1,147 @@
+"""The network compiled by OpenVINO: the compiled engine for CPUs.
+
+The engine file is the network as ONNX (`engines.onnx_export`). OpenVINO compiles it when it is opened and keeps the
+result in a folder beside the file, so that the next start is fast.
+
+Images of a small input run side by side, one thread each: their operators are too short to be shared out well, so this
+gives the most images per second. An image that finds no other in flight gets all threads, which gives the least delay.
+Larger inputs always get all threads.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.backends import PendingPoses, RawPoses
+from engines.backends.compiled import EncodedPrompts, raw_poses
+from engines.errors import BackendError
+from engines.export import DetectorInputs, EngineShape
+from engines.onnx_export import OUTPUTS, OnnxInputs
+from engines.preprocess import letterbox_batch
+from engines.prompts import PromptTensors
+from engines.xpose import XPose
+
+SMALL_PX = 512 * 512  # of an input, up to which its images run side by side
+_TELEMETRY = "openvino_telemetry"
+
+
+def import_openvino() -> ModuleType:
+    """Return the module `openvino`, which then sends no telemetry.
+
+    OpenVINO's converters report their use to Intel unless the user has declined. We call none of them; hiding the
+    package that would send makes OpenVINO fall back to its own stand-in, which does nothing.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise BackendError(
+            f"OpenVINO is not installed ({error}); `pip install openvino`, or take --backend eager"
+        ) from error
+
+
+def toolchain(device: torch.device) -> dict[str, str]:
+    """What an engine depends on besides the network.
+
+    Raises:
+        BackendError: OpenVINO is not installed, or the device is not a CPU.
+    """
+    if device.type != "cpu":
+        raise BackendError(f"OpenVINO runs on CPUs, but the device is {device}; take tensorrt or eager there")
+    return {"openvino": str(import_openvino().__version__), "torch": torch.__version__}
+
+
+def runs_side_by_side(input_hw: tuple[int, int]) -> bool:
+    """Whether images of this input size run side by side."""
+    return math.prod(input_hw) <= SMALL_PX
+
+
+class OpenVinoBackend:
+    """Runs a network from its ONNX file, one image per call."""
+
+    def __init__(self, path: Path, model: XPose, shape: EngineShape) -> None:
+        """Compile the file, or take what an earlier start compiled.
+
+        Args:
+            path: the ONNX file.
+            model: the float32 network, which encodes the prompts.
+            shape: of the engine.
+        Raises:
+            BackendError: OpenVINO refuses the file.
+        """
+        self.input_hw = shape.input_hw
+        self.batch = 1
+        threads = torch.get_num_threads()
+        self.in_flight = threads if runs_side_by_side(shape.input_hw) else 1
+        try:
+            self._alone = _Requests(path, streams=1, threads=threads)
+            side_by_side = self.in_flight > 1
+            self._together = _Requests(path, streams=threads, threads=threads) if side_by_side else self._alone
+        except RuntimeError as error:  # OpenVINO has no exception of its own
+            raise BackendError(f"OpenVINO does not accept {path}: {error}; take --backend eager") from error
+        self._prompts = EncodedPrompts(model, shape.max_classes, shape.max_keypoints, spare=False)
+        self._workers = ThreadPoolExecutor(self.in_flight, "openvino")
+        self._calls: list[Future[list[RawPoses]]] = []
+
+    def set_prompts(self, prompts: PromptTensors) -> None:
+        """Use these prompts from the next call of `submit` on."""
+        self._prompts.set(prompts)
+
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
+        """Start work on one RGB image [H, W, 3] of any size."""
+        self._calls = [call for call in self._calls if not call.done()]
+        requests = self._together if self._calls else self._alone
+        call = self._workers.submit(self._run, requests, self._prompts.get(), images)
+        self._calls.append(call)
+        return call
+
+    def _run(
+        self, requests: "_Requests", prompts: DetectorInputs, images: Sequence[NDArray[np.uint8]]
+    ) -> list[RawPoses]:
+        batch = letterbox_batch(images, self.input_hw)
+        results = requests.run(OnnxInputs(batch.images_BHW3, *prompts[1:]))
+        return raw_poses(results, batch.placements)
+
+    def close(self) -> None:
+        """Wait for the images in flight and release the network."""
+        self._workers.shutdown()
+        del self._alone, self._together
+
+
+class _Requests:
+    """A compiled network and its inference requests; any thread may run one."""
+
+    def __init__(self, path: Path, streams: int, threads: int) -> None:
+        options = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "CACHE_DIR": str(path.parent / "compiled"),
+        }
+        compiled = import_openvino().Core().compile_model(str(path), "CPU", options)
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, inputs: OnnxInputs) -> list[torch.Tensor]:
+        """Run the network, without Python's lock; return copies of its outputs, in the order of `OUTPUTS`."""
+        request = self._free.get()
+        try:
+            request.infer({name: tensor.numpy() for name, tensor in inputs._asdict().items()}, share_inputs=True)
+            return [torch.from_numpy(request.get_tensor(name).data.copy()) for name in OUTPUTS]
+        finally:
+            self._free.put(request)
