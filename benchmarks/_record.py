@@ -14,7 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
-PACKAGES = ("torch", "numpy", "av", "opencv-python", "pyzmq", "msgspec", "filterpy")
+PACKAGES = ("torch", "openvino", "numpy", "av", "opencv-python", "pyzmq", "msgspec", "filterpy")
 
 
 def record(name: str, rows: Sequence[Mapping[str, object]]) -> Path:

@@ -1,6 +1,6 @@
 """The whole pipeline with a real engine: a 640 x 480 file, decode to publish, frames per second.
 
-    python -m benchmarks.pipeline_rate [--frames 300] [--threads 2] [--backends eager,inductor] [--weights FILE]
+    python -m benchmarks.pipeline_rate [--frames 300] [--threads 2] [--backends eager,openvino] [--weights FILE]
         [--sizes 256x320,256x256]
 
 The file is encoded here from the synthetic scenes; prompts are one class with 17 keypoints. The rate counts from the
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--backends", default="eager")
+    parser.add_argument("--backends", default="eager,openvino")
     parser.add_argument("--weights", default="")
     parser.add_argument("--sizes", default="", help="heights x widths of the network's input; nothing: the model's own")
     options = parser.parse_args()

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 
 from engines import parity
-from engines.backends import Backend, inductor
+from engines.backends import Backend, openvino
 from engines.backends.eager import EagerBackend
 from engines.engine_cache import CachedEngine, EngineCache, EngineKey
 from engines.errors import BackendError
 from engines.export import EngineShape, export
 from engines.fingerprint import driver_version, sources_sha256
 from engines.kernels import nvrtc
+from engines.onnx_export import export_onnx
 from engines.prompts import PromptTensors
 from engines.xpose import XPose
 
-COMPILED = ("tensorrt", "inductor")
+COMPILED = ("tensorrt", "openvino")
 """Backends that need a built engine, the fastest first."""
 
 
@@ -31,7 +32,7 @@ class BuildRequest:
     """What to build.
 
     Attributes:
-        backend: "tensorrt" or "inductor".
+        backend: "tensorrt" or "openvino".
         name: of the network: "nano", "swin-t" or "swin-l".
         shape: fixed sizes.
         precision: "fp32", "fp16" or "bf16".
@@ -54,7 +55,7 @@ class BuildRequest:
             **dataclasses.asdict(self.shape),
             precision=self.precision,
             sources=sources_sha256(),
-            toolchain=toolchain(self.backend, self.device),
+            toolchain=toolchain(self.backend, self.device, self.precision),
         )
 
 
@@ -67,7 +68,7 @@ def network_sha256(model: XPose) -> str:
     return digest.hexdigest()
 
 
-def toolchain(backend: str, device: torch.device) -> dict[str, str]:
+def toolchain(backend: str, device: torch.device, precision: str) -> dict[str, str]:
     """Return the versions and the machine's traits that an engine depends on.
 
     Raises:
@@ -75,15 +76,11 @@ def toolchain(backend: str, device: torch.device) -> dict[str, str]:
     """
     if backend not in COMPILED:
         raise BackendError(f"engines are built for {' or '.join(COMPILED)}, not for {backend!r}")
-    if backend == "tensorrt":
-        from engines.backends.tensorrt import toolchain as tensorrt_toolchain
+    if backend == "openvino":
+        return openvino.toolchain(device, precision)
+    from engines.backends.tensorrt import toolchain as tensorrt_toolchain
 
-        versions = tensorrt_toolchain(device)
-    else:
-        versions = inductor.toolchain(device)
-    if device.type == "cuda":
-        versions |= {"nvrtc": nvrtc.version(), "driver": driver_version()}
-    return versions
+    return {**tensorrt_toolchain(device), "nvrtc": nvrtc.version(), "driver": driver_version()}
 
 
 def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Backend:
@@ -92,8 +89,8 @@ def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Ba
     Args:
         model: the float32 network, which encodes the prompts.
     """
-    if request.backend == "inductor":
-        return inductor.InductorBackend(cached.path, model, request.shape, request.device)
+    if request.backend == "openvino":
+        return openvino.OpenVinoBackend(cached.path, model, request.shape)
     from engines.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(cached.path, model, request.shape, request.device)
@@ -120,24 +117,23 @@ def build_engine(
 
     def compile_to(path: Path) -> dict[str, Any]:
         started = time.monotonic()
-        progress("tracing the network")
-        part = request.backend == "inductor" and inductor.takes_part_of_capacity(request.device)
-        traced = copy.deepcopy(model).to(request.device)
-        program = export(traced, request.shape, request.precision, part_of_capacity=part)
-        progress(f"compiling with {request.backend}")
-        _compile(request, program, path)
+        if request.backend == "openvino":
+            progress("exporting the network")  # OpenVINO compiles what it opens
+            path.write_bytes(export_onnx(copy.deepcopy(model).eval().requires_grad_(False), request.shape.input_hw))
+        else:
+            progress("tracing the network")
+            program = export(copy.deepcopy(model).to(request.device), request.shape, request.precision)
+            progress(f"compiling with {request.backend}")
+            _compile(request, program, path)
         seconds = time.monotonic() - started
         progress("comparing with PyTorch")
         figures = _pass_parity(model, prompts, request, CachedEngine(path, {}))
         return {"build_s": round(seconds, 1), **figures}
 
-    return cache.build(key, f"engine.{'plan' if request.backend == 'tensorrt' else 'pt2'}", compile_to)
+    return cache.build(key, f"engine.{'plan' if request.backend == 'tensorrt' else 'onnx'}", compile_to)
 
 
 def _compile(request: BuildRequest, program: torch.export.ExportedProgram, path: Path) -> None:
-    if request.backend == "inductor":
-        inductor.compile_program(program, path)
-        return
     from engines.tensorrt_build import compile_program
 
     compile_program(program, path, request.device)

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from engines.backends import Backend, PendingPoses
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
-from engines.backends.side_by_side import runs_side_by_side
 from engines.build import BuildRequest, build_engine
 from engines.checkpoint import RANDOM, load_weights, trained_categories
 from engines.clip import Clip
@@ -59,13 +58,14 @@ class EngineConfig:
     Attributes:
         model: "nano", "swin-t" or "swin-l".
         weights: a file; "" takes the model's own; "random" runs without any, and its poses mean nothing.
-        backend: "auto" takes the first of "tensorrt", "inductor" (both need `build-engine`) and "eager" that can run.
+        backend: "auto" takes the first of "tensorrt" (needs `build-engine`), "openvino" (built on first use where the
+            input is small, else by `build-engine`) and "eager" that can run.
         device: "auto" (a GPU where there is one), "cpu", "cuda", or "cuda:1" and so on for one of several GPUs.
         precision: "fp32", "bf16" or "fp16": of the parts that stand it (`engines.precision`).
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
-        batch: images to take at a time; on a CPU, of small inputs, at least as many as there are threads.
+        batch: images per call of the network; OpenVINO runs them one by one, side by side.
         score_threshold: detections above this score are kept, and can start a track. None: the model's own.
         doubtful_score: in videos, detections above this score continue a track. None: the model's own.
         nms_iou: detections that overlap a better one by more than this IoU are dropped. Lower it if you see duplicates.
@@ -75,7 +75,7 @@ class EngineConfig:
 
     model: str = "nano"
     weights: str = ""
-    backend: Literal["auto", "tensorrt", "inductor", "eager"] = "auto"
+    backend: Literal["auto", "tensorrt", "openvino", "eager"] = "auto"
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resize: Literal["letterbox", "official"] = "letterbox"
@@ -226,11 +226,11 @@ class Engine:
 
 
 def _in_passing_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call `function` in a thread that ends with it, and with that thread the workers it gave PyTorch.
+    """Run in a short-lived thread so that its OpenMP workers are freed with it.
 
-    PyTorch's OpenMP workers belong to the thread that first needed them and live as long. While there are more of them
-    than cores, GNU's OpenMP lets all of them sleep between two operators, and waking them takes about as long as the
-    operators of a small network: the thread that loaded the weights must not outlive that.
+    OpenMP workers belong to the thread that first needed them and live as long. While a process has more of them than
+    cores, GNU's OpenMP puts all of them to sleep between two operators, and waking them takes about as long as the
+    operators of a small network.
     """
     with ThreadPoolExecutor(1) as passing:
         return passing.submit(function, *args, **kwargs).result()
@@ -238,7 +238,7 @@ def _in_passing_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.
 
 def _load(config: EngineConfig) -> tuple[VisualWeights, PromptEncoder, str, Backend]:
     model, clip = load_weights(config.model, config.weights)
-    return visual_weights_trained(model), _prompt_encoder(model, clip), *_open_backend(config, model)
+    return visual_weights_trained(model), _prompt_encoder(model, clip), *_open_backend(config, model, clip)
 
 
 def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: None) -> CachedEngine:
@@ -253,11 +253,17 @@ def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: N
     """
     backend = config.backend
     if backend == "auto":
-        backend = "tensorrt" if torch.cuda.is_available() else "inductor"
+        backend = "tensorrt" if torch.cuda.is_available() else "openvino"
     model, clip = load_weights(config.model, config.weights)
     request = request_of(dataclasses.replace(config, backend=backend), model)
     if request is None or backend == "eager":
-        raise BackendError("nothing to build: only tensorrt and inductor with a fixed input size are compiled")
+        raise BackendError("nothing to build: only tensorrt and openvino with a fixed input size are compiled")
+    return _build(config, model, clip, request, progress)
+
+
+def _build(
+    config: EngineConfig, model: XPose, clip: Clip, request: BuildRequest, progress: Callable[[str], None]
+) -> CachedEngine:
     encoder = _prompt_encoder(model, clip)
     prompts = encoder.encode([_parity_prompt(config.max_keypoints)], config.max_classes, config.max_keypoints)
     return build_engine(model, prompts, request, EngineCache(), progress)
@@ -314,7 +320,7 @@ def request_of(config: EngineConfig, model: XPose) -> BuildRequest | None:
     if config.resize == "official":
         return None
     device, input_hw = device_of(config), config.size or model.config.input_hw
-    batch = 1 if runs_side_by_side(device, input_hw) else config.batch
+    batch = config.batch if device.type == "cuda" else 1
     shape = EngineShape(input_hw, batch, config.max_classes, config.max_keypoints)
     return BuildRequest(config.backend, config.model, shape, config.precision, device)
 
@@ -339,11 +345,16 @@ def device_of(config: EngineConfig) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _open_backend(config: EngineConfig, model: XPose) -> tuple[str, Backend]:
+def _open_backend(config: EngineConfig, model: XPose, clip: Clip) -> tuple[str, Backend]:
     request = request_of(config, model)
     input_hw = None if request is None else request.shape.input_hw
 
     def eager() -> Backend:
         return EagerBackend(model, input_hw, config.batch, config.precision, device_of(config))
 
-    return open_backend(config.backend, model, request, EngineCache(), eager)
+    def build_missing(wanted: BuildRequest) -> CachedEngine:
+        return _build(config, model, clip, wanted, lambda step: None)
+
+    # Random weights cannot pass the comparison with PyTorch: their scores are all but equal.
+    build = None if config.weights == RANDOM else build_missing
+    return open_backend(config.backend, model, request, EngineCache(), eager, build)

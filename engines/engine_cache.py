@@ -34,7 +34,7 @@ class EngineKey:
     """Everything that a compiled engine depends on; two engines are interchangeable only if all of it is equal.
 
     Attributes:
-        backend: "tensorrt" or "inductor".
+        backend: "tensorrt" or "openvino".
         model: name of the network ("nano", "swin-t", "swin-l"), for the rebuild command.
         weights_sha256: SHA-256 over the names, dtypes, shapes and bytes of the network's tensors.
         network: the network's configuration, as plain JSON values.

@@ -1,25 +1,22 @@
 """The network as one exported program: the interchange from which every engine is compiled.
 
-The program has a fixed input size, batch and prompt capacity, of which it may take a part. Prompts are inputs, never
-baked in, so that they can be swapped between two frames; what depends on prompts alone is computed once, outside the
-program.
+The program has a fixed input size, batch and prompt capacity. Prompts are inputs, never baked in, so that they can be
+swapped between two frames. What depends on prompts alone is computed once, outside the program.
 
 Shape suffixes: B batch, H height, W width, C classes and K keypoints of the capacity, D channels, G groups.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from engines.precision import place
 from engines.prompts import PromptTensors
 from engines.xpose import XPose
 from engines.xpose.model import Prompts
-
-LEAST_PROMPTS = 2  # classes, and keypoints, of a program that takes a part: tracing takes 1 of a thing for always 1
 
 
 @dataclass(frozen=True)
@@ -109,31 +106,14 @@ def example_inputs(model: XPose, shape: EngineShape) -> DetectorInputs:
     return DetectorInputs(*(tensor.clone() for tensor in detector_inputs(model, pixels_B3HW, prompts)))
 
 
-def export(model: XPose, shape: EngineShape, precision: str, *, part_of_capacity: bool = False) -> ExportedProgram:
+def export(model: XPose, shape: EngineShape, precision: str) -> ExportedProgram:
     """Trace the network at fixed sizes.
 
     Args:
         model: its parameters are placed for `precision` (`engines.precision`), in place.
         precision: "fp32", "fp16" or "bf16".
-        part_of_capacity: the program takes any number of classes and of keypoints from `LEAST_PROMPTS` to the capacity.
     """
     model = place(model, precision).eval().requires_grad_(False)
     inputs = tuple(example_inputs(model, shape))
     with torch.no_grad():
-        if not part_of_capacity:
-            return torch.export.export(Detector(model), inputs)
-        return torch.export.export(
-            Detector(model),
-            inputs,
-            dynamic_shapes=_parts_of(shape),
-            prefer_deferred_runtime_asserts_over_guards=True,  # the tracer cannot prove min(D, D + D * K) = D
-        )
-
-
-def _parts_of(shape: EngineShape) -> tuple[dict[int, Any] | None, ...]:
-    """Which dimensions of `DetectorInputs` vary, for the tracer."""
-    classes, keypoints = (
-        Dim(name, min=LEAST_PROMPTS, max=most) if most > LEAST_PROMPTS else Dim.STATIC
-        for name, most in (("classes", shape.max_classes), ("keypoints", shape.max_keypoints))
-    )
-    return None, {0: classes}, {0: classes}, *[{0: classes, 1: keypoints}] * 3
+        return torch.export.export(Detector(model), inputs)

@@ -12,7 +12,7 @@ import torch
 PACKAGE = Path(__file__).resolve().parent
 PARTS = {
     "network": ("xpose/*.py",),
-    "export": ("export.py", "build.py", "tensorrt_build.py", "fingerprint.py", "backends/*"),
+    "export": ("export.py", "onnx_export.py", "build.py", "tensorrt_build.py", "fingerprint.py", "backends/*"),
     "precision": ("precision.py",),
     "preprocessing": ("preprocess.py",),
     "prompts": ("prompts.py", "clip.py", "coco.py", "skeletons.py", "visual_prompts.py"),

@@ -87,7 +87,7 @@ def export_onnx(model: XPose, input_hw: tuple[int, int], batch: int = 1) -> byte
         torch.onnx.export(
             _OnnxDetector(model).eval(),
             tuple(inputs),
-            file,
+            file,  # type: ignore[arg-type]  # this exporter also takes an open file
             dynamo=False,
             opset_version=OPSET,
             input_names=list(OnnxInputs._fields),
@@ -127,7 +127,7 @@ def write_onnx(
             written.append(path.with_suffix(".prompts.npz"))
             encoded = onnx_inputs(model, torch.empty(0), tensors)
             arrays = {name: np.ascontiguousarray(getattr(encoded, name).numpy()) for name in OnnxInputs._fields[1:]}
-            np.savez(written[2], **arrays)
+            np.savez(written[2], allow_pickle=False, **arrays)
             description["prompts"] = {
                 "file": written[2].name,
                 "classes": [{"name": item.name, "keypoints": item.skeleton.keypoints} for item in classes],

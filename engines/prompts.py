@@ -64,10 +64,10 @@ class PromptTensors:
     keypoint_valid_CK: Tensor
 
 
-def without_spare(prompts: PromptTensors, least: int = 1) -> PromptTensors:
-    """Return the prompts without unused capacity, at least `least` classes and keypoints. No result changes."""
-    classes = max(least, int(prompts.object_valid_C.sum()))
-    keypoints = max(least, int(prompts.keypoint_valid_CK.sum(dim=1).max()))
+def without_spare(prompts: PromptTensors) -> PromptTensors:
+    """Return the prompts without unused capacity. No result changes."""
+    classes = int(prompts.object_valid_C.sum())
+    keypoints = int(prompts.keypoint_valid_CK.sum(dim=1).max())
     return PromptTensors(
         objects_C512=prompts.objects_C512[:classes],
         object_valid_C=prompts.object_valid_C[:classes],

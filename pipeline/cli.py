@@ -87,7 +87,7 @@ def run(
     ] = "example",
     model: Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights file; random to run without any.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto (default), tensorrt, inductor or eager.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto (default), tensorrt, openvino or eager.")] = None,
     config: Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
@@ -164,9 +164,9 @@ def fetch_weights(
 def build_engine(
     model: Annotated[str, typer.Option(help="nano, swin-t or swin-l.")] = "nano",
     weights: Annotated[str, typer.Option(help="Weights file; by default the model's own.")] = "",
-    backend: Annotated[str, typer.Option(help="tensorrt, inductor, or auto: TensorRT where a GPU is.")] = "auto",
+    backend: Annotated[str, typer.Option(help="tensorrt, openvino, or auto: TensorRT where a GPU is.")] = "auto",
     size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per inference; of a small input on a CPU always one.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per inference; on a CPU always one.")] = 1,
     classes: Annotated[int, typer.Option(min=1, help="Capacity for prompted classes.")] = 8,
     keypoints: Annotated[int, typer.Option(min=1, help="Capacity for keypoints per class.")] = 68,
     precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp32",

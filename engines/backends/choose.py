@@ -1,12 +1,13 @@
-"""Open the backend that was asked for, or the first of tensorrt, inductor and eager that this machine has."""
+"""Open the backend that was asked for, or the first of tensorrt, openvino and eager that this machine has."""
 
 import dataclasses
 import logging
 from collections.abc import Callable
 
 from engines.backends import Backend
+from engines.backends.openvino import runs_side_by_side
 from engines.build import COMPILED, BuildRequest, open_engine
-from engines.engine_cache import EngineCache
+from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, EngineCacheError
 from engines.xpose import XPose
 
@@ -16,7 +17,12 @@ BACKENDS = ("auto", *COMPILED, "eager")
 
 
 def open_backend(
-    name: str, model: XPose, request: BuildRequest | None, cache: EngineCache, eager: Callable[[], Backend]
+    name: str,
+    model: XPose,
+    request: BuildRequest | None,
+    cache: EngineCache,
+    eager: Callable[[], Backend],
+    build: Callable[[BuildRequest], CachedEngine] | None = None,
 ) -> tuple[str, Backend]:
     """Return the backend `name` and what it is called; "auto" says in the log which one it takes and why.
 
@@ -28,7 +34,9 @@ def open_backend(
         model: the network in float32, as loaded.
         request: the engine of this configuration, whatever its backend; None where the input size follows each image,
             which a compiled engine cannot.
+        cache: where built engines are.
         eager: makes the backend that needs nothing built.
+        build: builds an engine that is missing and takes seconds only; None: nothing is built.
     Raises:
         BackendError: the one that was asked for cannot run here.
         EngineCacheError: its engine is not built, or is refused.
@@ -38,26 +46,44 @@ def open_backend(
     if name == "eager":
         return name, eager()
     if name in COMPILED:
-        return name, _open_compiled(name, model, request, cache)
+        return name, _open_compiled(name, model, request, cache, build)
     reasons = []
     for compiled in COMPILED:
         try:
-            backend = _open_compiled(compiled, model, request, cache)
+            backend = _open_compiled(compiled, model, request, cache, build)
         except BackendError as error:
             reasons.append(f"{compiled}: {str(error).partition(';')[0]}")
-            continue
         except EngineCacheError as error:
             _log.warning("backend %s is not used: %s", compiled, error)
             reasons.append(f"{compiled}: no engine")
-            continue
-        _log.info("backend %s%s", compiled, f" ({'; '.join(reasons)})" if reasons else "")
-        return compiled, backend
+        else:
+            _log.info("backend %s%s", compiled, f" ({'; '.join(reasons)})" if reasons else "")
+            return compiled, backend
     _log.info("backend eager (%s)", "; ".join(reasons))
     return "eager", eager()
 
 
-def _open_compiled(name: str, model: XPose, request: BuildRequest | None, cache: EngineCache) -> Backend:
+def _open_compiled(
+    name: str,
+    model: XPose,
+    request: BuildRequest | None,
+    cache: EngineCache,
+    build: Callable[[BuildRequest], CachedEngine] | None,
+) -> Backend:
     if request is None:
         raise BackendError("a compiled engine has a fixed input size; take --resize letterbox")
     wanted = dataclasses.replace(request, backend=name)
-    return open_engine(wanted, cache.load(wanted.key(model)), model)
+    key = wanted.key(model)
+    try:
+        cached = cache.load(key)
+    except EngineCacheError:
+        if build is None or not _builds_in_seconds(wanted):
+            raise
+        _log.info("building the engine of %s for this processor, which is done once", wanted.name)
+        cached = build(wanted)
+    return open_engine(wanted, cached, model)
+
+
+def _builds_in_seconds(request: BuildRequest) -> bool:
+    """Whether an engine is built on first use; others need the command `build-engine`."""
+    return request.backend == "openvino" and runs_side_by_side(request.shape.input_hw)

@@ -1,4 +1,4 @@
-"""What every compiled backend does around its engine: placing images, encoding prompts, naming results.
+"""What every compiled backend does around its engine: encode prompts and name results.
 
 Shape suffixes as in `engines.export`.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engines.backends import RawPoses
 from engines.errors import BackendError
-from engines.export import LEAST_PROMPTS, DetectorInputs, detector_inputs
+from engines.export import DetectorInputs, detector_inputs
 from engines.preprocess import Placement
 from engines.prompts import PromptTensors, without_spare
 from engines.xpose import XPose
@@ -20,13 +20,13 @@ class EncodedPrompts:
     """Encodes prompts with the float32 network, which a compiled engine leaves outside.
 
     Args:
-        part_of_capacity: the engine takes fewer prompts than its capacity, so none are spent on nothing.
+        keep_spare: False for an engine that takes any number of prompts: spare capacity is then cut off.
     """
 
-    def __init__(self, model: XPose, max_classes: int, max_keypoints: int, *, part_of_capacity: bool = False) -> None:
+    def __init__(self, model: XPose, max_classes: int, max_keypoints: int, *, keep_spare: bool = True) -> None:
         self._model = model
         self._capacity = (max_classes, max_keypoints)
-        self._part_of_capacity = part_of_capacity
+        self._keep_spare = keep_spare
         self._inputs: DetectorInputs | None = None
 
     def set(self, prompts: PromptTensors) -> DetectorInputs:
@@ -38,8 +38,8 @@ class EncodedPrompts:
         got = tuple(prompts.keypoints_CK512.shape[:2])
         if got != self._capacity:
             raise BackendError(f"prompts for {got} (classes, keypoints), but the engine was built for {self._capacity}")
-        if self._part_of_capacity:
-            prompts = without_spare(prompts, LEAST_PROMPTS)
+        if not self._keep_spare:
+            prompts = without_spare(prompts)
         inputs = detector_inputs(self._model, torch.empty(0), prompts)
         self._inputs = DetectorInputs(*(tensor.contiguous() for tensor in inputs))  # engines read memory as traced
         return self._inputs

@@ -1,4 +1,7 @@
-"""The network as plain PyTorch: every size, every device, nothing to build. The reference for the compiled backends."""
+"""The network as plain PyTorch: every size, every device, nothing to build.
+
+The compiled backends are compared with it.
+"""
 
 from collections.abc import Sequence
 
@@ -6,20 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.backends import FinishedPoses, RawPoses
-from engines.backends.side_by_side import SideBySide, runs_side_by_side
+from engines.backends import FinishedPoses
+from engines.backends.compiled import raw_poses
 from engines.errors import BackendError
 from engines.precision import place
 from engines.preprocess import letterbox_batch, official_batch
 from engines.prompts import PromptTensors, without_spare
-from engines.xpose import XPose, XPoseOutput
+from engines.xpose import XPose
 from engines.xpose.model import Prompts
 
 
 class EagerBackend:
     """Runs an XPose; `input_hw` None means the official resize, which follows each image.
 
-    The images of a call are one batch, or run side by side on a CPU where the input is small.
+    The images of a call are one batch. The work is done inside `submit`.
     """
 
     def __init__(
@@ -27,15 +30,14 @@ class EagerBackend:
     ) -> None:
         self.input_hw = input_hw
         self._device = device
-        self._side_by_side = SideBySide() if runs_side_by_side(device, input_hw) else None
-        self.batch = batch if self._side_by_side is None else self._side_by_side.count
+        self.batch = batch
         self.in_flight = 1
         self._model = place(model, precision).eval().to(device)
         self._prompts: Prompts | None = None
 
     @torch.inference_mode()
     def set_prompts(self, prompts: PromptTensors) -> None:
-        """Project the prompts once; spare capacity is cut off, which changes no number."""
+        """Encode the prompts once, without spare capacity, which changes no number."""
         prompts = without_spare(prompts)
         self._prompts = self._model.encode_prompts(
             prompts.objects_C512[None].to(self._device),
@@ -44,35 +46,20 @@ class EagerBackend:
             prompts.keypoint_valid_CK[None].to(self._device),
         )
 
+    @torch.inference_mode()
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> FinishedPoses:
         """Run images of any sizes."""
-        return FinishedPoses(
-            self._run(images) if self._side_by_side is None else self._side_by_side.map(self._run, images)
-        )
-
-    @torch.inference_mode()
-    def _run(self, images: Sequence[NDArray[np.uint8]]) -> list[RawPoses]:
         if self._prompts is None:
             raise BackendError("no prompts are set: call set_prompts first")
         batch = official_batch(images) if self.input_hw is None else letterbox_batch(images, self.input_hw)
         padding_BHW = None if batch.padding_BHW is None else batch.padding_BHW.to(self._device)
         output = self._model.detect(batch.pixels_B3HW(self._device), _repeat(self._prompts, len(images)), padding_BHW)
-        output = XPoseOutput(*(tensor.cpu() for tensor in output))
-        return [
-            RawPoses(
-                logits_GC=output.logits_BGC[row].float().numpy(),
-                class_G=output.class_BG[row].numpy(),
-                boxes_G4=placement.boxes_to_image(output.boxes_BG4[row].float().numpy()),
-                keypoints_GK2=placement.points_to_image(output.keypoints_BGK2[row].float().numpy()),
-            )
-            for row, placement in enumerate(batch.placements)
-        ]
+        results = (output.boxes_BG4, output.logits_BGC, output.class_BG, output.keypoints_BGK2)
+        return FinishedPoses(raw_poses([result.cpu() for result in results], batch.placements))
 
     def close(self) -> None:
-        """Stop; a later `infer` is an error."""
+        """Stop; a later `submit` is an error."""
         self._prompts = None
-        if self._side_by_side is not None:
-            self._side_by_side.close()
 
 
 def _repeat(prompts: Prompts, count: int) -> Prompts:

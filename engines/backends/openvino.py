@@ -54,14 +54,16 @@ def import_openvino() -> ModuleType:
         ) from error
 
 
-def toolchain(device: torch.device) -> dict[str, str]:
+def toolchain(device: torch.device, precision: str) -> dict[str, str]:
     """What an engine depends on besides the network.
 
     Raises:
-        BackendError: OpenVINO is not installed, or the device is not a CPU.
+        BackendError: OpenVINO is not installed, the device is not a CPU, or the precision is not fp32.
     """
     if device.type != "cpu":
         raise BackendError(f"OpenVINO runs on CPUs, but the device is {device}; take tensorrt or eager there")
+    if precision != "fp32":
+        raise BackendError(f"engines of OpenVINO compute in fp32, not in {precision}; take fp32, or --backend eager")
     return {"openvino": str(import_openvino().__version__), "torch": torch.__version__}
 
 
@@ -92,8 +94,9 @@ class OpenVinoBackend:
             side_by_side = self.in_flight > 1
             self._together = _Requests(path, streams=threads, threads=threads) if side_by_side else self._alone
         except RuntimeError as error:  # OpenVINO has no exception of its own
-            raise BackendError(f"OpenVINO does not accept {path}: {error}; take --backend eager") from error
-        self._prompts = EncodedPrompts(model, shape.max_classes, shape.max_keypoints, spare=False)
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise BackendError(f"OpenVINO does not accept {path}: {reason}; take --backend eager") from error
+        self._prompts = EncodedPrompts(model, shape.max_classes, shape.max_keypoints, keep_spare=False)
         self._workers = ThreadPoolExecutor(self.in_flight, "openvino")
         self._calls: list[Future[list[RawPoses]]] = []
 

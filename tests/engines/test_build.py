@@ -1,8 +1,10 @@
-"""Engines are compiled from one exported program, and kept only if they agree with PyTorch."""
+"""Compiled engines are kept only if they agree with PyTorch."""
 
 import copy
 import dataclasses
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from engines import build, parity
-from engines.backends import Backend, FinishedPoses, inductor
+from engines.backends import Backend, FinishedPoses
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
+from engines.backends.openvino import OpenVinoBackend, runs_side_by_side
 from engines.build import BuildRequest, build_engine
-from engines.engine_cache import EngineCache
-from engines.errors import BackendError, EngineCacheError
+from engines.engine_cache import CachedEngine, EngineCache
+from engines.errors import BackendError, EngineCacheError, InputError
 from engines.export import Detector, EngineShape, detector_inputs, export
+from engines.onnx_export import export_onnx
 from engines.prompts import PromptTensors
 from engines.xpose import XPose, XPoseConfig
 
@@ -52,7 +56,7 @@ def prompts(seed: int = 0, keypoints: tuple[int, ...] = (2, 3)) -> PromptTensors
     )
 
 
-def request_for(backend: str = "inductor", precision: str = "fp32") -> BuildRequest:
+def request_for(backend: str = "openvino", precision: str = "fp32") -> BuildRequest:
     return BuildRequest(backend, "nano", SHAPE, precision, CPU)
 
 
@@ -88,7 +92,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
     def opened(request: BuildRequest, cached: object, model: XPose) -> ShiftedBackend:
         return ShiftedBackend(EagerBackend(model, request.shape.input_hw, 1, "fp32", CPU), shift)
 
-    monkeypatch.setattr(inductor, "compile_program", lambda program, path: path.write_bytes(b"compiled"))
+    monkeypatch.setattr(build, "export_onnx", lambda model, input_hw: b"compiled")
     monkeypatch.setattr(build, "open_engine", opened)
 
 
@@ -105,58 +109,116 @@ def test_program_gives_the_network_s_numbers_and_takes_prompts_as_inputs(model: 
     assert not torch.allclose(boxes[0], boxes[1], atol=1e-3)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, inside its compiler
-def test_compiled_engine_passes_its_gate_and_runs(
-    model: XPose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole way through AOTInductor, from the network to detections, with a prompt swap and no rebuild.
-
-    On noise, since a network with random weights gives the cells of a smooth scene scores that are all but equal.
-    """
+@pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
+    """The gate's images: under random weights, the cells of a smooth scene would have scores that are all but equal."""
     rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 256, (*SHAPE.input_hw, 3), dtype=np.uint8) for _ in range(3)]
-    monkeypatch.setattr(parity, "bundled_images", lambda: noise)
+    images = [rng.integers(0, 256, (*SHAPE.input_hw, 3), dtype=np.uint8) for _ in range(3)]
+    monkeypatch.setattr(parity, "bundled_images", lambda: images)
+    return images
+
+
+def test_openvino_engine_passes_its_gate_and_follows_the_prompts(
+    model: XPose, tmp_path: Path, noise: list[NDArray[np.uint8]]
+) -> None:
+    """The whole way from the network to poses, with prompts of several sizes and no rebuild."""
     cache = EngineCache(tmp_path)
     steps: list[str] = []
     built = build_engine(model, prompts(), request_for(), cache, steps.append)
     assert built.manifest["figures"]["parity_groups"] >= 3
-    assert steps == ["tracing the network", "compiling with inductor", "comparing with PyTorch"]
+    assert steps == ["exporting the network", "comparing with PyTorch"]
     name, compiled = open_backend("auto", model, request_for(), cache, eager=pytest.fail)
-    assert name == "inductor"
+    assert name == "openvino"
     eager = EagerBackend(copy.deepcopy(model), SHAPE.input_hw, 1, "fp32", CPU)
     for seed, keypoints in enumerate([(2, 3), (1,), (4, 1, 2)], start=5):
-        figures = parity.measure(eager, compiled, prompts(seed, keypoints), parity.bundled_images())
+        figures = parity.measure(eager, compiled, prompts(seed, keypoints), noise)
         parity.check(figures, "fp32")
-    check_side_by_side(compiled, noise)
     compiled.close()
 
 
-def check_side_by_side(compiled: Backend, images: list[NDArray[np.uint8]]) -> None:
-    """Images that run at a time, a thread each, get what each gets alone on one thread."""
-    images = images[: compiled.batch]
-    together = compiled.submit(images).result()
+@pytest.mark.timeout(120)
+def test_images_side_by_side_keep_their_own_results_and_prompts(
+    model: XPose, tmp_path: Path, noise: list[NDArray[np.uint8]]
+) -> None:
+    path = tmp_path / "engine.onnx"
+    path.write_bytes(export_onnx(copy.deepcopy(model).requires_grad_(False), SHAPE.input_hw))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     try:
-        alone = [poses for image in images for poses in compiled.submit([image]).result()]
+        compiled = OpenVinoBackend(path, model, SHAPE)
     finally:
         torch.set_num_threads(threads)
-    for got, expected in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(got.class_G, expected.class_G)
-        np.testing.assert_array_equal(got.keypoints_GK2, expected.keypoints_GK2)
+    assert (compiled.batch, compiled.in_flight) == (1, 2)
+    alone = {}
+    for seed in (1, 2):
+        compiled.set_prompts(prompts(seed))
+        alone[seed] = [compiled.submit([image]).result()[0].keypoints_GK2 for image in noise]
+    in_flight = []
+    for seed, index in [(1, 0), (2, 1), (1, 2), (2, 0), (1, 1)] * 3:
+        compiled.set_prompts(prompts(seed))
+        in_flight.append((seed, index, compiled.submit([noise[index]])))
+    for seed, index, pending in reversed(in_flight):
+        np.testing.assert_allclose(pending.result()[0].keypoints_GK2, alone[seed][index], atol=1e-5)
+        assert pending.done()
+    with pytest.raises(InputError, match="needed is RGB"):
+        compiled.submit([np.zeros((4, 4), np.uint8)]).result()
+    compiled.close()
 
 
-@pytest.mark.parametrize(
-    ("compiler", "message"), [("no-such-compiler", "need a C\\+\\+ compiler"), ("false", "could not make")]
-)
-def test_a_package_without_a_working_compiler_is_an_error_that_names_the_way_out(
-    compiler: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_large_inputs_run_one_at_a_time_on_all_threads() -> None:
+    assert runs_side_by_side((512, 512))
+    assert not runs_side_by_side((513, 512))
+
+
+def test_openvino_is_refused_where_it_cannot_serve(
+    model: XPose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    inductor._package_class.cache_clear()
-    with pytest.raises(BackendError, match=rf"{message}.*--backend eager"):
-        inductor.load_package(Path("engine.pt2"))
+    broken = tmp_path / "engine.onnx"
+    broken.write_bytes(b"no network")
+    with pytest.raises(BackendError, match=r"does not accept .*--backend eager"):
+        OpenVinoBackend(broken, model, SHAPE)
+    with pytest.raises(BackendError, match="fp32, not in bf16"):
+        request_for(precision="bf16").key(model)
+    with pytest.raises(BackendError, match="runs on CPUs"):
+        dataclasses.replace(request_for(), device=torch.device("cuda")).key(model)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match="pip install openvino"):
+        request_for().key(model)
+
+
+def test_openvino_has_nothing_to_report_its_use_with() -> None:
+    """Its converters would; in a process of its own, since other tests may have imported it."""
+    script = """
+        import sys
+        from engines.backends.openvino import import_openvino
+        import_openvino().Core()
+        assert sys.modules["openvino_telemetry"] is None
+        from openvino.tools.ovc import telemetry_utils
+        assert telemetry_utils.tm.__name__.endswith("telemetry_stub")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+def test_a_small_engine_that_is_missing_is_built_on_first_use(
+    model: XPose, tmp_path: Path, noise: list[NDArray[np.uint8]], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = EngineCache(tmp_path)
+    builds = []
+
+    def build_missing(request: BuildRequest) -> CachedEngine:
+        builds.append(request.backend)
+        return build_engine(model, prompts(), request, cache)
+
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            name, compiled = open_backend("auto", model, request_for(), cache, pytest.fail, build_missing)
+        compiled.close()
+        assert name == "openvino"
+    assert builds == ["openvino"]
+    assert caplog.text.count("building the engine of nano for this processor, which is done once") == 1
+    large = dataclasses.replace(request_for(), shape=dataclasses.replace(SHAPE, input_hw=(544, 512)))
+    with pytest.raises(EngineCacheError, match=r"build-engine --backend openvino .*--size 544x512"):
+        open_backend("openvino", model, large, cache, pytest.fail, build_missing)
 
 
 def test_shifted_engine_fails_the_gate_and_leaves_no_plan(
@@ -184,13 +246,13 @@ def test_auto_falls_back_to_eager_and_says_why(model: XPose, tmp_path: Path, cap
     assert (name, backend) == ("eager", eager)
     assert "tensorrt: " in caplog.text
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
-    assert "no inductor engine for this configuration" in warning.getMessage()
-    assert "python run_pipeline.py build-engine --backend inductor --model nano" in warning.getMessage()
+    assert "no openvino engine for this configuration" in warning.getMessage()
+    assert "python run_pipeline.py build-engine --backend openvino --model nano" in warning.getMessage()
 
 
 def test_engine_that_was_asked_for_and_is_not_built_names_the_command(model: XPose, tmp_path: Path) -> None:
-    with pytest.raises(EngineCacheError, match="build-engine --backend inductor"):
-        open_backend("inductor", model, request_for(), EngineCache(tmp_path), eager=pytest.fail)
+    with pytest.raises(EngineCacheError, match="build-engine --backend openvino"):
+        open_backend("openvino", model, request_for(), EngineCache(tmp_path), eager=pytest.fail)
 
 
 def test_building_without_tensorrt_says_what_to_install(

@@ -23,7 +23,6 @@ from engines.errors import CheckpointError, InputError, PromptError
 from engines.prompts import PromptClass, PromptTensors, parse_prompt
 from engines.skeletons import Skeleton
 from engines.visual_prompts import Example
-from engines.xpose import XPose
 
 
 @pytest.fixture(autouse=True)
@@ -63,34 +62,6 @@ def test_images_of_different_sizes_run_in_one_call() -> None:
         assert np.isfinite(found.keypoints_NK2[~tables]).all()
     assert engine.infer([]) == []
     engine.close()
-
-
-def test_small_images_run_side_by_side_on_a_cpu_with_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[bool, int]] = []
-    detect = XPose.detect
-
-    def note(*inputs: object) -> object:
-        seen.append((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
-        return detect(*inputs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(XPose, "detect", note)
-    before = torch.get_num_threads()
-    try:
-        engine = random_engine(threads=2)
-        assert engine.batch == 2
-        engine.set_prompts(prompts_of("person"))
-        engine.infer(images_of((64, 96)))
-        engine.infer(images_of((64, 96), (64, 96)))
-        assert seen == [(True, 2), (False, 1), (False, 1)]
-        with pytest.raises(InputError, match="needed is RGB"):
-            engine.infer([*images_of((64, 96)), np.zeros((64, 96), np.uint8)])
-        assert torch.get_num_threads() == 2, "a failure left the threads as they were within the call"
-        assert random_engine(threads=2, batch=3).batch == 3
-        assert Engine(EngineConfig(weights="random", size=(544, 512), threads=2)).batch == 1, (
-            "large inputs need them all"
-        )
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_official_resize_follows_each_image_and_pads_with_a_mask() -> None:
@@ -166,7 +137,7 @@ class Echo:
 
 
 def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.engine._open_backend", lambda config, model: ("echo", Echo()))
+    monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo()))
     engine = random_engine()
     assert engine.in_flight == 2
     engine.set_prompts(prompts_of("person"))
@@ -182,7 +153,7 @@ def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeyp
 @pytest.mark.timeout(60)
 def test_prompts_set_by_other_threads_never_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Id, classes and tensors of a result belong together, whoever swaps them meanwhile."""
-    monkeypatch.setattr("engines.engine._open_backend", lambda config, model: ("echo", Echo()))
+    monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo()))
     engine = random_engine()
     choices = [prompts_of(name) for name in ("person", "table", "chair", "sofa")]
     given: dict[int, tuple[PromptClass, ...]] = {engine.set_prompts(choices[0]): choices[0]}
@@ -255,7 +226,7 @@ def test_a_closed_vocabulary_is_kept_with_the_weights(tmp_path: Path) -> None:
     save_weights(path, model, clip, categories={"person": "person", "dog": "animal_in_AP10K"})
     assert trained_categories("nano", str(path)) == {"person": "person", "dog": "animal_in_AP10K"}
     assert trained_categories("nano", "random") is None
-    engine = Engine(EngineConfig(weights=str(path), size=(64, 96)))
+    engine = Engine(EngineConfig(weights=str(path), size=(64, 96), backend="eager"))
     engine.set_prompts(prompts_of("Dog"))
     with pytest.raises(PromptError, match="not trained on 'cat'; its classes are person, dog"):
         engine.set_prompts(prompts_of("cat"))
