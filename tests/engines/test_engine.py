@@ -18,8 +18,8 @@ from engines.backends import FinishedPoses, RawPoses
 from engines.backends.eager import EagerBackend
 from engines.checkpoint import load_weights, save_weights, trained_categories
 from engines.detections import Detections
-from engines.engine import Engine, EngineConfig
-from engines.errors import CheckpointError, InputError, PromptError
+from engines.engine import Engine, EngineConfig, device_of
+from engines.errors import BackendError, CheckpointError, InputError, PromptError
 from engines.prompts import PromptClass, PromptTensors, parse_prompt
 from engines.skeletons import Skeleton
 from engines.visual_prompts import Example
@@ -191,7 +191,7 @@ def test_neither_loading_nor_prompts_leave_threads_behind() -> None:
         import os
         import time
         import torch
-        from engines.engine import Engine, EngineConfig
+        from engines.engine import Engine, EngineConfig, device_of
         from engines.prompts import parse_prompt
         torch.set_num_threads(2)
         before = len(os.listdir("/proc/self/task"))
@@ -254,10 +254,23 @@ def test_half_precision_answers_in_float32() -> None:
     assert np.isfinite(found.keypoints_NK2).all()
 
 
+def test_a_gpu_may_be_named_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    expected = {"cpu": torch.device("cpu"), "cuda:0": torch.device("cuda", 0)}
+    expected |= dict.fromkeys(("auto", "cuda", "cuda:1"), torch.device("cuda", 1))
+    for name, device in expected.items():
+        assert device_of(EngineConfig(device=name)) == device
+    with pytest.raises(BackendError, match="device is cuda:2, but PyTorch sees 2 GPUs here, cuda:0 to cuda:1"):
+        device_of(EngineConfig(device="cuda:2"))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"batch": 0}, "batch is 0, allowed is 1"),
+        ({"device": "tpu"}, "allowed are auto, cpu, cuda"),
         ({"max_keypoints": 69}, "68 slots"),
         ({"score_threshold": 1.5}, "score_threshold is 1.5"),
         ({"nms_iou": -0.1}, "nms_iou"),

@@ -71,7 +71,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_offline(module: str, *arguments: str, timeout_s: float = 240.0) -> Any:
+def run_offline(module: str, *arguments: str, timeout_s: float = 1500.0) -> Any:
     """Run `python -m module arguments…` with TensorRT in place and return what it handed to `report`."""
     finished = subprocess.run(
         [sys.executable, "-m", module, *arguments],

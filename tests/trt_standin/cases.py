@@ -19,12 +19,16 @@ class Case:
 
 
 def random_case(seed: int) -> Case:
-    """Draw sizes that our kernels take: 16, 32 or 64 channels in a head, and 32 groups of channels in the neck."""
+    """Draw sizes that our kernels take: 16, 32 or 64 channels in a head, and 32 groups of channels in the neck.
+
+    Every third network is convolutional.
+    """
     draw = random.Random(seed)
     stages = draw.choice((2, 3))
     heads, depth = draw.choice(((1, 32), (2, 16), (2, 32), (4, 16), (1, 64)))
     first = draw.choice((8, 16))
     config = XPoseConfig(
+        backbone="efficientnet_lite0" if seed % 3 == 0 else "swin",
         embed_dim=first,
         depths=tuple(draw.choice((1, 2)) for _ in range(stages)),
         num_heads=tuple(draw.choice((1, 2)) for _ in range(stages)),
@@ -48,6 +52,32 @@ def random_case(seed: int) -> Case:
     size = (draw.randrange(64, 130), draw.randrange(64, 130))
     shape = EngineShape(size, draw.choice((1, 2)), draw.choice((1, 3)), draw.choice((1, 4, 5)))
     return Case(config, shape)
+
+
+def smallest_case() -> Case:
+    """A network with one of each of its parts, which converts fast."""
+    config = XPoseConfig(
+        embed_dim=8,
+        depths=(1,),
+        num_heads=(1,),
+        window=4,
+        level_stages=(0,),
+        hidden_dim=32,
+        heads=1,
+        points=2,
+        encoder_layers=1,
+        decoder_layers=2,
+        box_layers=1,
+        queries=8,
+        groups=3,
+        feedforward=32,
+        text_feedforward=32,
+        text_heads=1,
+        fusion_dim=32,
+        fusion_heads=1,
+        visual_width=32,
+    )
+    return Case(config, EngineShape((64, 96), 1, 2, 4))
 
 
 def random_network(config: XPoseConfig, seed: int) -> XPose:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.trt_standin import run_offline
 
+pytestmark = pytest.mark.timeout(1800)  # conversions take a minute, on a busy machine many
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 from engines.kernels import cuda
 from tests.trt_standin import REPOSITORY, run_offline
 
+pytestmark = pytest.mark.timeout(1800)  # conversions take a minute, on a busy machine many
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:

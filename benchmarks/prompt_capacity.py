@@ -1,0 +1,79 @@
+"""What an engine's prompt capacity costs: floating-point operations of one image, for a person.
+
+    python -m benchmarks.prompt_capacity [--record]
+
+A compiled engine computes its whole capacity, whatever the prompts. `build-engine --classes 1 --keypoints 17` builds
+the engine that a person needs; the default capacity is 8 classes and 68 keypoints. Operations are counted by PyTorch's
+`FlopCounterMode` on tensors without contents; a multiplication and an addition are two.
+"""
+
+import argparse
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from benchmarks._record import record
+from engines.checkpoint import MODELS
+from engines.export import Detector, DetectorInputs, EngineShape
+from engines.kernels import cpu
+from engines.xpose import XPose
+
+CAPACITIES = ((8, 68), (8, 33), (8, 17), (1, 17))
+SIZES = {"nano": None, "swin-t": (800, 1344)}
+
+
+@register_flop_formula(torch.ops.xpose.ms_deform_attn)
+def _deform_attn_flops(value: Any, reference: Any, offsets: Any, logits: Any, sizes: str, *_: Any, **__: Any) -> int:
+    """Four corners of each point: a product and a sum for each channel."""
+    batch, queries, heads, levels, points, _two = offsets
+    return int(batch * queries * heads * levels * points * value[3] * 4 * 2)
+
+
+def inputs_of(config: Any, shape: EngineShape) -> DetectorInputs:
+    """Return inputs of the right shapes, without contents."""
+    classes, keypoints, width = shape.max_classes, shape.max_keypoints, config.hidden_dim
+    return DetectorInputs(
+        torch.empty(shape.batch, 3, *shape.input_hw),
+        torch.empty(classes, width),
+        torch.empty(classes, dtype=torch.bool),
+        torch.empty(classes, keypoints, width),
+        torch.empty(classes, keypoints, 2),
+        torch.empty(classes, keypoints, dtype=torch.bool),
+    )
+
+
+def gigaflops(name: str, capacity: tuple[int, int]) -> float:
+    """Count the operations of one image at one capacity."""
+    config = MODELS[name][0]()
+    shape = EngineShape(SIZES[name] or config.input_hw, 1, *capacity)
+    detector = Detector(XPose(config)).eval().requires_grad_(False)
+    with (
+        patch.object(cpu, "window_attention_available", lambda *_: False),
+        torch.no_grad(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        FlopCounterMode(display=False) as counter,
+    ):
+        detector(*inputs_of(config, shape))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def main() -> None:
+    """Count, print; record on request."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    for name in SIZES:
+        for capacity in CAPACITIES:
+            found = gigaflops(name, capacity)
+            rows.append({"model": name, "classes": capacity[0], "keypoints": capacity[1], "gflop": round(found, 2)})
+            print(rows[-1], flush=True)
+    if options.record:
+        print(record("prompt_capacity", rows))
+
+
+if __name__ == "__main__":
+    main()
