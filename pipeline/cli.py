@@ -104,11 +104,11 @@ def run(
     from pipeline.config import load_config
 
     flags = {
-        "engine.model": model,
-        "engine.weights": weights,
-        "engine.backend": backend,
-        "publish.endpoint": publish,
-        "source.required": True if require_sources else None,
+        "--model": ("engine.model", model),
+        "--weights": ("engine.weights", weights),
+        "--backend": ("engine.backend", backend),
+        "--publish": ("publish.endpoint", publish),
+        "--require-sources": ("source.required", True if require_sources else None),
     }
     settings = load_config(config, set_ or (), flags, batch=len(source))
     prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)
@@ -177,14 +177,14 @@ def build_engine(
     from pipeline.config import load_config
 
     flags = {
-        "engine.model": model,
-        "engine.weights": weights,
-        "engine.backend": backend,
-        "engine.size": None if size is None else parse_size(size),
-        "engine.batch": batch,
-        "engine.max_classes": classes,
-        "engine.max_keypoints": keypoints,
-        "engine.precision": precision,
+        "--model": ("engine.model", model),
+        "--weights": ("engine.weights", weights),
+        "--backend": ("engine.backend", backend),
+        "--size": ("engine.size", None if size is None else parse_size(size)),
+        "--batch": ("engine.batch", batch),
+        "--classes": ("engine.max_classes", classes),
+        "--keypoints": ("engine.max_keypoints", keypoints),
+        "--precision": ("engine.precision", precision),
     }
     console = Console(stderr=True)
     with console.status("loading the weights") as status:

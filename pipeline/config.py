@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard, get_type_hints
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -78,7 +79,7 @@ class PipelineConfig:
 def load_config(
     preset: Path | None = None,
     overrides: Sequence[str] = (),
-    flags: Mapping[str, object] | None = None,
+    flags: Mapping[str, tuple[str, object]] | None = None,
     *,
     batch: int = 1,
 ) -> PipelineConfig:
@@ -87,26 +88,31 @@ def load_config(
     Args:
         preset: name of a shipped preset, or a TOML file; None for the defaults.
         overrides: `section.key=value` each, the value as in TOML; words need no quotes.
-        flags: dotted path to value, of command-line options that stand for a key; None values are left out.
+        flags: command-line options that stand for a key, such as {"--model": ("engine.model", "nano")}; those whose
+            value is None are left out.
         batch: `engine.batch` where nothing sets it: as many as there are sources.
     Raises:
         ConfigError: no such file, no TOML, an unknown key, or a value of the wrong type or range.
     """
     table: Table = {}
+    written: dict[str, str] = {}  # how the user wrote each key
     if preset is not None:
         table = _read(preset)
         _check_keys(table, PipelineConfig, str(preset), "")
+        written = dict.fromkeys(_paths(table), str(preset))
     for override in overrides:
         path, value = _split(override)
         _put(table, path, value, f"--set {override}")
-    for path, flag in (flags or {}).items():
+        written[path] = f"--set {override}"
+    for option, (path, flag) in (flags or {}).items():
         if flag is not None:
-            _put(table, path, flag, path)
+            _put(table, path, flag, option)
+            written[path] = f"{option} {flag}"
     table.setdefault("engine", {}).setdefault("batch", batch)
     try:
         return msgspec.convert(table, PipelineConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_sentence(str(error))) from error
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ConfigError(_sentence(str(error), written)) from error
 
 
 def known_keys(config_type: type = PipelineConfig, prefix: str = "") -> list[str]:
@@ -179,9 +185,21 @@ def _fields(config_type: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(config_type)}
 
 
+def _paths(table: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Every dotted path in `table`."""
+    paths: list[str] = []
+    for key, value in table.items():
+        paths += _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return paths
+
+
 def _nearest(path: str) -> str:
     """Name the nearest keys: by their beginning, their whole path, or their last word where the section is wrong."""
-    keys = known_keys()
+    keys, sections = known_keys(), list(_fields(PipelineConfig))
+    if "." not in path:
+        section = difflib.get_close_matches(path, sections, n=1, cutoff=0.6)
+        if section:
+            return f"; nearest: {section[0]}"
     near = [key for key in keys if "." in path and key.startswith(path)]
     near = near or difflib.get_close_matches(path, keys, n=1, cutoff=0.75)
     last = path.rpartition(".")[2]
@@ -189,12 +207,33 @@ def _nearest(path: str) -> str:
     near += [key for key in keys if words and key.rpartition(".")[2] == words[0] and key not in near]
     if near:
         return f"; nearest: {', '.join(near[:3])}"
-    return f"; sections are {', '.join(_fields(PipelineConfig))}"
+    return f"; sections are {', '.join(sections)}"
 
 
-def _sentence(text: str) -> str:
-    """Turn msgspec's "Expected `int`, got `str` - at `$.flow.file_queue`" into "flow.file_queue: expected …"."""
-    reason, separator, place = text.rpartition(" - at `$.")
-    if not separator:
-        return text.removesuffix(" - at `$`")
-    return f"{place.rstrip('`')}: {reason[:1].lower()}{reason[1:]}"
+def _sentence(text: str, written: Mapping[str, str]) -> str:
+    """Make one sentence of an error: how the user wrote the key, its full name, what is wrong, what is allowed.
+
+    msgspec says "Expected `int`, got `str` - at `$.flow.file_queue`" of a type, and "threads is -1, … - at `$.engine`"
+    of what a config itself refuses.
+    """
+    reason, _, place = text.rpartition(" - at `$")
+    place = place.strip("`").removeprefix(".")
+    kind = _kind_of(place)
+    if reason and _is_section(kind):
+        reason = f"{place}.{re.sub(r'^[A-Z][A-Za-z]*Config[.]', '', reason)}"
+    elif reason:
+        reason = f"{place}: {reason[:1].lower()}{reason[1:]}"
+        if get_origin(kind) is Literal:
+            reason += f"; give {', '.join(map(str, get_args(kind)))}"
+    sentence = reason or text
+    key = re.match(r"[a-z_.]+", sentence)
+    label = written.get(key[0]) if key else None
+    return f"{label}: {sentence}" if label else sentence
+
+
+def _kind_of(path: str) -> object:
+    """The type of the key or section at a dotted path; None where there is none."""
+    kind: object = PipelineConfig
+    for name in path.split("."):
+        kind = _fields(kind).get(name) if _is_section(kind) else None
+    return kind

@@ -1,7 +1,8 @@
-"""What several test files share: the way to the shared data."""
+"""What several test files share: the way to the shared data, and what to do without a package of the system."""
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,3 +16,10 @@ def need_shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is absent: set XPOSE_SHARED to the folder of the shared data")
     return path
+
+
+def lacks(what: str) -> NoReturn:
+    """Skip the test because this machine lacks a package, such as a compiler; under CI=true fail instead."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true, but {what}")
+    pytest.skip(what)

@@ -71,7 +71,7 @@ def _open_compiled(
     build: Callable[[BuildRequest], CachedEngine] | None,
 ) -> Backend:
     if request is None:
-        raise BackendError("a compiled engine has a fixed input size; take --resize letterbox")
+        raise BackendError("a compiled engine has a fixed input size; add --set engine.resize=letterbox")
     wanted = dataclasses.replace(request, backend=name)
     key = wanted.key(model)
     try:

@@ -45,7 +45,7 @@ class OverlayConfig:
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.scale <= 10:
-            raise ConfigError(f"overlay.scale is {self.scale}: give 0.1 to 10")
+            raise ConfigError(f"video.overlay.scale is {self.scale}: give 0.1 to 10")
 
 
 def colour_of(track_id: int) -> Colour:

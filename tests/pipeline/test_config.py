@@ -20,7 +20,7 @@ def test_values_come_from_defaults_then_preset_then_overrides_then_flags(tmp_pat
     config = load_config(
         preset,
         ["flow.live_queue=5", "tracker.lifecycle.coast_s=0.75", "engine.model=swin-t", "engine.size=[320, 416]"],
-        {"publish.endpoint": "tcp://*:2", "engine.weights": None},
+        {"--publish": ("publish.endpoint", "tcp://*:2"), "--weights": ("engine.weights", None)},
         batch=2,
     )
     assert (config.flow.file_queue, config.flow.live_queue, config.flow.stage_queue) == (3, 5, 8)
@@ -63,7 +63,10 @@ def test_every_key_of_every_section_can_be_overridden() -> None:
     ("override", "message"),
     [
         ("flow.age_budget=1", r"unknown key flow\.age_budget; nearest: flow\.age_budget_s"),
-        ("engin.threads=1", r"unknown key engin; .*|unknown key engin"),
+        ("engin.threads=1", r"unknown key engin; nearest: engine$"),
+        ("fow.file_queue=1", r"unknown key fow; nearest: flow$"),
+        ("sauce.name=1", r"unknown key sauce; nearest: source$"),
+        ("xyz.abc=1", r"unknown key xyz; sections are source, engine, tracker, flow, publish, video$"),
         ("threads=1", r"unknown key threads; nearest: .*engine\.threads"),
         ("tracker.smoothing.betta=1", r"tracker\.smoothing\.betta; nearest: tracker\.smoothing\.beta"),
         ("flow.file_queue=two", r"flow\.file_queue: expected `int`, got `str`"),
@@ -71,12 +74,25 @@ def test_every_key_of_every_section_can_be_overridden() -> None:
         ("flow=3", "flow is a section"),
         ("flow.file_queue", "give section.key=value"),
         ("tracker.smoothing.mode=magic", "magic"),
-        ("engine.backend=abacus", "engine.backend"),
+        ("engine.backend=abacus", r"engine\.backend: invalid enum value 'abacus'; give auto, .*eager"),
+        ("engine.device=foo", r"engine\.device is 'foo'"),
+        ("engine.threads=-1", r"--set engine\.threads=-1: engine\.threads is -1"),
+        ("video.overlay.scale=99", r"--set video\.overlay\.scale=99: video\.overlay\.scale is 99"),
+        ("tracker.motion.measurement=-1", r"=-1: tracker\.motion\.measurement: got -1"),
     ],
 )
 def test_wrong_override_is_one_sentence_that_names_the_key(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, [override])
+
+
+def test_wrong_value_is_named_as_the_user_wrote_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--backend abacus: engine\.backend: invalid"):
+        load_config(flags={"--backend": ("engine.backend", "abacus")})
+    preset = tmp_path / "p.toml"
+    preset.write_text("[video]\ncrf = 99\n")
+    with pytest.raises(ConfigError, match=r"p\.toml: video\.crf is 99: give 0 to 51"):
+        load_config(preset)
 
 
 def test_unknown_key_of_a_preset_names_file_path_and_nearest(tmp_path: Path) -> None:

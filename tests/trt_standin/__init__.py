@@ -32,7 +32,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.support import lacks
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
@@ -47,7 +47,7 @@ def _shim_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="tensorrt-shim-"))
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        pytest.skip("no C compiler: TensorRT's stand-ins need one")
+        lacks("no C compiler: TensorRT's stand-ins need one")
     for name in LIBRARIES:
         soname = f"lib{name}.so.11"
         command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(folder / soname), str(HERE / "nvinfer_shim.c")]
@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
     """Return the variables that a process needs before it calls `activate`; skip where a package is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: `make test` installs them")
+        lacks(f"{', '.join(missing)} not installed: `make test` installs them")
     lean = importlib.util.find_spec("tensorrt_lean_libs")
     assert lean is not None
     assert lean.submodule_search_locations is not None

@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
 from engines.kernels import cuda, nvrtc
+from tests.support import lacks
 
 HERE = Path(__file__).resolve().parent
 _FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC", f"-I{nvrtc.HERE}")
@@ -25,7 +25,7 @@ def build_host_library(source: str, macros: Mapping[str, object]) -> ctypes.CDLL
     """Compile one of this folder's `.cpp` files with the kernel's macros; skip the test if there is no compiler."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler: the host build of the CUDA headers needs one")
+        lacks("no C++ compiler: the host build of the CUDA headers needs one")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "kernel.so"
         defines = [f"-D{key}={value}" for key, value in macros.items()]

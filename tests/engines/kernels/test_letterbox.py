@@ -14,6 +14,7 @@ from torch import Tensor
 from engines.errors import InputError
 from engines.kernels import letterbox, nvrtc
 from engines.preprocess import letterbox_batch, place
+from tests.support import lacks
 
 GREY_LEVEL = 1 / 255 / 0.224  # one 8-bit step after normalisation, in the channel where it is largest
 INPUT_HW = (48, 80)
@@ -52,7 +53,7 @@ def _nv12_to_rgb(nv12: NDArray[np.uint8], colours: letterbox.Colours) -> NDArray
 def _run_on_host(source: NDArray[np.uint8], half: bool, colours: letterbox.Colours | None, folder: Path) -> Tensor:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler: the host build of the CUDA header needs one")
+        lacks("no C++ compiler: the host build of the CUDA header needs one")
     target = folder / "letterbox_host.so"
     defines = [f"-D{key}={value}" for key, value in letterbox.macros(half, INPUT_HW, colours).items()]
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", f"-I{nvrtc.HERE}", "-o", str(target)]

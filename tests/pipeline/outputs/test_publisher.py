@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import zmq
 
@@ -208,3 +209,26 @@ def test_ipc_never_removes_a_file_that_is_no_socket(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a socket"):
         PublishConfig(f"ipc://{precious}")
     assert precious.read_text() == "keep me"
+
+
+def test_slow_subscriber_loses_what_does_not_fit_into_the_send_queue() -> None:
+    """Messages of 1 MB, so that the buffers of the system hold only a few."""
+    received: dict[int, int] = {}
+    for send_queue in (2, 1000):
+        with (
+            Publisher(PublishConfig("tcp://127.0.0.1:*", send_queue=send_queue)) as publisher,
+            zmq.Context() as context,
+            context.socket(zmq.SUB) as slow,
+        ):
+            slow.setsockopt(zmq.RCVHWM, 1)
+            slow.setsockopt_string(zmq.SUBSCRIBE, "")
+            slow.connect(publisher.endpoint)
+            wait_for_subscriptions(publisher, 1)
+            for seq in range(60):
+                publisher.publish(msgspec.structs.replace(pose(seq), file="x" * 1_000_000))
+            received[send_queue] = 0
+            while slow.poll(1000):
+                slow.recv()
+                received[send_queue] += 1
+    assert received[1000] == 60
+    assert 2 <= received[2] < 50

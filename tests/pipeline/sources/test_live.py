@@ -29,6 +29,7 @@ from pipeline.sources import SourceConfig, open_source
 from pipeline.sources.status import StatusView
 from pipeline.sources.video import RgbConverter
 from tests.pipeline.videos import corners, quadrants
+from tests.support import lacks
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 IMPORTS = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
@@ -71,7 +72,7 @@ def rtsp() -> Iterator[RtspServer]:
         not Path(SYSTEM_PYTHON).exists()
         or subprocess.run([SYSTEM_PYTHON, "-c", IMPORTS], capture_output=True).returncode
     ):
-        pytest.skip("no RTSP server: install gir1.2-gst-rtsp-server-1.0, python3-gi and GStreamer's plugins")
+        lacks("no RTSP server: install gir1.2-gst-rtsp-server-1.0, python3-gi and GStreamer's plugins")
     server = RtspServer()
     yield server
     server.kill()
