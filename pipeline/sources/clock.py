@@ -32,7 +32,7 @@ _FUTURE_S = 0.1  # synchronised clocks differ by less
 _SAME_S = 0.1  # reports that differ by less are of one clock
 _STAYS_S = 0.9  # a report that contradicts the one before must stay for this long
 _OLD_REPORT_S = 10.0  # after a jump of the stream's time, a new report comes within this time
-_REPORT_WAIT_S = 2.0  # a sender that sends reports sends its first one within this time
+_REPORT_WAIT_S = 6.0  # of stream time; a sender that sends reports sends its first one within this time
 _HOST_STEP_S = 0.1  # this machine's wall clock was set
 
 
@@ -138,7 +138,7 @@ class PictureClock:
         if self._choice in ("auto", "sender"):
             if lag_s is not None:
                 return _stamp(arrival, pts_s, "sender", lag_s, None)
-            if self._sender.report_is_due and arrival.monotonic_ns - self._first_ns < _REPORT_WAIT_S * 1e9:
+            if self._sender.report_is_due and moment.seconds < _REPORT_WAIT_S:
                 opening_s = max(0, self._first_ns - self._opened_ns) / 1e9
                 return _stamp(arrival, pts_s, "stream", moment.lag_s + opening_s, opening_s)
         if self._choice == "receipt" or not (usable or (self._choice == "stream" and moment.trusted)):

@@ -39,7 +39,8 @@ class Connector:
         self._config = config
         self._stopped = stopped
         self._silent_host = address.scheme in ("rtsp", "rtsps", "rtmp", "rtmps")
-        self._options = {"fflags": "nobuffer"}
+        # FFmpeg would wait for 20 pictures to guess their rate, which nothing here needs.
+        self._options = {"fflags": "nobuffer", "fpsprobesize": "0"}
         if address.scheme in ("rtsp", "rtsps"):
             self._options["rtsp_transport"] = config.rtsp_transport
         self._options |= dict(config.options)

@@ -169,7 +169,8 @@ class LiveSource(Source):
             packet.opaque = Arrival(None, monotonic_ns, unix_ns, sender_unix_ns(packet), packet.size)
             waiting = monotonic_ns - asked_ns < self._clock.interval_s / 4 * 1e9
             yield from self._catch_up.take(packet, waiting=waiting)
-            self.drops["skipped to catch up"] = self._catch_up.skipped
+            if self._catch_up.skipped:
+                self.drops["skipped to catch up"] = self._catch_up.skipped
 
     def _frame(self, picture: VideoFrame, decode_s: float) -> Frame | None:
         """The frame of a picture; None where it would be older than the frame before it."""
