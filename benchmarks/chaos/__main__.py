@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 
 import numpy as np
-import zmq
 
 from benchmarks._record import RESULTS, commit, record
 from benchmarks.chaos.run import Camera, Run, Verdict, has_gstreamer, judge, memory_mib, running
+from benchmarks.chaos.subscribers import beside, deaf, flood
 
 SLOW_BYTES_PER_S = 15_000
 """A fifth of what the cameras send."""
@@ -40,7 +41,7 @@ class Scenario:
         absent: the camera is not there at the start.
         others: further cameras, without faults; the judged one is the last of all.
         recovered: the command after which fresh messages are due.
-        beside: what happens to the publisher meanwhile.
+        beside: what a subscriber does to the publisher meanwhile.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Scenario:
     absent: bool = False
     others: int = 0
     recovered: str = ""
-    beside: Callable[[str, threading.Event], None] | None = None
+    beside: Callable[[str, Event], None] | None = None
 
 
 @dataclass
@@ -65,26 +66,6 @@ class Outcome:
     threads: int = 0
     reconnects: int = 0
     skipped: int = 0
-
-
-def flood(endpoint: str, over: threading.Event) -> None:
-    """Subscribe and unsubscribe as fast as possible."""
-    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-        socket.connect(endpoint)
-        while not over.is_set():
-            for _ in range(50):
-                socket.setsockopt_string(zmq.SUBSCRIBE, "poses/")
-                socket.setsockopt_string(zmq.UNSUBSCRIBE, "poses/")
-            time.sleep(0.001)
-
-
-def deaf(endpoint: str, over: threading.Event) -> None:
-    """Subscribe to everything and read nothing."""
-    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-        socket.setsockopt(zmq.RCVHWM, 1)
-        socket.setsockopt_string(zmq.SUBSCRIBE, "")
-        socket.connect(endpoint)
-        over.wait()
 
 
 SCENARIOS = (
@@ -123,11 +104,12 @@ SCENARIOS = (
 def play(scenario: Scenario) -> Outcome:
     """Run a scenario and judge the last camera."""
     cameras = [Camera(faults=scenario.faults, direct=scenario.direct) for _ in range(1 + scenario.others)]
-    over = threading.Event()
     recovered_ns: int | None = None
-    with running(cameras, absent=[0] if scenario.absent else []), Run(cameras, scenario.settings) as run:
-        beside = threading.Thread(target=scenario.beside or (lambda *_: None), args=(run.endpoint, over), daemon=True)
-        beside.start()
+    with (
+        running(cameras, absent=[0] if scenario.absent else []),
+        Run(cameras, scenario.settings) as run,
+        beside(scenario.beside, run.endpoint),
+    ):
         for at_s, command in scenario.plan:
             _wait_until(run, at_s)
             cameras[0].do(command)
@@ -137,8 +119,6 @@ def play(scenario: Scenario) -> Outcome:
         outcome = Outcome(Verdict(0), memory_mib=memory_mib(), threads=threading.active_count())
         outcome.reconnects = run.sources[-1].status.view().reconnects
         outcome.skipped = run.sources[-1].drops["skipped to catch up"]
-        over.set()
-        beside.join(5)
     camera = len(cameras) - 1
     outcome.verdict = judge(run, camera, recovered_ns=recovered_ns)
     outcome.delays_ms = [(item.received_ns - item.sent_ns) / 1e6 for item in run.of(camera)]

@@ -24,7 +24,8 @@ def launch(fps: int) -> str:
     """The pipeline of one stream."""
     return (
         f"( appsrc name=pictures is-live=true format=time do-timestamp=true block=false max-buffers=2 leaky-type=2 "
-        f"caps=video/x-raw,format=GRAY8,width={WIDTH},height={HEIGHT},framerate={fps}/1 ! videoconvert ! video/x-raw,format=I420 "
+        f"caps=video/x-raw,format=GRAY8,width={WIDTH},height={HEIGHT},framerate={fps}/1 ! videoconvert "
+        "! video/x-raw,format=I420 "
         f"! x264enc tune=zerolatency threads=1 speed-preset=ultrafast key-int-max={fps} bitrate=600 "
         "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
     )

@@ -26,7 +26,7 @@ from engines.detections import Detections
 from engines.prompts import PromptClass
 from engines.skeletons import Skeleton
 from pipeline.config import PipelineConfig, load_config
-from pipeline.flow.pipeline import Line
+from pipeline.flow.pipeline import Pipeline
 from pipeline.frames import Frame
 from pipeline.sources.addresses import parse_address
 from pipeline.sources.base import SourceConfig
@@ -130,6 +130,18 @@ class Camera:
             self.link.command(command)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """Results that are ready at a moment."""
+
+    results: list[Detections]
+    ready_s: float
+
+    def result(self) -> list[Detections]:
+        time.sleep(max(0.0, self.ready_s - time.monotonic()))
+        return self.results
+
+
 class CodeEngine:
     """The stand-in engine: reads the time code.
 
@@ -138,6 +150,7 @@ class CodeEngine:
     """
 
     batch = 1
+    in_flight = 1
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
@@ -147,10 +160,10 @@ class CodeEngine:
         """Its one class is fixed."""
         return 1
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Return one object per picture with a code, nothing for the others."""
-        time.sleep(self._delay_s * len(images))
-        return [self._seen(read(rgb_HW3)) for rgb_HW3 in images]
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> _Answer:
+        """Find one object in each picture with a code, nothing in the others."""
+        ready_s = time.monotonic() + self._delay_s * len(images)
+        return _Answer([self._seen(read(rgb_HW3)) for rgb_HW3 in images], ready_s)
 
     def _seen(self, code_ms: int | None) -> Detections:
         if code_ms is None:
@@ -226,26 +239,28 @@ class Run:
         self.endpoint = f"tcp://127.0.0.1:{free_port()}"
         self.config: PipelineConfig = load_config(None, [*settings, f'publish.endpoint="{self.endpoint}"'], {}, batch=1)
         self.sources = [WatchedSource(camera.address, self.config.source) for camera in cameras]
-        self._line = Line(self.sources, CodeEngine(engine_s), (_CODE,), self.config)
+        self._pipeline = Pipeline(self.config)
+        for source in self.sources:
+            self._pipeline.add(source)
         self._over = threading.Event()
         self._listener = threading.Thread(target=self._listen, name="subscriber", daemon=True)
 
     @property
     def budget_s(self) -> float:
         """The age budget."""
-        return self.config.line.age_budget_s
+        return self.config.flow.age_budget_s
 
     def __enter__(self) -> Run:
         self._listener.start()
-        self._line.start()
+        self._pipeline.start(CodeEngine(self.engine_s), (_CODE,))
         self.started_ns = time.monotonic_ns()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._line.stop()
-        while not self._line.wait(1.0):
+        self._pipeline.stop()
+        while not self._pipeline.wait(1.0):
             pass
-        self._line.finish()
+        self._pipeline.finish()
         self._over.set()
         self._listener.join(10)
 

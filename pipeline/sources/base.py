@@ -40,7 +40,7 @@ class SourceConfig:
     open_timeout_s: float = 10.0
     read_timeout_s: float = 5.0
     reconnect_first_s: float = 0.25
-    reconnect_longest_s: float = 0.75
+    reconnect_longest_s: float = 0.5
     reconnect_give_up_s: float = math.inf
     required: bool = False
     clock: ClockChoice = "auto"
