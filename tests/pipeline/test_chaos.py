@@ -5,6 +5,7 @@ Limits are wide, because the machine may be busy. The benchmark gives the number
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -13,7 +14,6 @@ import pytest
 from benchmarks.chaos.run import Camera, Run, Verdict, has_gstreamer, judge, running
 from benchmarks.chaos.subscribers import beside, flood
 from benchmarks.chaos.timecode import draw, read, true_unix_ns
-import itertools
 
 pytestmark = pytest.mark.timeout(90)
 
