@@ -16,8 +16,8 @@ gi.require_version("GstApp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent))
-from timecode import HEIGHT, WIDTH, draw  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.chaos.timecode import HEIGHT, WIDTH, draw  # noqa: E402
 
 
 def launch(fps: int) -> str:

@@ -69,7 +69,6 @@ class Publisher:
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is told, not only the first of its prefix
         self._socket.setsockopt(zmq.SNDHWM, config.send_queue)
-        self._socket.setsockopt(zmq.RCVHWM, int(__import__("os").environ.get("H", "1000")))
         self._socket.setsockopt(zmq.LINGER, round(config.linger_s * 1000))
         self._last: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, None] = {}  # prefixes that were subscribed to and not answered, oldest first
