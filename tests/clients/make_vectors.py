@@ -93,6 +93,7 @@ def vectors() -> list[dict[str, Any]]:
         changed("status with fields of a later program", LIVE, LATER_FIELDS),
         changed("status with a state of a later program", msgspec.structs.replace(LIVE, state="asleep"), {}),
         whole_numbers(),
+        older(),
         bad("schema 1, as it was", "schema", b"poses/cam1\0", {"schema": 1, "session": 5, "seq": 0, "source": "cam1"}),
         bad("schema 3 with the fields of this one", "schema", b"poses/cam1\0", plain(POSE) | {"schema": 3}),
         bad("status of schema 3 with other fields", "schema", b"status/cam1\0", {"schema": 3, "state": 7}),
@@ -104,6 +105,7 @@ def vectors() -> list[dict[str, Any]]:
         bad("field of a wrong type", "wire", b"poses/cam1\0", plain(POSE) | {"seq": "three"}),
         bad("field that is missing", "wire", b"poses/cam1\0", {k: v for k, v in plain(POSE).items() if k != "host"}),
         raw("body that is cut off", "wire", encode(POSE)[:-20]),
+        raw("bytes after the body", "wire", encode(POSE) + b"\xc0"),
         raw("empty body", "wire", b"poses/cam1\0"),
         raw("list that claims four billion entries", "wire", b"poses/cam1\0\xdd\xff\xff\xff\xff"),
     ]
@@ -130,6 +132,20 @@ def whole_numbers() -> dict[str, Any]:
     body = plain(MENDED) | {"pts_s": 2, "lag_s": 0, "source_pts_s": -1}
     data = b"poses/cam1\0" + msgspec.msgpack.encode(body)
     return {"name": "whole numbers as integers", "error": None, "exact": False, "hex": data.hex(), "json": body}
+
+
+def older() -> dict[str, Any]:
+    """A message of the first program of this schema, without the fields that were added since."""
+    required = {field.name for field in msgspec.structs.fields(StatusMessage) if field.required}
+    body = {key: value for key, value in plain(LOST).items() if key in required}
+    data = b"status/cam1\0" + msgspec.msgpack.encode(body)
+    return {
+        "name": "status without later fields",
+        "error": None,
+        "exact": False,
+        "hex": data.hex(),
+        "json": plain(LOST),
+    }
 
 
 def bad(name: str, error: str, head: bytes, body: object) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def field_table() -> str:
     for kind, where in {**_MESSAGES, **_PARTS}.items():
         documented = fields_of(kind)
         rows = [
-            f"| `{field.encode_name}` | {_type_text(types.type_info(field.type))} | {documented[field.name].unit} "
+            f"| `{field.encode_name}` | {_type_of(field)} | {documented[field.name].unit} "
             f"| {documented[field.name].meaning} |"
             for field in msgspec.structs.fields(kind)
         ]
@@ -107,6 +107,11 @@ def write(folder: Path) -> "list[Path]":
 
 def _summary(kind: type) -> str:
     return " ".join((inspect.getdoc(kind) or "").partition("\n\nAttributes:")[0].split())
+
+
+def _type_of(field: msgspec.structs.FieldInfo) -> str:
+    text = _type_text(types.type_info(field.type))
+    return text if field.required else f"{text}; {json.dumps(field.default)} if absent"
 
 
 def _type_text(info: types.Type) -> str:
