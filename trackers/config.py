@@ -62,9 +62,10 @@ class NoiseConfig:
     least_ratio: float = 0.02
     most_ratio: float = 1000.0
     clip_sigma: float = 4.0  # second differences beyond it count as this large
-    gate_sigma: float = 8.0  # a keypoint farther than this from its prediction, and farther than
-    gate_size: float = 1.0  # this many times the longer side of its box, moves nothing,
-    gate_patience: int = 1  # unless it comes more often than this in a row: then it starts anew where it is measured
+    gate_sigma: float = 5.0  # a keypoint is rejected when it is this many standard deviations from its prediction,
+    gate_size: float = 0.15  # and also farther than this share of the longer side of its box,
+    gate_speed: float = 2.0  # plus this share per second since its track was last measured
+    gate_patience: int = 2  # a keypoint that is rejected more often than this in a row starts afresh where it is
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
@@ -125,6 +126,22 @@ class LifecycleConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CoastingConfig:
+    """Motion of what is not measured: keypoints follow their object's box, and both come to rest."""
+
+    own_motion_s: float = 0.1  # time constant with which a keypoint's own motion, relative to its box, dies out
+    box_motion_s: float = 0.3  # time constant with which the velocity of a box that is not measured dies out
+    doubt: float = 2.0  # own motion below about this many standard deviations of its velocity, squared, is ignored
+    check_s: float = 0.2  # interval at which each track measures how far keypoints drift from such a prediction
+    growth: float = 1.55  # the variance of that drift grows with this power of time
+
+    def __post_init__(self) -> None:
+        _check_non_negative(self)
+        for name in ("own_motion_s", "box_motion_s", "check_s"):
+            _check_range(self, name, 1e-3, 1e3)
+
+
+@dataclass(frozen=True, slots=True)
 class SmoothingConfig:
     """How a keypoint is smoothed; always causal.
 
@@ -168,5 +185,6 @@ class TrackerConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     association: AssociationConfig = field(default_factory=AssociationConfig)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    coasting: CoastingConfig = field(default_factory=CoastingConfig)
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     smoothing_groups: tuple[SmoothingGroup, ...] = ()

@@ -6,7 +6,7 @@ the state (position, velocity) has a closed form that numpy runs over all tracks
 `filterpy.kalman.KalmanFilter` with
 
     F = [[1, dt], [0, 1]],  H = [[1, 0]],
-    Q = walk * [[dt, 0], [0, 0]] + acceleration * [[dt^3 / 3, dt^2 / 2], [dt^2 / 2, dt]]
+    Q = walk * [[dt, 0], [0, 0]] + acceleration * filterpy.common.Q_continuous_white_noise(2, dt)
 
 (white acceleration: Bar-Shalom, Li, Kirubarajan, "Estimation with Applications to Tracking and Navigation", 6.2.2).
 `lagged_TP2` is the fixed-lag estimate of one update ago (Rauch-Tung-Striebel over one step, same book, 8.6).
@@ -18,6 +18,7 @@ instead of copies, since nearly every update measures every track.
 from __future__ import annotations
 
 import numpy as np
+from filterpy.common import Q_continuous_white_noise
 
 from trackers.types import Booleans, Floats, Rows
 
@@ -37,19 +38,27 @@ class ConstantVelocityFilters:
         self.lagged_TP2: Floats = np.empty((0, points, 2))
         self.variance_5TP: Floats = np.empty((5, 0, points))
         self._transition_35: Floats = np.eye(3, 5)
+        self._unit_noise: list[list[float]] = Q_continuous_white_noise(dim=2, dt=1.0).tolist()  # scaled to each step
         self._cross_TP: Floats = np.empty((0, points))  # covariance of the lagged and the predicted position
+        # The state before the last prediction, for what then turns out not to be measured.
+        self.before_position_TP2: Floats = self.position_TP2
+        self.before_velocity_TP2: Floats = self.velocity_TP2
+        self.before_variance_TP: Floats = np.empty((0, points))
 
     def predict(self, dt_s: float) -> None:
         """Move every filter `dt_s` ahead."""
+        self.before_position_TP2, self.before_velocity_TP2 = self.position_TP2, self.velocity_TP2.copy()
         if self.position_TP2.shape[1] > 2:  # only keypoints are ever asked for their lagged estimate
             self._cross_TP = self.variance_5TP[PP] + dt_s * self.variance_5TP[PV]
-            self.lagged_TP2 = self.position_TP2
+            self.lagged_TP2 = self.position_TP2.copy()
+            self.before_variance_TP = self.variance_5TP[PP].copy()
         self.position_TP2 = self.position_TP2 + dt_s * self.velocity_TP2
         square = dt_s * dt_s
+        (noise_pp, noise_pv), (_, noise_vv) = self._unit_noise
         moving = self._transition_35
-        moving[0, 1], moving[0, 2], moving[0, 3], moving[0, 4] = 2.0 * dt_s, square, dt_s, square * dt_s / 3.0
-        moving[1, 2], moving[1, 4] = dt_s, square / 2.0
-        moving[2, 4] = dt_s
+        moving[0, 1:] = 2.0 * dt_s, square, dt_s, noise_pp * square * dt_s
+        moving[1, 2], moving[1, 4] = dt_s, noise_pv * square
+        moving[2, 4] = noise_vv * dt_s
         shape = self.variance_5TP.shape
         moved = moving @ self.variance_5TP.reshape(5, shape[1] * shape[2])
         self.variance_5TP[:3] = moved.reshape(3, *shape[1:])

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trackers.calibration import CovarianceScale, DriftLearner
 from trackers.config import TrackerConfig
 from trackers.kalman import ACCELERATION, ConstantVelocityFilters
 from trackers.noise import NoiseLearner
 from trackers.smoothing import Smoothing
 from trackers.types import Booleans, Floats, Integers, Rows
+
+_TORN_SHARE = 0.25  # a detection of which this share of the keypoints is rejected straddles two objects,
+_TORN_KEYPOINTS = 3  # if it is at least so many keypoints
 
 
 @dataclass(slots=True)
@@ -24,6 +28,7 @@ class KeypointCorrection:
     squared_MK: Floats  # distance² from the prediction, px²
     accepted_MK: Booleans  # these correct their filters
     restart_MK: Booleans  # these begin anew where they are measured
+    torn_M: Booleans  # so many keypoints are rejected that the box is not to be believed either
 
 
 class Keypoints:
@@ -33,6 +38,8 @@ class Keypoints:
         self.config = config.noise
         self.learner = NoiseLearner(config.noise, 0)
         self.smoothing = Smoothing(config.smoothing, config.smoothing_groups)
+        self.scale = CovarianceScale()
+        self.drift = DriftLearner(config.coasting, 0)
         self.raw_TK2: Floats = np.empty((0, 0, 2))
         self.accepted_TK: Booleans = np.empty((0, 0), np.bool_)
         self._rejected_TK: Integers = np.empty((0, 0), np.int64)
@@ -42,33 +49,35 @@ class Keypoints:
         return int(self.raw_TK2.shape[1])
 
     def sort_out(
-        self, residual_MK2: Floats, variance_MK: Floats, rows: Rows, keypoints_MK2: Floats, length_M1: Floats
+        self, residual_MK2: Floats, variance_MK: Floats, rows: Rows, keypoints_MK2: Floats, reach_M1: Floats
     ) -> KeypointCorrection:
         """Gate each keypoint by itself: one wild keypoint moves nothing.
 
         Args:
             residual_MK2: measured less predicted, NaN where either is unknown.
             variance_MK: of the prediction, px².
-            length_M1: longer side of the object's box, px.
+            reach_M1: every movement of at most this is possible, px.
         """
         config = self.config
         noise_MK = self.learner.noise_TK[rows]
         squared_MK = np.einsum("mka,mka->mk", residual_MK2, residual_MK2)
-        limit_MK = np.maximum(
-            (2.0 * config.gate_sigma**2) * (variance_MK + noise_MK), np.square(config.gate_size * length_M1)
-        )
+        expected_MK = variance_MK + noise_MK
+        limit_MK = np.maximum((2.0 * config.gate_sigma**2 * self.scale.of(rows)) * expected_MK, np.square(reach_M1))
         accepted_MK = squared_MK <= limit_MK  # False for NaN
+        self.scale.learn(rows, squared_MK, expected_MK, accepted_MK)
         measured_MK = ~np.isnan(keypoints_MK2[..., 0])
         odd_MK = measured_MK & ~accepted_MK
         if not odd_MK.any():
             self._rejected_TK[rows] = 0
-            return KeypointCorrection(noise_MK, squared_MK, accepted_MK, odd_MK)
+            return KeypointCorrection(noise_MK, squared_MK, accepted_MK, odd_MK, odd_MK.any(axis=1))
         known_MK = ~np.isnan(squared_MK)
         rejected_MK = np.where(odd_MK & known_MK, self._rejected_TK[rows] + 1, 0)
         restart_MK = odd_MK & (~known_MK | (rejected_MK > config.gate_patience))
         rejected_MK[restart_MK] = 0
         self._rejected_TK[rows] = rejected_MK
-        return KeypointCorrection(noise_MK, squared_MK, accepted_MK, restart_MK)
+        count_M = (rejected_MK > 0).sum(axis=1)
+        torn_M = count_M >= np.maximum(_TORN_SHARE * measured_MK.sum(axis=1), _TORN_KEYPOINTS)
+        return KeypointCorrection(noise_MK, squared_MK, accepted_MK, restart_MK, torn_M)
 
     def accept(
         self,
@@ -102,6 +111,8 @@ class Keypoints:
         """Add tracks."""
         measured_MK = ~np.isnan(keypoints_MK2[..., 0])
         self.learner.append(keypoints_MK2, area_M1, time_s, interval_s)
+        self.scale.append(len(keypoints_MK2))
+        self.drift.append(len(keypoints_MK2))
         for one_euro in self.smoothing.one_euro:
             one_euro.append(keypoints_MK2, time_s)
         self.raw_TK2 = np.concatenate((self.raw_TK2, keypoints_MK2))
@@ -111,6 +122,8 @@ class Keypoints:
     def keep(self, kept_T: Booleans) -> None:
         """Forget every track that is not kept."""
         self.learner.keep(kept_T)
+        self.scale.keep(kept_T)
+        self.drift.keep(kept_T)
         for one_euro in self.smoothing.one_euro:
             one_euro.keep(kept_T)
         self.raw_TK2 = self.raw_TK2[kept_T]
@@ -121,6 +134,7 @@ class Keypoints:
         """Make room for skeletons of `keypoints` keypoints."""
         extra = keypoints - self.count
         self.learner.widen(keypoints, area_T1, time_s, interval_s)
+        self.drift.widen(keypoints)
         for one_euro in self.smoothing.one_euro:
             one_euro.widen(keypoints)
         self.raw_TK2 = np.pad(self.raw_TK2, ((0, 0), (0, extra), (0, 0)), constant_values=np.nan)

@@ -69,6 +69,11 @@ class NoiseLearner:
         last[0] = keypoints_MK2
         return memory, last
 
+    @property
+    def measured_s_TK(self) -> Floats:
+        """When each keypoint was last measured; when its track began, if it never was."""
+        return np.asarray(self._memory_6TK[_TIME])
+
     def speed_variance(self) -> Floats:
         """What the velocity of a keypoint may be when nothing is known of it yet, px²/s²."""
         return np.asarray(self._memory_6TK[_SQUARE] / np.maximum(self._memory_6TK[_INTERVAL], 1e-3) ** 2)

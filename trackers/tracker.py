@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trackers.association import Candidates, Found, associate
+from trackers.coasting import certainty, coast, settle
 from trackers.config import TrackerConfig
 from trackers.intake import SMALLEST_PX, Clock, take_in
 from trackers.kalman import ACCELERATION, PP, PV, VV, WALK, ConstantVelocityFilters
@@ -81,18 +82,20 @@ class Tracker:
         """
         config, table = self.config, self._table
         self._step_s = self._clock.advance(time_s)
-        self._predict()
         given = 0 if detections.keypoints_NK2 is None else detections.keypoints_NK2.shape[1]
         if given > self._keypoints.count:
             self._keypoints.widen(given, self._areas(), self._clock.now_s, self._clock.interval_s)
             self._filters = self._filters.resized(_FIRST_KEYPOINT + given)
             self._drive_keypoints(slice(None))
+        if self._step_s > config.lifecycle.lost_s:
+            self._end_all()
+        self._predict()
         found = take_in(
             detections, self._keypoints.count, config.association.low_score, config.association.max_detections
         )
         table.detection_T = np.full(len(table), -1, np.int64)
-        if self._keypoints.count:
-            self._keypoints.accepted_TK[:] = False
+        before_TK = self._keypoints.accepted_TK
+        self._keypoints.accepted_TK = np.zeros_like(before_TK)
         founding_N = found.scores_N >= config.association.new_score
         if len(table):
             matched = 0
@@ -102,11 +105,14 @@ class Tracker:
                 matched = len(rows_M)
                 if matched:
                     self._continue(rows_M, columns_M, found)
+            self._coast(before_TK)
             if matched < len(table):
                 self._forget()
         if np.count_nonzero(founding_N):
             self._found(found, founding_N.nonzero()[0])
         self._first_update = False
+        if self._keypoints.count:
+            self._check_drift()
         return self._publish(0.0)
 
     def predict_to(self, time_s: float) -> Tracks:
@@ -194,8 +200,11 @@ class Tracker:
         filters, keypoints = self._filters, self._keypoints
         residual_MK2 = keypoints_MK2 - filters.position_TP2[rows, _FIRST_KEYPOINT:]
         variance_MK = filters.variance_5TP[PP, rows, _FIRST_KEYPOINT:]
-        length_M1 = filters.position_TP2[rows, _SIZE].max(axis=1, keepdims=True)
-        correction = keypoints.sort_out(residual_MK2, variance_MK, rows, keypoints_MK2, length_M1)
+        sizes_M2 = filters.position_TP2[rows, _SIZE]
+        elapsed_M1 = (self._clock.now_s - self._table.seen_s_T[rows])[:, None]
+        noise = self.config.noise
+        reach_M1 = (noise.gate_size + noise.gate_speed * elapsed_M1) * sizes_M2.max(axis=1, keepdims=True)
+        correction = keypoints.sort_out(residual_MK2, variance_MK, rows, keypoints_MK2, reach_M1)
         self._sigmas.learn(self._table.classes_T[rows], correction.squared_MK, area_M1, correction.accepted_MK)
         count = len(keypoints_MK2)
         noise_MP = np.empty((count, _FIRST_KEYPOINT + keypoints.count))
@@ -203,8 +212,54 @@ class Tracker:
         noise_MP[:, _FIRST_KEYPOINT:] = correction.noise_MK
         valid_MP = np.ones(noise_MP.shape, np.bool_)
         valid_MP[:, _FIRST_KEYPOINT:] = correction.accepted_MK
+        valid_MP[:, :_FIRST_KEYPOINT] = ~correction.torn_M[:, None]
         filters.update(rows, np.concatenate((box_M22, keypoints_MK2), axis=1), noise_MP, valid_MP)
         keypoints.accept(filters, rows, keypoints_MK2, correction, self._clock.now_s)
+
+    def _coast(self, before_TK: Booleans) -> None:
+        """Let keypoints that this update did not measure follow their boxes, from where they were before.
+
+        Args:
+            before_TK: keypoints that the update before measured.
+        """
+        filters, keypoints, config = self._filters, self._keypoints, self.config.coasting
+        coasting_TK = ~keypoints.accepted_TK & ~np.isnan(filters.position_TP2[:, _FIRST_KEYPOINT:, 0])
+        rows = coasting_TK.any(axis=1).nonzero()[0]
+        if not len(rows):
+            return
+        position, velocity = filters.before_position_TP2[rows], filters.before_velocity_TP2[rows]
+        speed_variance = filters.variance_5TP[VV, rows, _FIRST_KEYPOINT:]
+        certainty_MK = np.where(before_TK[rows], certainty(position, velocity, speed_variance, config), 1.0)
+        position, velocity = coast(position, velocity, certainty_MK, self._step_s, config)
+        match, keypoint = coasting_TK[rows].nonzero()
+        at = (rows[match], _FIRST_KEYPOINT + keypoint)
+        filters.position_TP2[at] = position[match, _FIRST_KEYPOINT + keypoint]
+        filters.velocity_TP2[at] = velocity[match, _FIRST_KEYPOINT + keypoint]
+        filters.variance_5TP[PP][at] = (
+            filters.before_variance_TP[at] + self._drift(rows, -self._step_s)[match, keypoint]
+        )
+        filters.variance_5TP[PV][at] = 0.0
+
+    def _drift(self, rows: Rows, time_s: float) -> Floats:
+        """How much the variance of keypoints that coast grows between now and `time_s` from now (or back), px²."""
+        keypoints = self._keypoints
+        unseen_s_MK = self._clock.now_s - keypoints.learner.measured_s_TK[rows]
+        learner = keypoints.learner
+        variance_MK = keypoints.drift.variance(rows, learner.acceleration_TK[rows], learner.noise_TK[rows])
+        growth_MK = np.abs(keypoints.drift.growth(unseen_s_MK + time_s) - keypoints.drift.growth(unseen_s_MK))
+        return np.asarray(variance_MK * growth_MK / keypoints.scale.of(rows))
+
+    def _check_drift(self) -> None:
+        filters, keypoints = self._filters, self._keypoints
+        variance_TK, _, speed_variance_TK = filters.variance_5TP[:3, :, _FIRST_KEYPOINT:]
+        keypoints.drift.check(
+            filters.position_TP2,
+            filters.velocity_TP2,
+            speed_variance_TK,
+            variance_TK * keypoints.scale.of(slice(None)),
+            keypoints.accepted_TK,
+            self._clock.now_s,
+        )
 
     def _drive_keypoints(self, rows: Rows) -> None:
         """Let keypoints whose noise is not learned yet move as the prior says."""
@@ -223,6 +278,11 @@ class Tracker:
         kept_T = unseen_s <= np.where(table.confirmed_T, lifecycle.lost_s, lifecycle.tentative_s) + _SAME_TIME_S
         if not holds_for_all(kept_T):
             self._keep(kept_T)
+
+    def _end_all(self) -> None:
+        """After a jump in time nothing can be recognised: the scene starts afresh, as in the first update."""
+        self._keep(np.zeros(len(self._table), np.bool_))
+        self._first_update = True
 
     def _keep(self, kept_T: Booleans) -> None:
         self._table.keep(kept_T)
@@ -266,20 +326,23 @@ class Tracker:
     # ------------------------------------------------------------------ output
 
     def _publish(self, ahead_s: float) -> Tracks:
-        table, filters = self._table, self._filters
+        table = self._table
         unseen_s_T = self._clock.now_s - table.seen_s_T
         shown_T = table.confirmed_T & (unseen_s_T <= self.config.lifecycle.coast_s + _SAME_TIME_S)
         shown = shown_T.nonzero()[0]
         detection = table.detection_T[shown]
         measured = detection >= 0
+        now, velocity = self._state_ahead(shown, measured, 0.0)
+        ahead = now
+        if ahead_s:
+            ahead, velocity = self._state_ahead(shown, measured, ahead_s)
         boxes = table.boxes_T4[shown]
         states = np.full(len(shown), int(TrackState.CONFIRMED))
         if not holds_for_all(measured):
             coasting = ~measured
             states[coasting] = int(TrackState.COASTING)
-            box_C22 = filters.position_TP2[shown[coasting], :_FIRST_KEYPOINT]
-            centre_C2 = box_C22[:, _CENTRE] + ahead_s * filters.velocity_TP2[shown[coasting], _CENTRE]
-            half_C2 = box_C22[:, _SIZE] * 0.5
+            box_C22 = ahead[coasting, :_FIRST_KEYPOINT]
+            centre_C2, half_C2 = box_C22[:, _CENTRE], box_C22[:, _SIZE] * 0.5
             boxes[coasting] = np.concatenate((centre_C2 - half_C2, centre_C2 + half_C2), axis=1)
         caller_s = self._clock.caller_s
         return Tracks(
@@ -293,38 +356,52 @@ class Tracker:
             self._clock.now_s - table.born_s_T[shown],
             unseen_s_T[shown],
             boxes,
-            *self._published_keypoints(shown, measured, ahead_s),
+            *self._published_keypoints(shown, measured, now[:, _FIRST_KEYPOINT:], ahead[:, _FIRST_KEYPOINT:]),
+            velocity[:, _FIRST_KEYPOINT:],
+            self._published_covariance(shown, ahead_s),
+            self._keypoints.accepted_TK[shown],
+            self._keypoints.smoothing.lag_s(self.config.smoothing, self._step_s) if self._keypoints.count else 0.0,
         )
 
+    def _state_ahead(self, shown: Integers, measured: Booleans, ahead_s: float) -> tuple[Floats, Floats]:
+        """Positions and velocities of all points of the tracks `shown`, `ahead_s` after the last update."""
+        filters, config = self._filters, self.config.coasting
+        position, velocity = filters.position_TP2[shown], filters.velocity_TP2[shown]
+        if ahead_s:
+            speed_variance = filters.variance_5TP[VV, shown, _FIRST_KEYPOINT:]
+            fresh_MK = self._keypoints.accepted_TK[shown]
+            certainty_MK = np.where(fresh_MK, certainty(position, velocity, speed_variance, config), 1.0)
+            position, moved = coast(position, velocity, certainty_MK, ahead_s, config)
+            velocity = np.where(measured[:, None, None], velocity, moved)
+        if not holds_for_all(measured):
+            idle = ~measured
+            unseen_s = self._clock.now_s - self._table.seen_s_T[shown[idle]] + ahead_s
+            position[idle], velocity[idle] = settle(position[idle], velocity[idle], unseen_s, config)
+        return position, velocity
+
     def _published_keypoints(
-        self, shown: Integers, measured: Booleans, ahead_s: float
-    ) -> tuple[Floats, Floats, Floats, Floats, Floats, Booleans, float]:
-        """Raw, smoothed, predicted, velocity, covariance, measured, and the smoothing's lag."""
+        self, shown: Integers, measured: Booleans, now: Floats, ahead: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        """Raw, smoothed and predicted keypoints, from those `now` and those at the time asked for."""
         keypoints, filters = self._keypoints, self._filters
         if not keypoints.count:
-            points = np.empty((len(shown), 0, 2))
-            return (
-                points,
-                points,
-                points,
-                points,
-                np.empty((len(shown), 0, 3)),
-                np.empty((len(shown), 0), np.bool_),
-                0.0,
-            )
-        filtered = filters.position_TP2[shown, _FIRST_KEYPOINT:]
-        velocity = filters.velocity_TP2[shown, _FIRST_KEYPOINT:]
-        pp, pv, vv = filters.variance_5TP[:3, shown, _FIRST_KEYPOINT:]
-        covariance = np.zeros((*pp.shape, 3))
-        covariance[:, :, 0::2] = (pp + ahead_s * (2.0 * pv + ahead_s * vv))[..., None]
+            return now, now, now
         raw = keypoints.raw_TK2[shown]
         raw[~measured] = np.nan
-        covariance[np.isnan(filtered[..., 0])] = np.nan
         lagged = filters.lagged_TP2[shown, _FIRST_KEYPOINT:]
-        smoothed = keypoints.smoothing.smoothed(
-            self._table.classes_T[shown], shown, raw, filtered, lagged, self._step_s
-        )
-        lag_s = keypoints.smoothing.lag_s(self.config.smoothing, self._step_s)
-        return (
-            raw, smoothed, filtered + ahead_s * velocity, velocity, covariance, keypoints.accepted_TK[shown], lag_s,
-        )  # fmt: skip
+        if not holds_for_all(measured):
+            lagged += now - filters.position_TP2[shown, _FIRST_KEYPOINT:]
+        classes = self._table.classes_T[shown]
+        return raw, keypoints.smoothing.smoothed(classes, shown, raw, now, lagged, self._step_s), ahead
+
+    def _published_covariance(self, shown: Integers, ahead_s: float) -> Floats:
+        """Covariances (xx, xy, yy) of the predicted keypoints."""
+        if not self._keypoints.count:
+            return np.empty((len(shown), 0, 3))
+        variance = self._filters.variance_5TP[PP, shown, _FIRST_KEYPOINT:]
+        if ahead_s:
+            variance = variance + self._drift(shown, ahead_s)
+        covariance = np.zeros((*variance.shape, 3))
+        covariance[:, :, 0::2] = (variance * self._keypoints.scale.of(shown))[..., None]
+        covariance[np.isnan(self._filters.position_TP2[shown, _FIRST_KEYPOINT:, 0])] = np.nan
+        return covariance

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tracking.boxes import box_scores
+from benchmarks.tracking.coasting import PREDICTIONS, coasting_scores
 from benchmarks.tracking.plots import plot_timeline, plot_trade_off, plot_trajectories
 from benchmarks.tracking.poses import pose_scores
 from benchmarks.tracking.smoothing import smoothing_scores, trade_off
@@ -39,6 +40,17 @@ def write_poses(config: TrackerConfig, peers_python: str | None, folder: Path) -
     """Identities of the Bonn poses."""
     lines = ["| frame rate | tracker | HOTA / IDF1 / MOTA / switches |", "|---|---|---|"]
     lines += [f"| {rate} | {tracker} | {scores} |" for rate, tracker, scores in pose_scores(config)]
+    return "\n".join(lines)
+
+
+def write_coasting(config: TrackerConfig, peers_python: str | None, folder: Path) -> str:
+    """Position error of hidden keypoints, px, and the share of the truth inside the published 90 % ellipses."""
+    names = " | ".join(PREDICTIONS)
+    lines = [f"| data | noise, px | hidden, s | {names} | inside, coasting | inside, measured |", "|---" * 8 + "|"]
+    for data, noise_px, hidden_s, tally in coasting_scores(config):
+        errors = " | ".join(f"{tally.mean_error(name):.2f}" for name in PREDICTIONS)
+        inside = f"{tally.share(tally.coasting_inside):.1f} % | {tally.share(tally.measured_inside):.1f} %"
+        lines.append(f"| {data} | {noise_px:g} | {hidden_s:g} | {errors} | {inside} |")
     return "\n".join(lines)
 
 
@@ -84,6 +96,7 @@ def write_memory(config: TrackerConfig, peers_python: str | None, folder: Path) 
 PARTS: dict[str, Callable[[TrackerConfig, str | None, Path], str]] = {
     "boxes": write_boxes,
     "poses": write_poses,
+    "coasting": write_coasting,
     "smoothing": write_smoothing,
     "speed": write_speed,
     "memory": write_memory,

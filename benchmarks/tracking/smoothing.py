@@ -122,7 +122,8 @@ def smooth(stream: Stream, config: TrackerConfig) -> Floats:
         measured = stream.noisy_SFK2[:, frame]
         filters.predict(step_s)
         residual = measured - filters.position_TP2[:, 2:]
-        correction = keypoints.sort_out(residual, filters.variance_5TP[PP, :, 2:], rows, measured, length_S1)
+        reach_S1 = (config.noise.gate_size + config.noise.gate_speed * step_s) * length_S1
+        correction = keypoints.sort_out(residual, filters.variance_5TP[PP, :, 2:], rows, measured, reach_S1)
         noise = np.concatenate((np.ones((signals, 2)), correction.noise_MK), axis=1)
         valid = np.concatenate((np.zeros((signals, 2), np.bool_), correction.accepted_MK), axis=1)
         filters.update(rows, np.concatenate((box, measured), axis=1), noise, valid)

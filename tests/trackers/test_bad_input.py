@@ -129,12 +129,32 @@ def test_identity_survives_a_clock_that_jumps_back(reset_to: float) -> None:
     assert tracks[0].age_s == pytest.approx(59 / 30, abs=0.01)
 
 
-def test_a_jump_ahead_ends_tracks() -> None:
+@pytest.mark.parametrize("jump_s", [2.0, 1e9])
+def test_a_jump_ahead_ends_tracks(jump_s: float) -> None:
+    """The object stands where it stood, so that nothing but the time tells the tracks apart."""
     tracker = Tracker()
-    tracker.update(Detections.of(BOX), 0.0)
-    tracks = tracker.update(Detections.of(BOX), 1e9)
-    check(tracks)
-    assert 1 not in tracks.ids_T.tolist() or tracks.measured_T.all()
+    for frame in range(5):
+        assert tracker.update(Detections.of(BOX), frame / 30).ids_T.tolist() == [1]
+    for frame in range(5, 8):
+        tracks = tracker.update(Detections.of(BOX), jump_s + frame / 30)
+        check(tracks)
+        assert 1 not in tracks.ids_T.tolist()
+    assert tracks.ids_T.tolist() == [2]
+
+
+@pytest.mark.parametrize("odd_step_s", [0.0, 1e-9, 1e-6, 1e-3, 1.0])
+def test_one_odd_time_step_leaves_speeds_as_they_were(odd_step_s: float) -> None:
+    """A walker of 90 px/s whose times are true; one step is much shorter or longer than the others."""
+    tracker, time_s = Tracker(), 0.0
+    for frame in range(60):
+        time_s += odd_step_s if frame == 40 else 1 / 30
+        move = np.array([90.0 * time_s, 0.0])
+        pose = BOX[0].reshape(2, 2) + move + np.random.default_rng(frame).normal(0.0, 0.3, (2, 2))
+        tracks = tracker.update(Detections.of(BOX + np.tile(move, 2), keypoints=pose[None]), time_s)
+        check(tracks)
+        if frame >= 30:
+            assert tracks.ids_T.tolist() == [1]
+            np.testing.assert_allclose(tracks.velocity_TK2[0], [[90.0, 0.0]] * 2, atol=30.0)
 
 
 def test_two_objects_exactly_on_top_of_each_other_keep_two_ids() -> None:
