@@ -224,7 +224,7 @@ class Tracker:
         """
         filters, keypoints, config = self._filters, self._keypoints, self.config.coasting
         coasting_TK = ~keypoints.accepted_TK & ~np.isnan(filters.position_TP2[:, _FIRST_KEYPOINT:, 0])
-        rows = coasting_TK.any(axis=1).nonzero()[0]
+        rows = np.flatnonzero(coasting_TK.any(axis=1))
         if not len(rows):
             return
         position, velocity = filters.before_position_TP2[rows], filters.before_velocity_TP2[rows]

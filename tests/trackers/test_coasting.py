@@ -24,11 +24,14 @@ def hide(tracker: Tracker, frames: range, rate: float = 30.0) -> list[Tracks]:
 
 def test_a_fast_hand_stops_near_its_body_while_it_coasts() -> None:
     tracker = Tracker(CONFIG)
-    for frame in range(20):
+    for frame in range(61):
         pose = BODY.copy()
-        pose[HAND] += [max(frame - 15, 0) * 8.0, 0.0]  # 240 px/s in the last frames, a body is 100 px long
+        pose[HAND] += [
+            30.0 * np.sin(2.0 * np.pi * frame / 30),
+            0.0,
+        ]  # 188 px/s when it is hidden; a body is 100 px long
         tracker.update(person(pose), frame / 30)
-    hidden = hide(tracker, range(20, 32))
+    hidden = hide(tracker, range(61, 73))
     last = hidden[-1].keypoints_predicted_TK2[0]
     assert np.linalg.norm(last[HAND] - pose[HAND]) < 30.0
     np.testing.assert_allclose(last[3:], BODY[3:], atol=1.0)
