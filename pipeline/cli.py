@@ -68,6 +68,25 @@ def _command() -> str:
     return name if name == _INSTALLED_COMMAND else _CHECKOUT_COMMAND
 
 
+# Options that several commands share
+Prompt = Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")]
+Keypoints = Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")]
+PromptImage = Annotated[list[Path] | None, typer.Option(help="Example image; give several times.")]
+PromptAnnotation = Annotated[
+    list[Path] | None, typer.Option(help="Its annotation file, one for each image, or one for all.")
+]
+PromptFrom = Annotated[
+    str, typer.Option(help="What tells a class with examples: example, text, mean; text/mean: object/keypoints.")
+]
+Model = Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")]
+Weights = Annotated[str | None, typer.Option(help="Weights file; random to run without any.")]
+Backend = Annotated[str | None, typer.Option(help="auto (default), tensorrt, openvino or eager.")]
+Preset = Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
+]
+
+
 @app.command()
 def run(
     source: Annotated[
@@ -76,22 +95,16 @@ def run(
             help="File, folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; give several times."
         ),
     ],
-    prompt: Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")] = "person",
-    keypoints: Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")] = None,
-    prompt_image: Annotated[list[Path] | None, typer.Option(help="Example image; give several times.")] = None,
-    prompt_annotation: Annotated[
-        list[Path] | None, typer.Option(help="Its annotation file, one for each image, or one for all.")
-    ] = None,
-    prompt_from: Annotated[
-        str, typer.Option(help="What tells a class with examples: example, text, mean; text/mean: object/keypoints.")
-    ] = "example",
-    model: Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights file; random to run without any.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto (default), tensorrt, openvino or eager.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
-    ] = None,
+    prompt: Prompt = "person",
+    keypoints: Keypoints = None,
+    prompt_image: PromptImage = None,
+    prompt_annotation: PromptAnnotation = None,
+    prompt_from: PromptFrom = "example",
+    model: Model = None,
+    weights: Weights = None,
+    backend: Backend = None,
+    config: Preset = None,
+    set_: Overrides = None,
     poses: Annotated[Path | None, typer.Option(help="Write the messages as JSON lines.")] = None,
     video: Annotated[Path | None, typer.Option(help="Write an annotated video (.mp4, .mkv, .mov).")] = None,
     publish: Annotated[str | None, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")] = None,
@@ -196,6 +209,49 @@ def build_engine(
 
 
 @app.command()
+def batch(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, or @list.txt with a path in each line.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; one folder in it for each input.")],
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="Files to take from folders, such as '*.mp4'; by default all videos.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes one per two cores.")] = 0,
+    video: Annotated[bool, typer.Option("--video", help="Write an annotated video of each input.")] = False,
+    export: Annotated[
+        list[str] | None, typer.Option(help="Also convert to csv, parquet, coco, sleap or dlc; give several times.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
+    prompt: Prompt = "person",
+    keypoints: Keypoints = None,
+    prompt_image: PromptImage = None,
+    prompt_annotation: PromptAnnotation = None,
+    prompt_from: PromptFrom = "example",
+    model: Model = None,
+    weights: Weights = None,
+    backend: Backend = None,
+    config: Preset = None,
+    set_: Overrides = None,
+) -> None:
+    """Process many files; an interrupted batch goes on where it stopped."""
+    from pipeline.config import load_config
+    from pipeline.fleet.batch import run_batch
+    from pipeline.fleet.jobs import VIDEO_PATTERNS, find_jobs
+    from pipeline.fleet.worker import BatchSettings
+
+    flags = {
+        "engine.model": ("--model", model),
+        "engine.weights": ("--weights", weights),
+        "engine.backend": ("--backend", backend),
+    }
+    settings = load_config(config, set_ or (), flags)
+    jobs = find_jobs(inputs, out, pattern or VIDEO_PATTERNS)
+    prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    wanted = BatchSettings(settings, prompts, video, tuple(export or ()), overwrite)
+    sys.exit(run_batch(jobs, wanted, workers, Console(stderr=True)))
+
+
+@app.command()
 def convert(
     poses: Annotated[Path, typer.Argument(help="A file that --poses wrote.")],
     to: Annotated[str, typer.Option(help="csv, parquet, coco, sleap or dlc (DeepLabCut).")] = "csv",
@@ -223,7 +279,7 @@ def export_onnx(
     keypoints: Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")] = None,
 ) -> None:
     """Write the network as standard ONNX for other runtimes; prompts are inputs."""
-    from engines.config import EngineConfig
+    from engines.engine import EngineConfig
     from engines.engine import export_onnx as export
     from engines.preprocess import parse_size
     from engines.prompts import parse_prompt

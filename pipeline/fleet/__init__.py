@@ -1,0 +1,1 @@
+"""Many files, on several processes of one machine."""

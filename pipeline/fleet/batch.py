@@ -1,0 +1,81 @@
+"""A batch from the command line: find the files, run them, show how it goes, and say at the end what became of each."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.errors import ConfigError
+from pipeline.fleet.jobs import Job
+from pipeline.fleet.local import run_local
+from pipeline.fleet.worker import BatchSettings, Outcome, Worker
+from pipeline.outputs.convert import FORMATS
+
+_SHOWN = 20  # failures in the table at the end; the manifests have them all
+
+
+def run_batch(jobs: Sequence[Job], settings: BatchSettings, workers: int, console: Console) -> int:
+    """Do all jobs; return the exit status: 0, or 1 if a file failed.
+
+    Args:
+        workers: processes; 0 for one per two cores of this machine.
+    Raises:
+        ConfigError: an export that does not exist, or a negative number of workers.
+    """
+    if workers < 0:
+        raise ConfigError(f"--workers {workers}: give 0 (one per two cores) or more")
+    for kind in settings.exports:
+        if kind not in FORMATS:
+            raise ConfigError(f"--export {kind}: give one of {', '.join(FORMATS)}")
+    outcomes: list[Outcome] = []
+    with _progress(console) as progress:
+        task = progress.add_task("files", total=len(jobs), note="")
+
+        def report(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            failed = sum(each.state == "failed" for each in outcomes)
+            progress.update(task, advance=1, note=f"{failed} failed" if failed else "")
+            if not console.is_terminal:
+                detail = outcome.error or f"{outcome.frames} frames"
+                console.print(f"{outcome.state}: {outcome.job.input} ({detail})", soft_wrap=True, highlight=False)
+
+        count = workers or max(1, (os.cpu_count() or 1) // 2)
+        run_local(jobs, partial(Worker, settings), count, report)
+    _summarise(outcomes, console)
+    return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _summarise(outcomes: Sequence[Outcome], console: Console) -> None:
+    counts = Counter(outcome.state for outcome in outcomes)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        table = Table("file", "what went wrong", title="failed")
+        for outcome in failed[:_SHOWN]:
+            table.add_row(str(outcome.job.input), outcome.error)
+        console.print(table)
+        if len(failed) > _SHOWN:
+            console.print(f"… and {len(failed) - _SHOWN} more: see the manifest.json of each")
+    frames = sum(outcome.frames for outcome in outcomes)
+    console.print(
+        f"{counts['done']} done ({frames} frames), {counts['skipped']} already complete, {counts['failed']} failed"
+    )

@@ -1,0 +1,138 @@
+"""What a worker of a batch does: it loads the engine once, then takes one file after another."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from pipeline.errors import PipelineError
+from pipeline.fleet.jobs import POSES, Job, locked, prepare, started
+from pipeline.outputs.convert import FORMATS, PoseLines, convert
+
+if TYPE_CHECKING:
+    from engines.prompts import PromptClass
+    from pipeline.config import PipelineConfig
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What a batch makes of each file.
+
+    Attributes:
+        pipeline: settings of the pipeline.
+        prompts: classes to look for.
+        video: whether an annotated video is written.
+        exports: formats of `pipeline.outputs.convert` to write besides.
+        overwrite: whether results of other settings, and files that no batch wrote, may be overwritten.
+    """
+
+    pipeline: PipelineConfig
+    prompts: tuple[PromptClass, ...]
+    video: bool = False
+    exports: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        state: "done"; "skipped", because its results were complete; or "failed".
+        frames: frames that were processed.
+        error: why it failed, one sentence; "" otherwise.
+    """
+
+    job: Job
+    state: Literal["done", "skipped", "failed"]
+    frames: int = 0
+    error: str = ""
+
+
+class Worker:
+    """Owns an engine for the life of a process.
+
+    Args:
+        settings: what to make of each file.
+        threads: CPU threads of this worker; 0 leaves PyTorch's own choice.
+    """
+
+    def __init__(self, settings: BatchSettings, threads: int = 0) -> None:
+        import torch
+
+        from engines.engine import Engine
+
+        if threads:
+            torch.set_num_threads(threads)
+        self._settings = settings
+        self._identity = identity(settings)
+        self._engine = Engine(settings.pipeline.engine_of_pipeline)
+
+    def run(self, job: Job) -> Outcome:
+        """Do one job. Whatever is wrong with the file ends as a failed outcome with its sentence."""
+        from engines.errors import XPoseError
+        from trackers import TrackerError
+
+        try:
+            with locked(job.folder):
+                if not prepare(job, self._identity, overwrite=self._settings.overwrite):
+                    return Outcome(job, "skipped")
+                return self._process(job)
+        except (PipelineError, XPoseError, TrackerError, OSError) as error:
+            return Outcome(job, "failed", error=str(error))
+
+    def _process(self, job: Job) -> Outcome:
+        from pipeline.flow.pipeline import Pipeline
+
+        settings = self._settings
+        manifest = started(job, self._identity)
+        manifest.write(job.folder)
+        poses = job.folder / POSES
+        pipeline = Pipeline(
+            settings.pipeline, poses=poses, video=job.folder / "annotated.mp4" if settings.video else None
+        )
+        try:
+            pipeline.add(str(job.input))
+            result = pipeline.run(self._engine, settings.prompts)
+            if result.broken:
+                raise PipelineError("; ".join(result.broken))
+            exported = [job.folder / f"poses{FORMATS[kind][0]}" for kind in settings.exports]
+            for kind, path in zip(settings.exports, exported, strict=True):
+                convert(PoseLines(poses), kind, path)
+        except PipelineError as error:
+            msgspec.structs.replace(manifest, state="failed", error=str(error)).write(job.folder)
+            raise
+        outputs = tuple(path.name for path in (*result.outputs, *exported))
+        msgspec.structs.replace(manifest, state="done", outputs=outputs, frames=result.published).write(job.folder)
+        return Outcome(job, "done", result.published)
+
+
+def identity(settings: BatchSettings) -> str:
+    """Return the hash of everything that can change the results: configuration, prompts, weights, kinds of outputs."""
+    from engines.checkpoint import RANDOM, default_weights
+
+    digest = hashlib.sha256()
+    engine = settings.pipeline.engine
+    digest.update(repr((settings.pipeline, settings.video, sorted(settings.exports))).encode())
+    for prompt in settings.prompts:
+        digest.update(repr((prompt.name, prompt.skeleton, prompt.object_from, prompt.keypoints_from)).encode())
+        for example in prompt.examples:
+            digest.update(example.rgb_HW3.tobytes() + example.keypoints_K3.tobytes() + repr(example.box_xyxy).encode())
+    weights = Path(engine.weights).expanduser() if engine.weights else default_weights(engine.model)
+    if engine.weights != RANDOM:
+        with weights.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()[:32]
+
+
+def threads_per_worker(workers: int) -> int:
+    """Divide this machine's cores among the workers; at least one each."""
+    return max(1, (os.cpu_count() or 1) // workers)

@@ -1,0 +1,84 @@
+"""A worker makes the results of a file with the real pipeline, and says what is wrong with a file that it cannot do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.config import PipelineConfig
+from pipeline.errors import ConfigError
+from pipeline.fleet.batch import run_batch
+from pipeline.fleet.jobs import Manifest, find_jobs
+from pipeline.fleet.worker import BatchSettings, Worker, identity
+from tests.pipeline.fakes import MUG, FakeEngine
+from tests.pipeline.videos import write_video
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> BatchSettings:
+    monkeypatch.setattr("engines.engine.Engine", lambda config: FakeEngine())
+    return BatchSettings(PipelineConfig(), (MUG,), video=True, exports=("csv",))
+
+
+def test_results_are_complete_and_named_in_the_manifest(settings: BatchSettings, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", 5)
+    (job,) = find_jobs([str(tmp_path / "clip.mp4")], tmp_path / "out")
+    worker = Worker(settings)
+    assert (outcome := worker.run(job)).state == "done", outcome.error
+    assert outcome.frames == 5
+    manifest = Manifest.read(job.folder)
+    assert manifest is not None
+    assert manifest.outputs == ("poses.jsonl", "annotated.mp4", "poses.csv")
+    assert (job.folder / "poses.jsonl").read_bytes().count(b"\n") == 5
+    assert worker.run(job).state == "skipped"
+
+
+def test_a_bad_file_fails_with_its_sentence_and_is_tried_again(settings: BatchSettings, tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (job,) = find_jobs([str(tmp_path / "bad.mp4")], tmp_path / "out")
+    worker = Worker(settings)
+    outcome = worker.run(job)
+    assert outcome.state == "failed"
+    assert "bad.mp4" in outcome.error
+    assert (manifest := Manifest.read(job.folder)) is not None
+    assert manifest.state == "failed"
+    write_video(tmp_path / "bad.mp4", 3)
+    assert worker.run(job).state == "done"
+
+
+def test_everything_that_changes_results_changes_the_identity(settings: BatchSettings) -> None:
+    import dataclasses
+
+    one = identity(settings)
+    assert identity(settings) == one
+    for change in ({"video": False}, {"exports": ()}, {"prompts": (dataclasses.replace(MUG, name="cup"),)}):
+        assert identity(dataclasses.replace(settings, **change)) != one
+
+
+def test_a_batch_says_what_failed_and_exits_with_1(
+    settings: BatchSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_here(jobs: Any, make_worker: Any, workers: int, report: Any) -> None:
+        worker = make_worker(1)
+        for job in jobs:
+            report(worker.run(job))
+
+    monkeypatch.setattr("pipeline.fleet.batch.run_local", run_here)
+    write_video(tmp_path / "good.mp4", 2)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    jobs = find_jobs([str(tmp_path)], tmp_path / "out")
+    assert run_batch(jobs, settings, 1, Console(stderr=True, width=200)) == 1
+    said = capsys.readouterr().err
+    assert "1 done (2 frames), 0 already complete, 1 failed" in said
+    (tmp_path / "bad.mp4").unlink()
+    assert run_batch(find_jobs([str(tmp_path)], tmp_path / "out"), settings, 1, Console(stderr=True)) == 0
+
+
+def test_what_cannot_be_made_is_refused_before_anything_runs(settings: BatchSettings) -> None:
+    import dataclasses
+
+    with pytest.raises(ConfigError, match="--export xls"):
+        run_batch([], dataclasses.replace(settings, exports=("xls",)), 1, Console())
+    with pytest.raises(ConfigError, match="--workers -1"):
+        run_batch([], settings, -1, Console())
