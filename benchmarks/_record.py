@@ -17,15 +17,16 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 PACKAGES = ("torch", "openvino", "numpy", "av", "opencv-python", "pyzmq", "msgspec", "filterpy")
 
 
-def record(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Write `rows` to `benchmarks/results/<name>.json` and return its path.
+def record(name: str, rows: Sequence[Mapping[str, object]], folder: Path = RESULTS) -> Path:
+    """Write `rows` to `<folder>/<name>.json` and return its path.
 
     Args:
         name: file name without its suffix.
         rows: one mapping per measured line; values must be JSON.
+        folder: created if absent; by default benchmarks/results.
     """
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     header = {
         "name": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

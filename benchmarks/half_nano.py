@@ -27,7 +27,8 @@ from engines.backends.eager import EagerBackend
 from engines.checkpoint import load_weights, trained_categories
 from engines.export import EngineShape, export
 from engines.preprocess import letterbox_batch
-from engines.prompts import PromptClass, PromptEncoder, PromptTensors
+from engines.prompt_tensors import PromptTensors
+from engines.prompts import PromptClass, PromptEncoder
 from engines.skeletons import load_skeleton
 from engines.xpose import XPose
 from training import metrics

@@ -43,7 +43,8 @@ from engines.export import Detector, DetectorInputs, EngineShape
 from engines.kernels import cpu
 from engines.precision import place
 from engines.preprocess import letterbox_batch
-from engines.prompts import PromptClass, PromptEncoder, PromptTensors
+from engines.prompt_tensors import PromptTensors
+from engines.prompts import PromptClass, PromptEncoder
 from engines.skeletons import load_skeleton
 from engines.xpose import XPose, decoder, encoder, model, selection
 from engines.xpose.layers import LayerNorm, Linear

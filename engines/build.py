@@ -20,7 +20,7 @@ from engines.export import EngineShape, export
 from engines.fingerprint import driver_version, sources_sha256
 from engines.kernels import nvrtc
 from engines.onnx_export import export_onnx
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 
 COMPILED = ("tensorrt", "openvino")

@@ -17,15 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import ftfy
 import torch
-from instant_clip_tokenizer import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from engines.errors import CheckpointError, PromptError
+
+if TYPE_CHECKING:
+    from instant_clip_tokenizer import Tokenizer
 
 CONTEXT_TOKENS = 77
 VOCABULARY = 49408
@@ -82,6 +83,8 @@ class ClipConfig:
 
 def clean(text: str) -> str:
     """Repair, unescape, lower-case and single-space a text, as CLIP does before its vocabulary is looked up."""
+    import ftfy  # here, so that encoded prompts need no text packages
+
     repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(repaired.split()).lower()
 
@@ -117,7 +120,9 @@ def _pieces(cleaned: str) -> list[int]:
 
 
 @cache
-def _tokenizer() -> Tokenizer:
+def _tokenizer() -> "Tokenizer":
+    from instant_clip_tokenizer import Tokenizer
+
     return Tokenizer()
 
 

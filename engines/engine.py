@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from engines.backends import Backend, PendingPoses
 from engines.backends.choose import open_backend
+from engines.backends.cuda_graph import CudaGraphBackend
 from engines.backends.eager import EagerBackend
 from engines.build import BuildRequest, build_engine
 from engines.checkpoint import RANDOM, load_weights, trained_categories
@@ -40,7 +41,8 @@ from engines.errors import BackendError, InputError, PromptError
 from engines.export import EngineShape
 from engines.onnx_export import write_onnx
 from engines.postprocess import detections_of
-from engines.prompts import PromptClass, PromptEncoder, PromptTensors, require_trained, without_spare
+from engines.prompt_tensors import PromptTensors, without_spare
+from engines.prompts import PromptClass, PromptEncoder, require_trained
 from engines.scores import kept_of
 from engines.skeletons import MAX_KEYPOINTS, Skeleton, load_skeleton
 from engines.visual_prompts import VisualWeights, visual_weights_trained
@@ -350,7 +352,10 @@ def _open_backend(config: EngineConfig, model: XPose, clip: Clip) -> tuple[str, 
     input_hw = None if request is None else request.shape.input_hw
 
     def eager() -> Backend:
-        return EagerBackend(model, input_hw, config.batch, config.precision, device_of(config))
+        device = device_of(config)
+        if device.type == "cuda" and input_hw is not None:
+            return CudaGraphBackend(model, input_hw, config.batch, config.precision, device)
+        return EagerBackend(model, input_hw, config.batch, config.precision, device)
 
     def build_missing(wanted: BuildRequest) -> CachedEngine:
         return _build(config, model, clip, wanted, lambda step: None)

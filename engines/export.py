@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from engines.precision import place
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 from engines.xpose.model import Prompts
 

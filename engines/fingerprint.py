@@ -15,7 +15,7 @@ PARTS = {
     "export": ("export.py", "onnx_export.py", "build.py", "tensorrt_build.py", "fingerprint.py", "backends/*"),
     "precision": ("precision.py",),
     "preprocessing": ("preprocess.py",),
-    "prompts": ("prompts.py", "clip.py", "coco.py", "skeletons.py", "visual_prompts.py"),
+    "prompts": ("prompts.py", "prompt_tensors.py", "clip.py", "coco.py", "skeletons.py", "visual_prompts.py"),
     "kernels": ("kernels/*",),
     "parity": ("parity.py", "parity/*"),
 }

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from engines.errors import InputError
 from engines.export import Detector, EngineShape, detector_inputs, example_inputs
 from engines.preprocess import BAR_RGB, normalise
-from engines.prompts import PromptClass, PromptTensors
+from engines.prompt_tensors import PromptTensors
+from engines.prompts import PromptClass
 from engines.xpose import XPose
 
 OPSET = 18

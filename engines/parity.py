@@ -10,7 +10,7 @@ from PIL import Image
 
 from engines.backends import Backend, RawPoses
 from engines.errors import EngineCacheError
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 
 IMAGES = Path(__file__).parent / "parity"
 COMPARED_SCORE = 0.1  # groups that score less are not published by default; the best of an image is always compared

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from engines.clip import Clip, tokenize
 from engines.errors import PromptError
+from engines.prompt_tensors import PromptTensors
 from engines.skeletons import Skeleton, fold, known_skeletons, load_skeleton, nearest, skeletons_by_instance
 from engines.visual_prompts import Example, crop_example
 
@@ -52,28 +53,6 @@ class PromptClass:
                 raise PromptError(f"prompts come from {', '.join(get_args(Modality))}, got {modality!r}")
         if not self.examples and (self.object_from, self.keypoints_from) != ("text", "text"):
             raise PromptError(f"{self.name!r} has no example image to be prompted from; give one, or prompt from text")
-
-
-@dataclass(frozen=True)
-class PromptTensors:
-    """Prompts padded to a capacity; vectors float32, masks bool with True on real entries."""
-
-    objects_C512: Tensor
-    object_valid_C: Tensor
-    keypoints_CK512: Tensor
-    keypoint_valid_CK: Tensor
-
-
-def without_spare(prompts: PromptTensors) -> PromptTensors:
-    """Return the prompts without unused capacity. No result changes."""
-    classes = int(prompts.object_valid_C.sum())
-    keypoints = int(prompts.keypoint_valid_CK.sum(dim=1).max())
-    return PromptTensors(
-        objects_C512=prompts.objects_C512[:classes],
-        object_valid_C=prompts.object_valid_C[:classes],
-        keypoints_CK512=prompts.keypoints_CK512[:classes, :keypoints],
-        keypoint_valid_CK=prompts.keypoint_valid_CK[:classes, :keypoints],
-    )
 
 
 def object_text(name: str) -> str:

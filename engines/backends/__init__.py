@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 
 
 @dataclass(frozen=True)

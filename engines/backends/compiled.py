@@ -12,7 +12,7 @@ from engines.backends import RawPoses
 from engines.errors import BackendError
 from engines.export import DetectorInputs, detector_inputs
 from engines.preprocess import Placement
-from engines.prompts import PromptTensors, without_spare
+from engines.prompt_tensors import PromptTensors, without_spare
 from engines.xpose import XPose
 
 

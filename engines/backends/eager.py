@@ -14,7 +14,7 @@ from engines.backends.compiled import raw_poses
 from engines.errors import BackendError
 from engines.precision import place
 from engines.preprocess import letterbox_batch, official_batch
-from engines.prompts import PromptTensors, without_spare
+from engines.prompt_tensors import PromptTensors, without_spare
 from engines.xpose import XPose
 from engines.xpose.model import Prompts
 
@@ -53,7 +53,9 @@ class EagerBackend:
             raise BackendError("no prompts are set: call set_prompts first")
         batch = official_batch(images) if self.input_hw is None else letterbox_batch(images, self.input_hw)
         padding_BHW = None if batch.padding_BHW is None else batch.padding_BHW.to(self._device)
-        output = self._model.detect(batch.pixels_B3HW(self._device), _repeat(self._prompts, len(images)), padding_BHW)
+        output = self._model.detect(
+            batch.pixels_B3HW(self._device), repeat_prompts(self._prompts, len(images)), padding_BHW
+        )
         results = (output.boxes_BG4, output.logits_BGC, output.class_BG, output.keypoints_BGK2)
         return FinishedPoses(raw_poses([result.cpu() for result in results], batch.placements))
 
@@ -62,7 +64,7 @@ class EagerBackend:
         self._prompts = None
 
 
-def _repeat(prompts: Prompts, count: int) -> Prompts:
+def repeat_prompts(prompts: Prompts, count: int) -> Prompts:
     """Offer the same prompts to every image of a batch."""
     per_image = {
         name: value.expand(count, *value.shape[1:])

@@ -28,7 +28,7 @@ from engines.errors import BackendError
 from engines.export import DetectorInputs, EngineShape
 from engines.onnx_export import OUTPUTS, OnnxInputs
 from engines.preprocess import letterbox_batch
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 
 SMALL_PX = 512 * 512  # of an input, up to which its images run side by side

@@ -27,7 +27,7 @@ from engines.errors import BackendError
 from engines.export import DetectorInputs, EngineShape
 from engines.kernels.letterbox import letterbox_into
 from engines.preprocess import Placement
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 
 IN_FLIGHT = 3

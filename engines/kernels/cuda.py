@@ -40,6 +40,7 @@ class Variant:
     levels: int
     points: int
     reference_size: int
+    blocks_per_processor: int = BLOCKS_PER_PROCESSOR
 
     @property
     def lanes(self) -> int:
@@ -56,7 +57,7 @@ class Variant:
             "XPOSE_POINTS": self.points,
             "XPOSE_REFERENCE": self.reference_size,
             "XPOSE_BLOCK": BLOCK_THREADS,
-            "XPOSE_BLOCKS_PER_PROCESSOR": BLOCKS_PER_PROCESSOR,
+            "XPOSE_BLOCKS_PER_PROCESSOR": self.blocks_per_processor,
         }
 
 
@@ -140,8 +141,23 @@ def forward(
         return out_BQC
     if any(tensor.data_ptr() % LOAD_BYTES for tensor in (value, *others)):  # views may start anywhere
         value, *others = (tensor.clone() for tensor in (value, *others))
-    with torch.cuda.device(value.device):
-        _kernel(value.device.index, launch.variant)(
-            grid=launch.grid, block=(BLOCK_THREADS, 1, 1), args=[value, *others, *launch.numbers, out_BQC]
-        )
+    reference, offsets, logits = others
+    run(launch, value, reference, offsets, logits, out_BQC)
     return out_BQC
+
+
+def run(
+    launch: Launch,
+    value_BSMD: Tensor,
+    reference_BQLR: Tensor,
+    offsets_BQMLP2: Tensor,
+    logits_BQMLP: Tensor,
+    out_BQC: Tensor,
+) -> None:
+    """Queue one launch on the current stream; every tensor is contiguous and begins at a multiple of 16 bytes."""
+    with torch.cuda.device(value_BSMD.device):
+        _kernel(value_BSMD.device.index, launch.variant)(
+            grid=launch.grid,
+            block=(BLOCK_THREADS, 1, 1),
+            args=[value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP, *launch.numbers, out_BQC],
+        )

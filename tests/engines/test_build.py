@@ -22,7 +22,7 @@ from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, EngineCacheError, InputError
 from engines.export import Detector, EngineShape, detector_inputs, export
 from engines.onnx_export import export_onnx
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose, XPoseConfig
 
 SHAPE = EngineShape(input_hw=(96, 128), batch=1, max_classes=3, max_keypoints=4)
@@ -277,6 +277,7 @@ def test_key_changes_with_a_single_weight(model: XPose) -> None:
 def test_tensorrt_plan_passes_its_gate_and_keeps_frames_in_flight_apart(
     model: XPose, tmp_path: Path, precision: str
 ) -> None:
+    pytest.importorskip("torch_tensorrt", reason="TensorRT is not installed")
     request = dataclasses.replace(request_for("tensorrt", precision), device=torch.device("cuda"))
     cache = EngineCache(tmp_path)
     build_engine(model, prompts(), request, cache)

@@ -19,7 +19,8 @@ from engines.export import Detector
 from engines.onnx_export import OUTPUTS, OnnxInputs, onnx_inputs
 from engines.onnx_export import export_onnx as export_graph
 from engines.preprocess import normalise
-from engines.prompts import PromptTensors, parse_prompt
+from engines.prompt_tensors import PromptTensors
+from engines.prompts import parse_prompt
 from engines.xpose import XPose, XPoseConfig
 
 Arrays = Mapping[str, NDArray[np.generic]]

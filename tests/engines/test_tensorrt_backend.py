@@ -20,7 +20,7 @@ from engines.backends import tensorrt, tensorrt_api
 from engines.backends.tensorrt import IN_FLIGHT, OUTPUTS, TensorRTBackend
 from engines.errors import BackendError
 from engines.export import EngineShape
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 from tests.engines.test_build import SHAPE, TINY, prompts
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from engines.export import DetectorInputs, EngineShape, detector_inputs
-from engines.prompts import PromptTensors
+from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose, XPoseConfig
 
 

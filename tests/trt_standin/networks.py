@@ -32,7 +32,8 @@ from engines.checkpoint import MODELS, load_weights  # noqa: E402
 from engines.export import DetectorInputs, EngineShape  # noqa: E402
 from engines.precision import place  # noqa: E402
 from engines.preprocess import letterbox_batch  # noqa: E402
-from engines.prompts import PromptClass, PromptEncoder, PromptTensors  # noqa: E402
+from engines.prompt_tensors import PromptTensors  # noqa: E402
+from engines.prompts import PromptClass, PromptEncoder  # noqa: E402
 from engines.skeletons import load_skeleton  # noqa: E402
 from engines.xpose import XPose  # noqa: E402
 from tests.trt_standin.build import OUTPUTS, build, expected, export_as_for_a_gpu, relative_error, run  # noqa: E402
