@@ -16,7 +16,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from engines.errors import InputError
 from engines.export import Detector, EngineShape, detector_inputs, example_inputs
 from engines.preprocess import BAR_RGB, normalise
 from engines.prompt_tensors import PromptTensors
-from engines.prompts import PromptClass
 from engines.xpose import XPose
+
+if TYPE_CHECKING:
+    from engines.prompts import PromptClass
 
 OPSET = 18
 FORMAT = 1  # of the description; a reader refuses what it does not know
@@ -102,7 +104,7 @@ def write_onnx(
     path: Path,
     model: XPose,
     shape: EngineShape,
-    prompts: tuple[Sequence[PromptClass], PromptTensors] | None,
+    prompts: "tuple[Sequence[PromptClass], PromptTensors] | None",
     facts: Mapping[str, Any],
 ) -> list[Path]:
     """Write the ONNX file, its description (.json), and the encoded prompts (.prompts.npz) where there are any.
