@@ -2,18 +2,22 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from engines.config import EngineConfig
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engines import engine
 from engines.backends import RawPoses
 from engines.backends.cuda_graph import CudaGraphBackend
 from engines.backends.eager import EagerBackend
 from engines.backends.slots import IN_FLIGHT, Slot, tensors_read_by
+from engines.checkpoint import load_weights
 from engines.errors import BackendError
 from engines.preprocess import Placement, letterbox, normalise
 from engines.prompt_tensors import PromptTensors
@@ -245,3 +249,18 @@ def test_after_the_first_run_the_network_does_nothing_that_a_cuda_graph_cannot_c
     with forbidden:
         model.detect(pixels_B3HW, prompts)
     assert forbidden.found == []
+
+
+@pytest.mark.parametrize(
+    ("resize", "device", "expected"),
+    [("letterbox", "cuda", "graphs"), ("official", "cuda", "plain"), ("letterbox", "cpu", "plain")],
+)
+def test_eager_replays_cuda_graphs_on_a_gpu_where_the_input_size_is_fixed(
+    resize: Literal["letterbox", "official"], device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "device_of", lambda config: torch.device(device))
+    monkeypatch.setattr(engine, "CudaGraphBackend", lambda *arguments: "graphs")
+    monkeypatch.setattr(engine, "EagerBackend", lambda *arguments: "plain")
+    monkeypatch.setattr(engine, "open_backend", lambda *arguments: (arguments[0], arguments[4]()))
+    config = EngineConfig(model="nano", backend="eager", resize=resize)
+    assert engine._open_backend(config, *load_weights("nano", "random")) == ("eager", expected)
