@@ -9,13 +9,14 @@ import pytest
 
 from tests.support import REPOSITORY
 
-PACKAGES = ("pipeline", "engines", "trackers", "training", "benchmarks", "xpose_client")
+PACKAGES = ("pipeline", "engines", "trackers", "training", "benchmarks", "xpose_client", "xpose_bridge")
 ALLOWED = {
     "trackers": set(),
     "engines": set(),
     "pipeline": {"engines", "trackers", "xpose_client"},
     "training": {"engines", "pipeline.synthetic"},
     "clients/python/xpose_client": set(),
+    "clients/ros2/xpose_bridge/xpose_bridge": {"xpose_client"},
 }
 # Inside pipeline: cli → {service, flow} → {sources, outputs} → frames.
 PIPELINE_ALLOWED = {
