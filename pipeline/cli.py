@@ -239,9 +239,9 @@ def batch(
     from pipeline.fleet.worker import BatchSettings
 
     flags = {
-        "engine.model": ("--model", model),
-        "engine.weights": ("--weights", weights),
-        "engine.backend": ("--backend", backend),
+        "--model": ("engine.model", model),
+        "--weights": ("engine.weights", weights),
+        "--backend": ("engine.backend", backend),
     }
     settings = load_config(config, set_ or (), flags)
     jobs = find_jobs(inputs, out, pattern or VIDEO_PATTERNS)

@@ -1,5 +1,7 @@
 """A worker makes the results of a file with the real pipeline, and says what is wrong with a file that it cannot do."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline.fleet.jobs import Manifest, find_jobs
 from pipeline.fleet.worker import BatchSettings, Worker, identity
 from tests.pipeline.fakes import MUG, FakeEngine
 from tests.pipeline.videos import write_video
+from tests.support import REPOSITORY
 
 
 @pytest.fixture
@@ -82,3 +85,15 @@ def test_what_cannot_be_made_is_refused_before_anything_runs(settings: BatchSett
         run_batch([], dataclasses.replace(settings, exports=("xls",)), 1, Console())
     with pytest.raises(ConfigError, match="--workers -1"):
         run_batch([], settings, -1, Console())
+
+
+def test_the_command_runs_a_batch(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", 2)
+    command = [sys.executable, "run_pipeline.py", "batch", str(tmp_path), "--out", str(tmp_path / "out")]
+    options = ["--model", "nano", "--backend", "eager", "--export", "csv", "--workers", "1"]
+    ended = subprocess.run(
+        [*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "1 done (2 frames)" in ended.stderr
+    assert (tmp_path / "out" / "clip.mp4" / "poses.csv").exists()
