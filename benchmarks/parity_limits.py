@@ -107,7 +107,8 @@ class Tf32Emulation(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def _tf32(backend: DetectorBackend) -> Iterator[None]:
+def tf32(backend: DetectorBackend) -> Iterator[None]:
+    """Let the products round their inputs to TF32."""
     with patch.object(cpu, "window_attention_available", lambda *_: False), Tf32Emulation():  # type: ignore[no-untyped-call]
         yield
 
@@ -246,7 +247,7 @@ def broken_backend(name: str, network: XPose, shape: EngineShape) -> Candidate:
 
 def candidates(network: XPose, shape: EngineShape) -> dict[str, Candidate]:
     """Return all that is measured."""
-    right = right_backends(network, shape) | {"tf32": (DetectorBackend(network, shape), _tf32)}
+    right = right_backends(network, shape) | {"tf32": (DetectorBackend(network, shape), tf32)}
     return right | {name: broken_backend(name, network, shape) for name in BROKEN}
 
 
@@ -280,7 +281,7 @@ def rows_of(images: dict[str, list[NDArray[np.uint8]]]) -> Iterator[dict[str, ob
             row: dict[str, object] = {"candidate": candidate, "images": name, "count": len(found)}
             row |= {key: round(value, 5) for key, value in asdict(parity.summarise(differences)).items()}
             for key in ("rms_px", "p99_px", "beyond"):
-                values = [getattr(part, key) for part in parts]
+                values = [min(getattr(part, key), 1e9) for part in parts]  # infinities have no quantiles
                 row[f"{key}_of_parts"] = [round(float(value), 5) for value in np.quantile(values, (0, 0.5, 0.95, 1))]
             yield row
 
@@ -296,6 +297,7 @@ def main() -> None:
     images = {"gate": parity.bundled_images(), "scenes": scenes(options.scenes)}
     if options.photos is not None:
         images["photos"] = photos(options.photos, options.photo_count)
+    torch.set_num_threads(1)  # small tensors: more threads only wait for each other
     rows = []
     for row in rows_of(images):
         rows.append(row)

@@ -36,11 +36,16 @@ BEYOND_PX = 1.0
 that a query starts from depends on its rank. Then a few points move far, in a right engine too."""
 
 LIMITS = {
-    "fp32": Limits(rms_px=0.02, p99_px=0.1, beyond=0.005),
-    "fp16": Limits(rms_px=0.1, p99_px=0.5, beyond=0.02),
-    "bf16": Limits(rms_px=0.3, p99_px=3.0, beyond=0.1),
+    "fp32": Limits(rms_px=0.005, p99_px=0.02, beyond=0.002),
+    "fp16": Limits(rms_px=0.2, p99_px=5.0, beyond=0.05),
+    "bf16": Limits(rms_px=0.28, p99_px=20.0, beyond=0.08),
 }
-"""Measured by `benchmarks/parity_limits.py`: between what right engines and what broken ones give."""
+"""Between what right engines give and what broken ones do, on synthetic scenes (`benchmarks/parity_limits.py`).
+
+The mean decides. On three scenes at a time, right engines reach 0.0002, 0.14 and 0.21 px in the three precisions; no
+broken one stays below 0.31. One group that trades places with another is a percent or more of the points, so the other
+two limits only catch an engine that is right for most points and wrong for some.
+"""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,12 @@ FLOAT32_PREFIXES = (
 )  # fmt: skip
 
 
+def forbid_tf32() -> None:
+    """Make float32 products on NVIDIA GPUs exact in this process; cuDNN rounds their inputs to TF32 by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def place(model: XPose, precision: str) -> XPose:
     """Set the dtypes of `model`'s parameters for `precision`, in place, and return it.
 

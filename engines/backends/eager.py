@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engines.backends import FinishedPoses
 from engines.backends.compiled import raw_poses
 from engines.errors import BackendError
-from engines.precision import place
+from engines.precision import forbid_tf32, place
 from engines.preprocess import letterbox_batch, official_batch
 from engines.prompt_tensors import PromptTensors, without_spare
 from engines.xpose import XPose
@@ -32,6 +32,7 @@ class EagerBackend:
         self._device = device
         self.batch = batch
         self.in_flight = 1
+        forbid_tf32()
         self._model = place(model, precision).eval().to(device)
         self._prompts: Prompts | None = None
 

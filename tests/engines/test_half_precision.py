@@ -6,6 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.half_emulation import HalfEmulation
 from benchmarks.half_precision import study
+from engines.backends.eager import EagerBackend
 from engines.precision import place
 from engines.xpose import XPose, XPoseConfig
 from engines.xpose.layers import Linear
@@ -57,6 +58,14 @@ def test_placement_keeps_what_makes_coordinates_in_float32(precision: str) -> No
     for name in ("bbox_embed.0.layers.2.weight", "transformer.decoder.ref_point_head.layers.0.weight"):
         assert dtypes[name] == torch.float32
     assert dtypes["transformer.encoder.fusion_layers.0.attn.v_proj.weight"] == torch.float32
+
+
+def test_the_eager_backend_turns_tf32_off() -> None:
+    """It is the reference for compiled engines, and what a user gets who asks for fp32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    EagerBackend(XPose(XPoseConfig.nano()), (64, 96), 1, "fp32", torch.device("cpu")).close()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_unknown_precision_is_refused_with_what_is_allowed() -> None:
