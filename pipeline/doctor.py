@@ -40,6 +40,7 @@ def findings() -> list[Finding]:
         _memory,
         _compiler,
         _torch,
+        _openvino,
         _gpu,
         _tensorrt,
         _codecs,
@@ -95,6 +96,13 @@ def _torch() -> Finding:
     import torch
 
     return Finding("PyTorch", f"{torch.__version__}, {torch.get_num_threads()} threads", "the eager backend runs")
+
+
+def _openvino() -> Finding:
+    found = _version("openvino")
+    if found is None:
+        return Finding("OpenVINO", "none", "the processor runs plain PyTorch; pip install openvino for more speed")
+    return Finding("OpenVINO", found, "the compiled engine for the processor; a small one is built on first use")
 
 
 def _gpu() -> Finding:

@@ -37,6 +37,11 @@ CONFIGS = {
         heads=4, points=2, encoder_layers=2, decoder_layers=4, box_layers=2, queries=20, groups=5, feedforward=48,
         text_feedforward=48, fusion_dim=32, fusion_heads=4, visual_width=32, drop_path=0.0, fusion_drop_path=0.0,
     ),
+    "convolutions": XPoseConfig(
+        backbone="efficientnet_lite0", hidden_dim=32, heads=2, encoder_layers=1, decoder_layers=3, box_layers=1,
+        queries=12, groups=4, feedforward=48, text_feedforward=48, fusion_dim=32, fusion_heads=2, visual_width=32,
+        fusion_drop_path=0.0,
+    ),
 }  # fmt: skip
 
 

@@ -166,10 +166,32 @@ def test_engine_sizes_and_precisions_that_make_no_sense_are_refused(capsys: pyte
     assert_refused(capsys, "nothing to build", ["build-engine", "--weights", "random", "--backend", "eager"])
 
 
+@pytest.mark.timeout(300)  # it loads and traces a network
+def test_export_onnx_writes_three_files_and_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "nano.onnx"
+    assert call("export-onnx", "--out", str(out), "--weights", "random", "--size", "64x96", "--prompt", "person") == 0
+    files = [out, tmp_path / "nano.json", tmp_path / "nano.prompts.npz"]
+    assert capsys.readouterr().out.split() == [str(path) for path in files]
+    description = json.loads(files[1].read_text())
+    assert description["inputs"]["images_BHW3"]["shape"] == [1, 64, 96, 3]
+    assert len(description["prompts"]["classes"][0]["keypoints"]) == 17
+    assert_refused(capsys, "--keypoints needs a --prompt", ["export-onnx", "--out", str(out), "--keypoints", "rim"])
+    assert_refused(capsys, "ends in .onnx", ["export-onnx", "--out", str(tmp_path / "nano"), "--weights", "random"])
+
+
 def test_doctor_reports_what_decides(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("doctor") == 0
     printed = capsys.readouterr().out
-    for what in ("processor", "vector units", "NVIDIA GPU", "TensorRT", "codecs", "C++ compiler", "weights"):
+    for what in (
+        "processor",
+        "vector units",
+        "OpenVINO",
+        "NVIDIA GPU",
+        "TensorRT",
+        "codecs",
+        "C++ compiler",
+        "weights",
+    ):
         assert what in printed
 
 
