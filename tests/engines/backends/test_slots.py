@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from engines.config import EngineConfig
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -262,5 +261,5 @@ def test_eager_replays_cuda_graphs_on_a_gpu_where_the_input_size_is_fixed(
     monkeypatch.setattr(engine, "CudaGraphBackend", lambda *arguments: "graphs")
     monkeypatch.setattr(engine, "EagerBackend", lambda *arguments: "plain")
     monkeypatch.setattr(engine, "open_backend", lambda *arguments: (arguments[0], arguments[4]()))
-    config = EngineConfig(model="nano", backend="eager", resize=resize)
+    config = engine.EngineConfig(model="nano", backend="eager", resize=resize)
     assert engine._open_backend(config, *load_weights("nano", "random")) == ("eager", expected)
