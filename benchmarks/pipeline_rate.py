@@ -17,7 +17,8 @@ from pathlib import Path
 
 from benchmarks._record import record
 from benchmarks.line import encode_clip
-from engines.engine import Engine, EngineConfig
+from engines.config import EngineConfig
+from engines.engine import Engine
 from engines.preprocess import parse_size
 from engines.prompts import parse_prompt
 from pipeline.config import PipelineConfig

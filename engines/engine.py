@@ -16,13 +16,12 @@ in flight keep theirs.
 import copy
 import dataclasses
 import logging
-import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from engines.backends.eager import EagerBackend
 from engines.build import BuildRequest, build_engine
 from engines.checkpoint import RANDOM, load_weights, trained_categories
 from engines.clip import Clip
+from engines.config import EngineConfig
 from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, InputError, PromptError
@@ -44,68 +44,13 @@ from engines.postprocess import detections_of
 from engines.prompt_tensors import PromptTensors, without_spare
 from engines.prompts import PromptClass, PromptEncoder, require_trained
 from engines.scores import kept_of
-from engines.skeletons import MAX_KEYPOINTS, Skeleton, load_skeleton
+from engines.skeletons import Skeleton, load_skeleton
 from engines.visual_prompts import VisualWeights, visual_weights_trained
 from engines.xpose import XPose
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What to run, and how.
-
-    Attributes:
-        model: "nano", "swin-t" or "swin-l".
-        weights: a file; "" takes the model's own; "random" runs without any, and its poses mean nothing.
-        backend: "auto" takes the first of "tensorrt" (needs `build-engine`), "openvino" (built on first use where the
-            input is small, else by `build-engine`) and "eager" that can run.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", or "cuda:1" and so on for one of several GPUs.
-        precision: "fp32", "bf16" or "fp16": of the parts that stand it (`engines.precision`).
-        resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
-        size: height and width of the letterbox; None is the model's own.
-        max_classes, max_keypoints: capacity for prompts.
-        batch: images per call of the network; OpenVINO runs them one by one, side by side.
-        score_threshold: detections above this score are kept, and can start a track. None: the model's own.
-        doubtful_score: in videos, detections above this score continue a track. None: the model's own.
-        nms_iou: detections that overlap a better one by more than this IoU are dropped. Lower it if you see duplicates.
-            None: the model's own.
-        threads: of PyTorch, in this whole process; 0 leaves them as they are.
-    """
-
-    model: str = "nano"
-    weights: str = ""
-    backend: Literal["auto", "tensorrt", "openvino", "eager"] = "auto"
-    device: str = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    resize: Literal["letterbox", "official"] = "letterbox"
-    size: tuple[int, int] | None = None
-    max_classes: int = 8
-    max_keypoints: int = MAX_KEYPOINTS
-    batch: int = 1
-    score_threshold: float | None = None
-    doubtful_score: float | None = None
-    nms_iou: float | None = None
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        for key, least in (("max_classes", 1), ("max_keypoints", 1), ("batch", 1), ("threads", 0)):
-            if getattr(self, key) < least:
-                raise InputError(f"{key} is {getattr(self, key)}, allowed is {least} or more")
-        if self.max_keypoints > MAX_KEYPOINTS:
-            raise InputError(f"max_keypoints is {self.max_keypoints}, the network has {MAX_KEYPOINTS} slots")
-        for key in ("score_threshold", "doubtful_score", "nms_iou"):
-            value = getattr(self, key)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{key} is {value}, allowed is 0 to 1")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise InputError(f"device is {self.device!r}, allowed are auto, cpu, cuda, cuda:0, cuda:1, and so on")
-        if self.size is not None and min(self.size) < 32:
-            raise InputError(f"size is {self.size} (height, width), allowed is 32 px and more")
-        if self.resize == "official" and self.size is not None:
-            raise InputError("size is given, but resize = 'official' follows each image; leave one of them out")
 
 
 @dataclass(frozen=True)

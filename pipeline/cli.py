@@ -279,7 +279,7 @@ def export_onnx(
     keypoints: Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")] = None,
 ) -> None:
     """Write the network as standard ONNX for other runtimes; prompts are inputs."""
-    from engines.engine import EngineConfig
+    from engines.config import EngineConfig
     from engines.engine import export_onnx as export
     from engines.preprocess import parse_size
     from engines.prompts import parse_prompt

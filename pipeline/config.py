@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.engine import EngineConfig
+from engines.config import EngineConfig
 from engines.scores import ScoreScale, calibration_of, kept_of
 from pipeline.errors import ConfigError
 from pipeline.flow.stages import FlowConfig

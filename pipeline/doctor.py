@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -25,7 +24,7 @@ _DECODERS = ("h264", "hevc", "av1", "vp9", "mjpeg", "mpeg4")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, what was found, and what follows."""
+    """One row of the report: what was examined, what is there, and what follows from it."""
 
     what: str
     found: str
@@ -33,7 +32,7 @@ class Finding:
 
 
 def findings() -> list[Finding]:
-    """Look at everything that decides how the pipeline runs here."""
+    """Examine everything that decides how the pipeline runs here."""
     looks: Sequence[Callable[[], Finding]] = (
         _cpu,
         _cpu_flags,
@@ -65,7 +64,7 @@ def _cpu() -> Finding:
     return Finding(
         "processor",
         f"{name or platform.machine()}, {usable} usable cores, Python {platform.python_version()}",
-        "inference takes them all; --set engine.threads=N leaves some to others",
+        "inference uses all of them; --set engine.threads=N uses fewer",
     )
 
 
@@ -75,14 +74,16 @@ def _cpu_flags() -> Finding:
     fast = {"avx512_bf16", "amx_bf16"} & set(present)
     return Finding(
         "vector units",
-        ", ".join(f"{name} ({_CPU_FLAGS[name]})" for name in present) or "none of those that matter",
-        "--set engine.precision=bf16 is worth a try" if fast else "stay with engine.precision=fp32",
+        ", ".join(f"{name} ({_CPU_FLAGS[name]})" for name in present) or "none that matters",
+        "try --set engine.precision=bf16" if fast else "keep engine.precision=fp32",
     )
 
 
 def _memory() -> Finding:
     total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Finding("memory", f"{total_gib:.1f} GiB", "enough" if total_gib >= 4 else "tight for swin-t and swin-l")
+    return Finding(
+        "memory", f"{total_gib:.1f} GiB", "enough" if total_gib >= 4 else "may be too little for swin-t and swin-l"
+    )
 
 
 def _compiler() -> Finding:
@@ -118,18 +119,23 @@ def _gpu() -> Finding:
 
 
 def _tensorrt() -> Finding:
-    parts = [
-        f"{name} {found}"
-        for name in ("tensorrt", "tensorrt_cu13_bindings", "torch_tensorrt")
-        if (found := _version(name))
-    ]
-    if importlib.util.find_spec("tensorrt") is None:
-        follows = "no TensorRT engines; pip install tensorrt torch-tensorrt on a machine with a GPU"
-    elif _version("tensorrt_cu13_libs") is None:
-        follows = "bindings without the builder: engines cannot be built here; pip install tensorrt"
-    else:
-        follows = "engines can be built and run where there is a GPU"
-    return Finding("TensorRT", ", ".join(parts) or "none", follows)
+    """Ask the functions that `run` and `build-engine` ask."""
+    from engines.backends.tensorrt_api import import_tensorrt, import_torch_tensorrt
+    from engines.errors import BackendError
+
+    packages = ("tensorrt", "tensorrt_cu13_bindings", "tensorrt_cu13_libs", "torch_tensorrt")
+    found = ", ".join(f"{name} {version}" for name in packages if (version := _version(name)))
+    try:
+        import_tensorrt()
+    except BackendError as error:
+        return Finding("TensorRT", found or "none", str(error))
+    try:
+        import_torch_tensorrt()
+    except BackendError as error:
+        return Finding("TensorRT", found, f"engines can run where there is a GPU, and not be built: {error}")
+    if _version("tensorrt_cu13_libs") is None:
+        return Finding("TensorRT", found, "its builder library is missing; pip install tensorrt")
+    return Finding("TensorRT", found, "engines can be built and run where there is a GPU")
 
 
 def _codecs() -> Finding:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from engines.backends import FinishedPoses, RawPoses
 from engines.backends.eager import EagerBackend
 from engines.checkpoint import load_weights, save_weights, trained_categories
+from engines.config import EngineConfig
 from engines.detections import Detections
-from engines.engine import Engine, EngineConfig, device_of
+from engines.engine import Engine, device_of
 from engines.errors import BackendError, CheckpointError, InputError, PromptError
 from engines.prompts import PromptClass, PromptTensors, parse_prompt
 from engines.skeletons import Skeleton
@@ -191,7 +192,8 @@ def test_neither_loading_nor_prompts_leave_threads_behind() -> None:
         import os
         import time
         import torch
-        from engines.engine import Engine, EngineConfig, device_of
+        from engines.config import EngineConfig
+        from engines.engine import Engine, device_of
         from engines.prompts import parse_prompt
         torch.set_num_threads(2)
         before = len(os.listdir("/proc/self/task"))

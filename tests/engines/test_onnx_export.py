@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from engines.backends.openvino import import_openvino
 from engines.checkpoint import load_weights
-from engines.engine import EngineConfig, export_onnx
+from engines.config import EngineConfig
+from engines.engine import export_onnx
 from engines.errors import InputError, PromptError
 from engines.export import Detector
 from engines.onnx_export import OUTPUTS, OnnxInputs, onnx_inputs

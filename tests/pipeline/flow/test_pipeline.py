@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import pytest
 
-from engines.engine import EngineConfig
+from engines.config import EngineConfig
 from pipeline.config import PipelineConfig
 from pipeline.errors import OutputError, PipelineError, PublishError, SourceError
 from pipeline.outputs.publisher import PublishConfig, Publisher
