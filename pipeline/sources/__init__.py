@@ -12,14 +12,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import av
-
 from pipeline.errors import SourceError
 from pipeline.sources.addresses import Address, parse_address
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.file import FileSource
 from pipeline.sources.images import IMAGE_SUFFIXES, ImageSource
 from pipeline.sources.live import LiveSource
+from pipeline.sources.playlist import playlist_is_complete
 from pipeline.sources.testsrc import TestSource
 from pipeline.sources.video import reason
 
@@ -32,7 +31,7 @@ def open_source(text: str, config: SourceConfig | None = None) -> Source:
     """Return the source that the address `text` names; iterating the source opens it.
 
     Only the address is looked at. One kind of address needs a question to its server: a playlist (.m3u8) is a recording
-    where it states its length, and live otherwise.
+    where it has its end marker, and live otherwise.
 
     Raises:
         SourceError: the address is malformed, or a path that does not exist.
@@ -43,7 +42,7 @@ def open_source(text: str, config: SourceConfig | None = None) -> Source:
         return TestSource(text, config)
     if address.kind == "path":
         return _source_of_path(address, config)
-    if address.kind == "recording" or (address.kind == "playlist" and _states_its_length(address, config)):
+    if address.kind == "recording" or (address.kind == "playlist" and _is_complete(address, config)):
         return FileSource(address.url, config, name=Path(address.name).stem, label=address.label)
     return LiveSource(address, config)
 
@@ -57,11 +56,10 @@ def _source_of_path(address: Address, config: SourceConfig) -> Source:
     return FileSource(address.url, config, name=address.name)
 
 
-def _states_its_length(address: Address, config: SourceConfig) -> bool:
-    """Whether a playlist has an end marker; a server that does not answer has a live one."""
+def _is_complete(address: Address, config: SourceConfig) -> bool:
+    """Whether a playlist has an end marker; one that cannot be read yet is taken for live."""
     try:
-        with av.open(address.url, timeout=(config.open_timeout_s, config.read_timeout_s)) as container:
-            return container.duration is not None
-    except (av.FFmpegError, OSError, ValueError) as error:
+        return playlist_is_complete(address.url, config.open_timeout_s)
+    except OSError as error:
         logger.warning("%s: the playlist cannot be read yet (%s); it is taken for live", address.label, reason(error))
         return False
