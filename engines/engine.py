@@ -134,6 +134,9 @@ class Engine:
                 require_trained(classes, self._trained)
             if any(prompt_class.examples for prompt_class in classes) and not self._visual_weights.pos_proj_trained:
                 _log.warning("example images will not help: %s", self._visual_weights)
+            for example in (example for prompt_class in classes for example in prompt_class.examples):
+                if shortcoming := example.shortcoming():
+                    _log.warning("an example of %r will hardly help: %s", example.name, shortcoming)
             tensors = _in_passing_thread(
                 self._encoder.encode, classes, self.config.max_classes, self.config.max_keypoints
             )

@@ -22,6 +22,10 @@ from engines.skeletons import Skeleton, fold, letters, skeletons_by_instance
 
 CROP_MARGIN = 1.1
 """Side of the square crop over the longer side of the box."""
+LEAST_MARKED = 4
+"""An example with fewer marked keypoints, where its list has that many, hardly works."""
+LEAST_EXAMPLE_PX = 32.0
+"""Nor does one whose box is smaller, by its longer side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,16 @@ class Example:
             )
         if not np.isfinite(self.keypoints_K3[visible_K]).all():
             raise PromptError(f"the example of {self.name!r} has visible keypoints that are not finite numbers")
+
+    def shortcoming(self) -> str:
+        """Why the example can hardly work, for a warning; "" where nothing speaks against it."""
+        marked, listed = int((self.keypoints_K3[:, 2] > 0).sum()), len(self.skeleton.keypoints)
+        if marked < min(LEAST_MARKED, listed):
+            return f"it marks {marked} of {listed} keypoints; mark {min(LEAST_MARKED, listed)} or more"
+        x0, y0, x1, y1 = self.box_xyxy
+        if max(x1 - x0, y1 - y0) < LEAST_EXAMPLE_PX:
+            return f"its object is {max(x1 - x0, y1 - y0):.0f} px large; give one of {LEAST_EXAMPLE_PX:.0f} px or more"
+        return ""
 
     def in_order_of(self, skeleton: Skeleton) -> "Example":
         """Return the example with its keypoints matched by name to another list; missing ones are invisible."""

@@ -1,4 +1,4 @@
-"""Teach a new backbone the features of a trained network's old one: python -m training.distil RECIPE --data FOLDER …
+"""Teach a new backbone what a trained network's old one says: python -m training.distil RECIPE --data … --out FILE.
 
 It needs no labels. The result is the trained network with the new backbone and new input projections, from which
 `training.train` goes on. The new backbone starts from its ImageNet weights (`training.imagenet`).
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from engines.checkpoint import CLIP_PREFIX, save_weights, trained_categories
 from engines.clip import Clip, ClipConfig
+from engines.errors import XPoseError
 from engines.xpose import XPose, XPoseConfig
 from training.data.stream import SourceConfig, Stream, normalise, stack_images
 from training.imagenet import backbone_weights, published_weights
@@ -27,6 +28,7 @@ from training.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 REPLACED = ("backbone.", "input_proj.")
+WARMUP_STEPS = 20
 
 
 class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,45 +86,61 @@ class Distillation:
         return total
 
 
-def distil(recipe: DistilRecipe, data: Path, out: Path) -> None:
-    """Run a recipe and write the pupil's weights."""
-    run = Distillation(recipe)
-    run.pupil.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stream = Stream(recipe.sources, data, recipe.seed)
-    backbone, projections = run.pupil.backbone.parameters(), run.pupil.input_proj.parameters()
-    groups = [{"params": [*backbone], "factor": 1.0}, {"params": [*projections], "factor": recipe.projection_lr}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.98))
+def load_distil_recipe(path: Path) -> DistilRecipe:
+    """Read a recipe.
+
+    Raises:
+        ValueError: not TOML, an unknown key or a value of the wrong kind; names file and key.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), DistilRecipe)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"recipe {path}: {error}") from error
+
+
+def distil(recipe: DistilRecipe, data: Path, out: Path) -> list[float]:
+    """Run a recipe and write the pupil's weights; returns the loss of each step."""
+    run, stream = Distillation(recipe), Stream(recipe.sources, data, recipe.seed)
+    optimiser = _optimiser(run.pupil, recipe)
     categories = trained_categories("nano", recipe.teacher)
-    started, step = time.monotonic(), 0
+    started, losses = time.monotonic(), list[float]()
     while (share := (time.monotonic() - started) / (60 * recipe.minutes)) < 1:
-        rate = recipe.lr * (1 - 0.99 * share) * min(1.0, (step + 1) / 20)
         for group in optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
-        canvases = stream.canvases(recipe.batch, *recipe.size_hw, stream.generator(0, step, 0))
-        pixels_B3HW = normalise(stack_images(canvases)).contiguous(memory_format=torch.channels_last)
+            group["lr"] = group["factor"] * recipe.lr * (1 - 0.99 * share) * min(1.0, (len(losses) + 1) / WARMUP_STEPS)
+        canvases = stream.canvases(recipe.batch, *recipe.size_hw, stream.generator(0, len(losses), 0))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = run.loss(pixels_B3HW)
+            loss = run.loss(normalise(stack_images(canvases)))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*run.pupil.parameters()], 1.0)
         optimiser.step()
-        step += 1
-        if step % 10 == 0:
-            logger.info("step %d  %.1f s  loss %.4f", step, time.monotonic() - started, float(loss.detach()))
-        if step % 100 == 0:
-            save_weights(out, run.pupil, run.clip, categories, torch.float32)
+        losses.append(float(loss.detach()))
+        if len(losses) % 10 == 0:
+            logger.info("step %d  %.1f s  loss %.4f", len(losses), time.monotonic() - started, losses[-1])
     save_weights(out, run.pupil, run.clip, categories, torch.float32)
+    return losses
+
+
+def _optimiser(pupil: XPose, recipe: DistilRecipe) -> torch.optim.AdamW:
+    groups = [
+        {"params": [*pupil.backbone.parameters()], "factor": 1.0},
+        {"params": [*pupil.input_proj.parameters()], "factor": recipe.projection_lr},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0, betas=(0.9, 0.98))
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="TOML file with the fields of DistilRecipe")],
-    data: Annotated[Path, typer.Option(help="folder of image caches")],
+    recipe: Annotated[Path, typer.Argument(help="TOML file, for example training/recipes/nano_backbone.toml")],
+    data: Annotated[Path, typer.Option(help="folder of image caches, see training.data.build")],
     out: Annotated[Path, typer.Option(help="the pupil's weights, .safetensors")],
 ) -> None:
     """Teach a new backbone an old one's features."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
-    distil(msgspec.convert(tomllib.loads(recipe.read_text()), DistilRecipe), data, out)
+    try:
+        distil(load_distil_recipe(recipe), data, out)
+    except (ValueError, OSError, XPoseError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -244,6 +244,11 @@ def test_an_example_image_is_a_prompt_and_untrained_weights_say_so(caplog: pytes
     with caplog.at_level(logging.WARNING, logger="engines"):
         engine.set_prompts(parse_prompt("mug", examples=[example], max_classes=8, max_keypoints=68))
     assert "example images will not help" in caplog.text
+    assert "hardly help" not in caplog.text
+    weak = Example("mug", Skeleton("mug", ("rim", "handle")), image, (10.0, 5.0, 40.0, 30.0), points)
+    with caplog.at_level(logging.WARNING, logger="engines"):
+        engine.set_prompts(parse_prompt("mug", examples=[weak], max_classes=8, max_keypoints=68))
+    assert "an example of 'mug' will hardly help: its object is 30 px large" in caplog.text
     (found,) = engine.infer([image])
     assert found.keypoints_NK2.shape[1] == 2
 

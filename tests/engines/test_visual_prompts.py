@@ -229,3 +229,19 @@ def test_fresh_visual_weights_are_told_from_trained_ones() -> None:
     report = visual_weights_trained(model)
     assert (report.pos_proj_trained, report.padding_trained) == (True, True)
     assert "is trained" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("marked", "side", "says"),
+    [
+        (4, 32.0, ""),
+        (3, 32.0, "it marks 3 of 17 keypoints; mark 4 or more"),
+        (17, 31.0, "its object is 31 px large; give one of 32 px or more"),
+    ],
+)
+def test_an_example_that_can_hardly_work_says_why(marked: int, side: float, says: str) -> None:
+    points = np.zeros((17, 3), np.float32)
+    points[:marked] = (12, 12, 2)
+    image = np.zeros((64, 64, 3), np.uint8)
+    example = Example("person", load_skeleton("person"), image, (10.0, 10.0, 10.0 + side, 20.0), points)
+    assert example.shortcoming() == says

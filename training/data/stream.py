@@ -14,17 +14,13 @@ from numpy.random import Generator
 from torch import Tensor
 
 from engines.skeletons import load_skeleton
-from engines.visual_prompts import crop_example
+from engines.visual_prompts import LEAST_EXAMPLE_PX, LEAST_MARKED, crop_example
 from training.data.augment import AugmentConfig, compose, draw_layout
 from training.data.cache import ImageCache
 from training.data.sample import Sample
 
 PIXEL_MEAN_255 = (123.675, 116.28, 103.53)
 PIXEL_STD_255 = (58.395, 57.12, 57.375)
-LEAST_MARKED = 4
-"""An example with fewer labelled keypoints is not shown as a visual prompt, where its list has that many."""
-LEAST_EXAMPLE_PX = 32.0
-"""Nor is one whose box is smaller, by its longer side."""
 
 
 class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
