@@ -45,7 +45,7 @@ LEVEL_WIDTHS = tuple(STAGES[stage].width for stage in LEVEL_STAGES)
 
 def _convolution(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> Conv2d:
     convolution = Conv2d(into, out, kernel, stride=stride, padding=kernel // 2, groups=groups)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution
@@ -65,10 +65,15 @@ class InvertedResidual(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', ceil(H / stride), ceil(W / stride)]."""
         y = x_BCHW if self.expand is None else functional.relu6(self.expand(x_BCHW))
-        with torch.autocast(y.device.type, enabled=False):  # bf16 makes its backward many times slower on CPUs
-            y = self.depthwise(y.float())
-        y = self.project(functional.relu6(y))
-        return x_BCHW + y if self.residual else y  # type: ignore[no-any-return]
+        y = self.project(functional.relu6(self._filter(y)))
+        return x_BCHW + y if self.residual else y
+
+    def _filter(self, y_BCHW: Tensor) -> Tensor:
+        """The depthwise convolution; in float32 under autocast: its bf16 backward is many times slower on CPUs."""
+        if not torch.is_autocast_enabled(y_BCHW.device.type):
+            return self.depthwise(y_BCHW)  # type: ignore[no-any-return]
+        with torch.autocast(y_BCHW.device.type, enabled=False):
+            return self.depthwise(y_BCHW.float())  # type: ignore[no-any-return]
 
 
 class EfficientNetLite0(nn.Module):

@@ -112,3 +112,25 @@ def test_without_the_package_the_command_to_install_it_is_told(monkeypatch: pyte
 @pytest.mark.skipif(find_spec(imagenet.PACKAGE) is None, reason="the ImageNet weights' package is not installed")
 def test_the_packaged_weights_fit() -> None:
     EfficientNetLite0().load_state_dict(imagenet.backbone_weights(imagenet.published_weights()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_work_in_their_own_dtype_and_near_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    backbone, pixels = EfficientNetLite0().eval(), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        whole, half = backbone(pixels), backbone.to(dtype)(pixels)
+    for a, b in zip(whole, half, strict=True):
+        assert b.dtype == dtype
+        assert (a - b.float()).abs().mean() < 0.05 * a.abs().mean()
+
+
+def test_under_autocast_the_depthwise_filters_stay_in_float32() -> None:
+    backbone, seen = EfficientNetLite0(), list[torch.dtype]()
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = backbone(torch.rand(1, 3, 64, 64))
+    assert set(seen) == {torch.float32}
+    assert {level.dtype for level in maps} <= {torch.bfloat16, torch.float32}
