@@ -121,7 +121,7 @@ def load_weights(model_name: str, weights: str = "") -> tuple[XPose, Clip]:
         raise CheckpointError(f"no weights at {path}: {_how_to_get(model_name)}")
     model, clip = _build(model_name)
     if path.suffix == ".safetensors":
-        _load_own(path, model, clip)
+        load_own(path, model, clip)
     else:
         report = load_official(model, path)
         if report.missing_clip_text:
@@ -187,7 +187,12 @@ def _random(model_name: str) -> tuple[XPose, Clip]:
     return model.eval().requires_grad_(requires_grad=False), clip.eval().requires_grad_(requires_grad=False)
 
 
-def _load_own(path: Path, model: XPose, clip: Clip) -> None:
+def load_own(path: Path, model: XPose, clip: Clip) -> None:
+    """Load a file of ours, whose sizes must be those of `model` and `clip`, which keep their dtypes.
+
+    Raises:
+        CheckpointError: unreadable file; a key missing or unexpected; another shape.
+    """
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -9,17 +9,16 @@ Shape suffixes: B batch, D channels, H height, W width.
 import logging
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import torch
 import typer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engines.checkpoint import CLIP_PREFIX, save_weights, trained_categories
-from engines.clip import Clip, ClipConfig
+from engines.checkpoint import load_weights, save_weights, trained_categories
 from engines.errors import XPoseError
 from engines.xpose import XPose, XPoseConfig
 from training.data.stream import SourceConfig, Stream, normalise, stack_images
@@ -35,8 +34,8 @@ class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is taught to whom.
 
     Args:
-        teacher: weights of ours.
-        teacher_model: fields of `XPoseConfig` in which the teacher differs from today's nano.
+        teacher: weights of nano.
+        pupil_model: fields of `XPoseConfig` in which the pupil differs from it: its backbone.
         sources: caches whose pictures are shown; labels are not used.
         minutes: of training, by the clock.
         lr: learning rate of the backbone at the start; it falls to a hundredth.
@@ -44,7 +43,7 @@ class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     teacher: str
-    teacher_model: dict[str, Any]
+    pupil_model: dict[str, Any]
     sources: list[SourceConfig]
     minutes: float
     size_hw: tuple[int, int]
@@ -58,21 +57,14 @@ class Distillation:
     """A teacher, its pupil, and the loss between their features."""
 
     def __init__(self, recipe: DistilRecipe) -> None:
-        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe.teacher_model.items()}
-        self.teacher = XPose(XPoseConfig(**(vars(XPoseConfig.nano()) | overrides)))
-        self.clip = Clip(ClipConfig.nano())
-        found = load_file(recipe.teacher)
-        own = {key: value.float() for key, value in found.items() if not key.startswith(CLIP_PREFIX)}
-        self.teacher.load_state_dict(own)
-        self.clip.load_state_dict(
-            {key.removeprefix(CLIP_PREFIX): value for key, value in found.items() if key.startswith(CLIP_PREFIX)}
-        )
+        self.teacher, self.clip = load_weights("nano", recipe.teacher)
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.pupil_model.items()}
         torch.manual_seed(recipe.seed)
-        self.pupil = XPose(XPoseConfig.nano())
+        self.pupil = XPose(replace(XPoseConfig.nano(), **fields))
+        own = self.teacher.state_dict()
         kept = {key: value for key, value in own.items() if not key.startswith(REPLACED)}
         self.pupil.load_state_dict(kept, strict=False)
         self.pupil.backbone[0].load_state_dict(backbone_weights(published_weights()))
-        self.teacher.eval().requires_grad_(requires_grad=False)
 
     def loss(self, pixels_B3HW: Tensor) -> Tensor:
         """Squared error over the variance of each channel, averaged over channels and levels."""

@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from engines.checkpoint import load_weights, save_weights
+from engines.checkpoint import load_own, load_weights, save_weights
 from engines.clip import Clip
 from engines.errors import XPoseError
 from engines.xpose import XPose
@@ -146,6 +146,9 @@ def load_start(trainee: Trainee, recipe: Recipe) -> None:
             if not isinstance(content, dict) or "average" not in content:
                 raise ValueError(f"cannot start from {recipe.start_from}: it is no checkpoint.pt of training.train")
             trainee.load_state_dict(content["average"])
+            return
+        if recipe.start_from.endswith(".safetensors"):  # may be of a model with the recipe's own overrides
+            load_own(Path(recipe.start_from), trainee.model, trainee.clip_model)
             return
         model, clip = load_weights(recipe.model, recipe.start_from)
         trainee.model.load_state_dict(model.state_dict())

@@ -80,9 +80,10 @@ class XPoseConfig:
 
     @classmethod
     def nano(cls) -> "XPoseConfig":
-        """For CPUs: a convolutional backbone; a narrower transformer of fewer layers, queries and groups."""
+        """The same architecture for CPUs: narrower, three stages, fewer layers, queries and groups."""
         return cls(
-            backbone="efficientnet_lite0", hidden_dim=128, heads=4, encoder_layers=2, decoder_layers=5, queries=40,
-            groups=16, feedforward=256, text_feedforward=256, fusion_dim=256, fusion_heads=2, visual_width=128,
-            fusion_drop_path=0.0, input_hw=(256, 320),
+            embed_dim=48, depths=(2, 2, 6), num_heads=(4, 8, 8), window=4, level_stages=(1, 2), hidden_dim=128, heads=4,
+            encoder_layers=2, decoder_layers=5, queries=40, groups=16, feedforward=256, text_feedforward=256,
+            fusion_dim=256, fusion_heads=2, visual_width=128, drop_path=0.05, fusion_drop_path=0.0,
+            input_hw=(256, 320),
         )  # fmt: skip

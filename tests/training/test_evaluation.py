@@ -166,8 +166,7 @@ def test_weights_without_categories_are_refused(tmp_path: Path) -> None:
 
 OVERFIT = """
 model = "nano"
-model_overrides = { backbone = "swin", level_stages = [1, 2], \
-embed_dim = 16, depths = [1, 1, 1], num_heads = [1, 2, 2], window = 6, hidden_dim = 64, \
+model_overrides = { embed_dim = 16, depths = [1, 1, 1], num_heads = [1, 2, 2], window = 6, hidden_dim = 64, \
 heads = 2, encoder_layers = 1, decoder_layers = 3, box_layers = 1, queries = 12, groups = 2, feedforward = 128, \
 text_feedforward = 64, text_heads = 2, fusion_dim = 64, fusion_heads = 1, drop_path = 0.0 }
 examples = 0

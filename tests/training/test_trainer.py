@@ -25,8 +25,7 @@ from training.trainer import Trainer
 
 TINY = """
 model = "nano"
-model_overrides = { backbone = "swin", level_stages = [1, 2], \
-embed_dim = 8, depths = [1, 1, 1], num_heads = [1, 1, 1], window = 4, hidden_dim = 32, \
+model_overrides = { embed_dim = 8, depths = [1, 1, 1], num_heads = [1, 1, 1], window = 4, hidden_dim = 32, \
 heads = 2, encoder_layers = 1, decoder_layers = 3, box_layers = 1, queries = 12, groups = 3, feedforward = 32, \
 text_feedforward = 32, text_heads = 2, fusion_dim = 32, fusion_heads = 1 }
 seed = 4
@@ -253,7 +252,7 @@ RECIPES = REPOSITORY / "training" / "recipes"
 
 @pytest.mark.parametrize("path", [RECIPES / "ablation.toml", *sorted(RECIPES.glob("nano*.toml"))], ids=lambda p: p.stem)
 def test_the_recipes_of_the_repository_are_valid(path: Path) -> None:
-    recipe = load_distil_recipe(path) if path.stem == "nano_backbone" else load_recipe(path)
+    recipe = load_distil_recipe(path) if path.stem == "nano_lite0_backbone" else load_recipe(path)
     if isinstance(recipe, Recipe):
         model_configs(recipe)
     photos = {"lspet_train", "lspet_taught", "coco_train", "no_people_train", "livestock_train"}
