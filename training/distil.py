@@ -9,7 +9,6 @@ Shape suffixes: B batch, D channels, H height, W width.
 import logging
 import time
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +59,7 @@ class Distillation:
         self.teacher, self.clip = load_weights("nano", recipe.teacher)
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.pupil_model.items()}
         torch.manual_seed(recipe.seed)
-        self.pupil = XPose(replace(XPoseConfig.nano(), **fields))
+        self.pupil = XPose(XPoseConfig(**(vars(XPoseConfig.nano()) | fields)))
         own = self.teacher.state_dict()
         kept = {key: value for key, value in own.items() if not key.startswith(REPLACED)}
         self.pupil.load_state_dict(kept, strict=False)

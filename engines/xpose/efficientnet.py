@@ -64,8 +64,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', ceil(H / stride), ceil(W / stride)]."""
-        y = x_BCHW if self.expand is None else functional.relu6(self.expand(x_BCHW))
-        y = self.project(functional.relu6(self._filter(y)))
+        wide_BCHW = x_BCHW if self.expand is None else functional.relu6(self.expand(x_BCHW))
+        y: Tensor = self.project(functional.relu6(self._filter(wide_BCHW)))
         return x_BCHW + y if self.residual else y
 
     def _filter(self, y_BCHW: Tensor) -> Tensor:
