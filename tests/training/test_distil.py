@@ -1,6 +1,8 @@
 """A new backbone learns an old one's features; the rest of the network stays as it was."""
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,20 +24,23 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DistilRecipe:
     """nano with random weights teaches on four scenes; the ImageNet weights are random ones."""
     weights = published(torch.Generator().manual_seed(1))
     monkeypatch.setattr(distil, "published_weights", lambda: weights)
+    seconds = itertools.count()  # a clock that goes on by one second a step
+    monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     model, clip = load_weights("nano", "random")
     save_weights(tmp_path / "old.safetensors", model, clip, {"chair": "chair"}, torch.float32)
     scenes = SceneConfig(size_hw=(64, 64), categories=("chair",), instances=(1, 1))
     write_cache(tmp_path / "scenes", read_synthetic(scenes, 0, 4), 4, 64)
     pupil = {"backbone": "efficientnet_lite0"}
     sources = [SourceConfig("scenes", 1.0)]
-    return DistilRecipe(str(tmp_path / "old.safetensors"), pupil, sources, 0.03, (64, 64), 2, 1e-3)
+    return DistilRecipe(str(tmp_path / "old.safetensors"), pupil, sources, 12 / 60, (64, 64), 2, 1e-3)
 
 
 def test_the_pupil_keeps_the_rest_of_the_network_and_comes_nearer_to_the_features(
     recipe: DistilRecipe, tmp_path: Path
 ) -> None:
     losses = distil.distil(recipe, tmp_path, tmp_path / "new.safetensors")
-    assert losses[-1] < losses[0]
+    assert len(losses) == 10
+    assert min(losses[-3:]) < losses[0]
     went_on = Recipe([], [], model_overrides=recipe.pupil_model, start_from=str(tmp_path / "new.safetensors"))
     trainee = Trainee(went_on)
     load_start(trainee, went_on)
