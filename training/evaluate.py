@@ -130,8 +130,10 @@ def evaluate_all(
     limit: int,
     pictures: Path,
 ) -> dict[str, Any]:
-    """Every metric of the model card, per data set and modality."""
+    """Every metric of single people and of scenes, per modality, with the categories that these hold."""
     people, scenes = load_part(data, people_from, limit), load_part(data, scenes_from, limit)
+    held = {instance.category for sample in (*people, *scenes) for instance in sample.instances}
+    categories = {name: skeleton for name, skeleton in categories.items() if name in held}
     rows = people_in_rows(people)
     examples = draw_examples(categories, left_to_show(people_from, scenes_from), data, shots)
     sources = {"people": people_from, "people in rows": people_from, "scenes": scenes_from}
