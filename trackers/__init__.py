@@ -1,4 +1,4 @@
-"""Identities that last and keypoints that stand still, from anybody's detections (numpy and scipy only)."""
+"""Tracking and smoothing of objects with keypoints, from any detector. Needs numpy, scipy and filterpy only."""
 
 from trackers.config import (
     AssociationConfig,

@@ -1,8 +1,8 @@
 """Which detection continues which track.
 
-All pairs whose grown boxes may touch are listed once; everything else is computed on that list, since most pairs of a
-crowd are nowhere near each other. Three rounds take their pairs from it (ByteTrack, ECCV 2022): confirmed tracks with
-confident detections, tracks seen a moment ago with doubtful ones, tentative tracks with what is left.
+All pairs whose enlarged boxes may touch are listed once. Everything else is computed on that list, because most pairs
+in a crowd are far apart. Three rounds of matching use it (ByteTrack, ECCV 2022): confirmed tracks with confident
+detections, recently seen tracks with doubtful detections, and tentative tracks with the remaining confident detections.
 
 Legend: T tracks, N detections, P candidate pairs, M matches, K keypoints; arrays 2T, 2N, 2P hold x and y.
 """
@@ -23,7 +23,7 @@ _NONE = np.empty(0, np.int64)
 
 @dataclass(slots=True)
 class Candidates:
-    """Tracks as association sees them, predicted to the frame's time (px, px/s)."""
+    """What association needs of the tracks, predicted to the frame's time; px and px/s."""
 
     centres_T2: Floats
     sizes_T2: Floats
@@ -39,10 +39,10 @@ class Candidates:
 
 
 @dataclass(slots=True)
-class Found:
+class ValidDetections:
     """Valid detections of a frame."""
 
-    rows_N: Integers  # where they stood in the caller's arrays
+    rows_N: Integers  # their rows in the caller's arrays
     centres_N2: Floats
     sizes_N2: Floats
     boxes_N4: Floats
@@ -59,10 +59,10 @@ class _Pairs:
     shape: tuple[int, int]
 
 
-def associate(tracks: Candidates, found: Found, config: AssociationConfig) -> tuple[Integers, Integers]:
+def associate(tracks: Candidates, valid: ValidDetections, config: AssociationConfig) -> tuple[Integers, Integers]:
     """Return matched track rows_M (ascending where all tracks are matched) and detection columns_M."""
-    sure_N = found.scores_N >= config.high_score
-    pairs = _compare(tracks, found, config, sure_N)
+    sure_N = valid.scores_N >= config.high_score
+    pairs = _compare(tracks, valid, config, sure_N)
     all_sure, all_confirmed = holds_for_all(sure_N), holds_for_all(tracks.confirmed_T)
     if all_sure and all_confirmed:
         return _round(pairs, None, config.first_similarity)
@@ -99,7 +99,7 @@ def assign(
 ) -> tuple[Integers, Integers]:
     """Choose pairs so that no row or column occurs twice and the sum of similarities (above 0) is greatest.
 
-    A pair whose row and column occur in no other pair needs no solver; only the rest goes through the Hungarian method.
+    A pair whose row and column occur in no other pair is taken directly. The Hungarian method solves the rest.
     """
     lonely = np.maximum(
         np.bincount(rows_P, minlength=shape[0])[rows_P], np.bincount(columns_P, minlength=shape[1])[columns_P]
@@ -129,21 +129,21 @@ def _compact(values: Integers, size: int) -> tuple[Integers, Integers]:
     return places, order[values]
 
 
-def _compare(tracks: Candidates, found: Found, config: AssociationConfig, sure_N: Booleans) -> _Pairs:
-    """List the candidate pairs with their similarities."""
-    track_10T, found_6N = _track_features(tracks, config), _found_features(found, config, sure_N)
-    rows, columns = candidate_pairs(track_10T[0:2], track_10T[2:4], track_10T[8], found_6N[0:2], found_6N[2:4])
-    track, detection = track_10T[:, rows], found_6N[:, columns]
+def _compare(tracks: Candidates, valid: ValidDetections, config: AssociationConfig, sure_N: Booleans) -> _Pairs:
+    """Return the candidate pairs with their similarities."""
+    track_10T, detection_6N = _track_features(tracks, config), _detection_features(valid, config, sure_N)
+    rows, columns = candidate_pairs(track_10T[0:2], track_10T[2:4], track_10T[8], detection_6N[0:2], detection_6N[2:4])
+    track, detection = track_10T[:, rows], detection_6N[:, columns]
     similarity = _box_similarity(track, detection, config)
-    shape = (len(tracks.scores_T), len(found.scores_N))
+    shape = (len(tracks.scores_T), len(valid.scores_N))
     class_index = tracks.classes_T[0]
-    if not (holds_for_all(tracks.classes_T == class_index) and holds_for_all(found.classes_N == class_index)):
-        similarity[tracks.classes_T[rows] != found.classes_N[columns]] = -np.inf
-    if config.pose_weight and found.keypoints_NK2.shape[1]:
+    if not (holds_for_all(tracks.classes_T == class_index) and holds_for_all(valid.classes_N == class_index)):
+        similarity[tracks.classes_T[rows] != valid.classes_N[columns]] = -np.inf
+    if config.pose_weight and valid.keypoints_NK2.shape[1]:
         near = (similarity > -np.inf).nonzero()[0]
         rows, columns, similarity = rows[near], columns[near], similarity[near]
         oks, common = oks_pairs(
-            tracks.keypoints_TK2[rows], found.keypoints_NK2[columns], track[2, near] * track[3, near],
+            tracks.keypoints_TK2[rows], valid.keypoints_NK2[columns], track[2, near] * track[3, near],
             tracks.sigmas_TK[rows],
         )  # fmt: skip
         mixed = similarity + config.pose_weight * (oks - similarity)
@@ -168,27 +168,27 @@ def _track_features(tracks: Candidates, config: AssociationConfig) -> Floats:
     return features
 
 
-def _found_features(found: Found, config: AssociationConfig, sure_N: Booleans) -> Floats:
+def _detection_features(valid: ValidDetections, config: AssociationConfig, sure_N: Booleans) -> Floats:
     """Rows: centre x, y; size x, y; score; score to its power."""
-    features = np.empty((6, len(found.scores_N)))
-    features[0:2] = found.centres_N2.T
-    features[2:4] = found.sizes_N2.T
-    features[4] = found.scores_N
-    features[5] = found.scores_N ** np.where(sure_N, config.score_power, config.low_score_power)
+    features = np.empty((6, len(valid.scores_N)))
+    features[0:2] = valid.centres_N2.T
+    features[2:4] = valid.sizes_N2.T
+    features[4] = valid.scores_N
+    features[5] = valid.scores_N ** np.where(sure_N, config.score_power, config.low_score_power)
     return features
 
 
 def _box_similarity(track: Floats, detection: Floats, config: AssociationConfig) -> Floats:
     """Similarity of pairs, -inf where the grown boxes do not touch; arguments as the features, of each pair."""
-    size_2P, found_2P, growth = track[2:4], detection[2:4], track[8]
+    size_2P, detected_2P, growth = track[2:4], detection[2:4], track[8]
     apart_2P = np.abs(track[0:2] - detection[0:2])
-    smaller_2P = np.minimum(size_2P, found_2P)
-    middle_2P = 0.5 * (size_2P + found_2P)
+    smaller_2P = np.minimum(size_2P, detected_2P)
+    middle_2P = 0.5 * (size_2P + detected_2P)
     grown_2P = np.minimum(smaller_2P, middle_2P - apart_2P / growth)
     np.maximum(grown_2P, 0.0, out=grown_2P)
     overlap = grown_2P[0] * grown_2P[1]  # in units of growth²
     apart_P = overlap <= 0.0
-    similarity = overlap / (size_2P[0] * size_2P[1] + found_2P[0] * found_2P[1] - overlap)
+    similarity = overlap / (size_2P[0] * size_2P[1] + detected_2P[0] * detected_2P[1] - overlap)
     smaller, both = smaller_2P[1], 2.0 * middle_2P[1]
     shared = np.maximum(np.minimum(smaller, middle_2P[1] - apart_2P[1]), 0.0)
     similarity *= shared * detection[5] / (both - shared) * np.sqrt(smaller / (both - smaller))

@@ -22,7 +22,7 @@ _FIRST_KEYPOINT = 2
 _ELLIPSE = -2.0 * math.log(0.1)  # squared radius, in standard deviations, of the 90 % ellipse of two axes
 _OUTSIDE = 0.12  # share of measurements outside their ellipse for which 90 % of the truth is inside its own (tuned)
 _FIRST_GAIN, _LEAST_GAIN = 4.0, 0.5  # of the logarithm of the scale, in the first update and after many
-_SCALE_LIMIT = (-4.0, 5.0)  # of the logarithm
+_SCALE_LIMIT = (0.02, 150.0)
 _LONGEST_CHECK_S = 1.0  # a prediction over a longer time says nothing about coasting
 _OUTLIER = 25.0  # squared drifts above this many times the mean count as this large
 _POOLED_CHECKS = 4.0  # the mean of all keypoints of a track counts as so many checks of each of them
@@ -35,12 +35,12 @@ class CovarianceScale:
     """A factor for each track's keypoint covariances, such that 90 % of the measurements are inside their ellipse."""
 
     def __init__(self) -> None:
-        self._log_T: Floats = np.empty(0)
+        self._scale_T1: Floats = np.empty((0, 1))
         self._updates_T: Floats = np.empty(0)
 
     def of(self, rows: Rows) -> Floats:
-        """The factor, as scale_T1."""
-        return np.asarray(np.exp(self._log_T[rows])[:, None])
+        """The factor, as scale_M1."""
+        return self._scale_T1[rows]
 
     def learn(self, rows: Rows, squared_MK: Floats, expected_MK: Floats, accepted_MK: Booleans) -> None:
         """Take this update's residuals.
@@ -50,21 +50,24 @@ class CovarianceScale:
             expected_MK: the variance per axis that the filter expects of it, px².
             accepted_MK: keypoints that count.
         """
-        count_M = accepted_MK.sum(axis=1)
-        outside_MK = accepted_MK & (squared_MK > (_ELLIPSE * self.of(rows)) * expected_MK)
-        share_M = outside_MK.sum(axis=1) / np.maximum(count_M, 1)
-        gain_M = np.maximum(_FIRST_GAIN / (self._updates_T[rows] + 1.0), _LEAST_GAIN) * (count_M > 0)
-        self._log_T[rows] = np.clip(self._log_T[rows] + gain_M * (share_M - _OUTSIDE), *_SCALE_LIMIT)
-        self._updates_T[rows] += 1.0
+        scale_M1 = self._scale_T1[rows]
+        outside_MK = (squared_MK > (_ELLIPSE * scale_M1) * expected_MK) & accepted_MK
+        count_M = np.add.reduce(accepted_MK, axis=1, dtype=np.float64)
+        excess_M = np.add.reduce(outside_MK, axis=1, dtype=np.float64) - _OUTSIDE * count_M
+        updates_M = self._updates_T[rows] + 1.0
+        gain_M = np.maximum(_FIRST_GAIN / updates_M, _LEAST_GAIN) / np.maximum(count_M, 1.0)
+        scale_M1 = scale_M1 * np.exp(gain_M * excess_M)[:, None]
+        self._scale_T1[rows] = np.minimum(np.maximum(scale_M1, _SCALE_LIMIT[0]), _SCALE_LIMIT[1])
+        self._updates_T[rows] = updates_M
 
     def append(self, count: int) -> None:
         """Add tracks of which nothing is known."""
-        self._log_T = np.concatenate((self._log_T, np.zeros(count)))
+        self._scale_T1 = np.concatenate((self._scale_T1, np.ones((count, 1))))
         self._updates_T = np.concatenate((self._updates_T, np.zeros(count)))
 
     def keep(self, kept_T: Booleans) -> None:
         """Forget every track that is not kept."""
-        self._log_T = self._log_T[kept_T]
+        self._scale_T1 = self._scale_T1[kept_T]
         self._updates_T = self._updates_T[kept_T]
 
 

@@ -1,6 +1,10 @@
-"""Every setting of a tracker, with the tuned defaults. Times are seconds, lengths are fractions of the object's size.
+"""Settings of a tracker, with tuned defaults.
 
-The defaults were tuned on dancetrack0004-0035 and the Bonn sequences 0000*, and serve every data set alike.
+Times are in seconds. Lengths are fractions of the object's size, which is sqrt(width * height) of its box.
+The defaults were tuned on dancetrack0004-0035, the Bonn sequences 0000* and the first half of sleap_clip. The
+same values are used for every data set.
+
+Three settings decide which detections count, all in `AssociationConfig`: `low_score`, `high_score` and `new_score`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ def _check_range(owner: object, name: str, low: float, high: float) -> None:
     value = getattr(owner, name)
     if not (math.isfinite(value) and low <= value <= high):
         raise TrackerConfigError(
-            f"{type(owner).__name__}.{name}: got {value}; allowed is {low} to {high}: correct the configuration"
+            f"{type(owner).__name__}.{name}: got {value}; allowed is {low} to {high}; change this setting"
         )
 
 
@@ -27,19 +31,19 @@ def _check_non_negative(owner: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class MotionConfig:
-    """Constant-velocity filter of a box; "size" is sqrt(width * height). Noises grow with true time.
+    """Constant-velocity filter of a box. The centre and the size of a box have separate noises.
 
-    The box's centre and its width and height have noises of their own; a measurement of low score is trusted less.
+    Process noise grows with the true time between updates.
     """
 
     measurement: float = 0.027  # standard deviation of a detected coordinate, sizes
-    doubt: float = 0.31  # measurement variance grows by 1 + 25 * doubt * (1 - score)^2 (NSA Kalman, arXiv:2107.07638)
-    centre_walk: float = 0.18  # random walk, sizes/sqrt(s)
-    centre_acceleration: float = 0.64  # white acceleration, sizes/s^1.5
-    size_walk: float = 0.29
-    size_acceleration: float = 0.049
+    doubt: float = 0.31  # measurement variance is multiplied by 1 + 25 * doubt * (1 - score)^2 (arXiv:2107.07638)
+    centre_walk: float = 0.18  # random walk of the centre, sizes/sqrt(s)
+    centre_acceleration: float = 0.64  # white acceleration of the centre, sizes/s^1.5
+    size_walk: float = 0.29  # random walk of width and height, sizes/sqrt(s)
+    size_acceleration: float = 0.049  # white acceleration of width and height, sizes/s^1.5
     speed: float = 0.31  # standard deviation of a new object's velocity, sizes/s
-    heading_s: float = 0.26  # time constant of the observed velocity that association compares headings with
+    heading_s: float = 0.26  # time constant of the observed velocity that association compares directions with
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
@@ -47,21 +51,21 @@ class MotionConfig:
 
 @dataclass(frozen=True, slots=True)
 class NoiseConfig:
-    """What is assumed of a keypoint's noise before it is learned, and how it is learned.
+    """Noise of a keypoint: the values before it is learned, how it is learned, and which measurements are rejected.
 
-    A "ratio" is acceleration density * interval^3 / measurement variance: how much a keypoint moves against how much
-    it trembles.
+    A "ratio" is acceleration density * interval^3 / measurement variance. It compares how much a keypoint moves with
+    how much its measurements scatter.
     """
 
     prior: float = 0.01  # standard deviation of a keypoint before any is measured, sizes
-    prior_ratio: float = 1.0
-    prior_updates: float = 4.0  # how many measurements the prior counts for
-    memory_updates: float = 50.0  # the estimate forgets measurements older than about this many
-    floor_px: float = 0.14  # no detector's coordinates are better
-    calm: float = 1.5  # the learned ratio is divided by this: a little more smoothing than the likeliest model's
-    least_ratio: float = 0.02
-    most_ratio: float = 1000.0
-    clip_sigma: float = 4.0  # second differences beyond it count as this large
+    prior_ratio: float = 1.0  # ratio before any is measured
+    prior_updates: float = 4.0  # the prior counts as this many measurements
+    memory_updates: float = 50.0  # the estimate forgets measurements older than about this many updates
+    floor_px: float = 0.14  # least standard deviation of a measurement, px
+    calm: float = 1.5  # the learned ratio is divided by this, which smooths a little more than the likeliest model
+    least_ratio: float = 0.02  # lower limit of the ratio
+    most_ratio: float = 1000.0  # upper limit of the ratio
+    clip_sigma: float = 4.0  # larger second differences count as this many standard deviations
     gate_sigma: float = 5.0  # a keypoint is rejected when it is this many standard deviations from its prediction,
     gate_size: float = 0.15  # and also farther than this share of the longer side of its box,
     gate_speed: float = 2.0  # plus this share per second since its track was last measured
@@ -75,28 +79,28 @@ class NoiseConfig:
 
 @dataclass(frozen=True, slots=True)
 class AssociationConfig:
-    """Which detection continues which track. Similarities are about 0..1.
+    """Which detection continues which track. Similarities are roughly 0 to 1.
 
-    The similarity of a pair of boxes is buffered IoU * height IoU (Hybrid-SORT, AAAI 2024) *
-    sqrt(ratio of heights) * score^score_power, plus what speaks for its direction, less what speaks against its score.
+    The similarity of two boxes is buffered IoU * height IoU (Hybrid-SORT, AAAI 2024) * sqrt(ratio of heights) *
+    score^score_power, plus a term for the direction of motion, minus a term for a change of score.
     """
 
-    low_score: float = 0.1  # detections below are ignored
-    high_score: float = 0.51  # from here on they take part in the first round
-    new_score: float = 0.7  # founding a track needs this
-    first_similarity: float = 0.077  # least similarity in the round of confident detections
-    second_similarity: float = 0.43  # in the round of doubtful ones, which only continue tracks seen a moment ago
+    low_score: float = 0.1  # detections below this score are ignored
+    high_score: float = 0.51  # detections at or above this score take part in the first round of matching
+    new_score: float = 0.7  # minimum score to start a track
+    first_similarity: float = 0.077  # minimum similarity of a match in the first round
+    second_similarity: float = 0.43  # minimum similarity in the second round: doubtful detections, recently seen tracks
     buffer: float = 0.14  # boxes grow by this fraction on every side before their overlap is taken (C-BIoU, WACV 2023)
-    speed_buffer: float = 0.31  # and by this much more per size/s of the track's speed
-    score_power: float = 0.77
-    low_score_power: float = 0.07  # instead of score_power in the second round
-    heading_weight: float = 0.056  # for moving on in the observed direction (OC-SORT, CVPR 2023, with Kalman tracks)
-    heading_speed: float = 0.35  # sizes/s from which a direction counts fully
-    score_weight: float = 0.1  # against a change of score (Hybrid-SORT, AAAI 2024)
-    pose_weight: float = 0.4  # share of OKS in the similarity where both sides have keypoints
-    pose_similarity: float = 0.2  # least similarity of such a pair in any round
-    default_sigma: float = 0.07  # OKS sigma where the skeleton publishes none, until learned from the residuals
-    max_detections: int = 1000  # the best by score are kept
+    speed_buffer: float = 0.31  # additional growth per size/s of the track's speed
+    score_power: float = 0.77  # exponent of the score in the first round
+    low_score_power: float = 0.07  # exponent of the score in the second round
+    heading_weight: float = 0.056  # weight of moving on in the observed direction (OC-SORT, CVPR 2023)
+    heading_speed: float = 0.35  # speed from which the direction has its full weight, sizes/s
+    score_weight: float = 0.1  # weight of a change of score (Hybrid-SORT, AAAI 2024)
+    pose_weight: float = 0.4  # share of OKS in the similarity when track and detection have keypoints
+    pose_similarity: float = 0.2  # minimum similarity of such a pair in any round
+    default_sigma: float = 0.07  # OKS sigma of skeletons that publish none, until it is learned from the residuals
+    max_detections: int = 1000  # at most this many detections are used per update, the best by score
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
@@ -111,13 +115,13 @@ class AssociationConfig:
 
 @dataclass(frozen=True, slots=True)
 class LifecycleConfig:
-    """When tracks are believed, published and forgotten."""
+    """When tracks are confirmed, published and deleted."""
 
-    confirm_hits: int = 2  # detections until a track is published; in the first update one is enough
-    tentative_s: float = 0.0  # an unconfirmed track survives unseen for this long
-    coast_s: float = 0.15  # a confirmed track is published unseen for this long
-    lost_s: float = 1.6  # and can be recognised again for this long
-    max_tracks: int = 2000  # births beyond it are dropped: memory stays bounded
+    confirm_hits: int = 2  # detections that confirm a track; one is enough in the first update and after a time jump
+    tentative_s: float = 0.0  # an unconfirmed track is deleted when it was not detected for longer than this
+    coast_s: float = 0.15  # a confirmed track is published for this long after its last detection
+    lost_s: float = 1.6  # a confirmed track can be recognised for this long after its last detection
+    max_tracks: int = 2000  # no track is started beyond this number
 
     def __post_init__(self) -> None:
         _check_non_negative(self)
@@ -127,12 +131,12 @@ class LifecycleConfig:
 
 @dataclass(frozen=True, slots=True)
 class CoastingConfig:
-    """Motion of what is not measured: keypoints follow their object's box, and both come to rest."""
+    """Motion of points that are not measured: keypoints follow their object's box, and both come to rest."""
 
-    own_motion_s: float = 0.1  # time constant with which a keypoint's own motion, relative to its box, dies out
-    box_motion_s: float = 0.3  # time constant with which the velocity of a box that is not measured dies out
-    doubt: float = 2.0  # own motion below about this many standard deviations of its velocity, squared, is ignored
-    check_s: float = 0.2  # interval at which each track measures how far keypoints drift from such a prediction
+    own_motion_s: float = 0.1  # time constant with which a keypoint's motion relative to its box dies out
+    box_motion_s: float = 0.3  # time constant with which the published velocity of an unmeasured box dies out
+    doubt: float = 2.0  # relative motion below sqrt(2 * doubt) standard deviations of its velocity is ignored
+    check_s: float = 0.2  # interval at which each track measures how far its keypoints drift from a prediction
     growth: float = 1.55  # the variance of that drift grows with this power of time
 
     def __post_init__(self) -> None:
@@ -143,21 +147,21 @@ class CoastingConfig:
 
 @dataclass(frozen=True, slots=True)
 class SmoothingConfig:
-    """How a keypoint is smoothed; always causal.
+    """How keypoints are smoothed. No mode uses later frames.
 
     mode:
-        "fixed_lag"  the adaptive Kalman filter, seen from one update later: `keypoints_K2` is for that much before
-                     the update (`Track.smoothing_lag_s`); "kalman" where updates lie farther apart than the limit.
-        "kalman"     the adaptive Kalman filter at the time of the update: no lag, more jitter.
-        "one_euro"   One-Euro with the three settings below.
-        "raw"        as measured.
+        "fixed_lag"  Adaptive Kalman filter, one update late: `keypoints_TK2` is the estimate for the update before
+                     (`Tracks.smoothing_lag_s`). When updates are more than `longest_lag_s` apart, it is "kalman".
+        "kalman"     Adaptive Kalman filter at the time of the update: no lag, more jitter.
+        "one_euro"   One-Euro filter with the last three settings.
+        "raw"        The measurements.
     """
 
     mode: str = "fixed_lag"
-    longest_lag_s: float = 0.0335
-    min_cutoff_hz: float = 0.3
-    beta: float = 0.5
-    derivative_cutoff_hz: float = 10.0
+    longest_lag_s: float = 0.0335  # longest delay of "fixed_lag"
+    min_cutoff_hz: float = 0.3  # One-Euro: cut-off frequency at rest
+    beta: float = 0.5  # One-Euro: increase of the cut-off frequency with speed, Hz per px/s
+    derivative_cutoff_hz: float = 10.0  # One-Euro: cut-off frequency of the speed
 
     def __post_init__(self) -> None:
         allowed = ("fixed_lag", "kalman", "one_euro", "raw")
@@ -170,11 +174,11 @@ class SmoothingConfig:
 
 @dataclass(frozen=True, slots=True)
 class SmoothingGroup:
-    """Another smoothing for some keypoints, say the wrists."""
+    """A different smoothing for some keypoints, for example the wrists."""
 
-    keypoints: tuple[int, ...]
+    keypoints: tuple[int, ...]  # indices of the keypoints
     smoothing: SmoothingConfig
-    class_index: int | None = None  # None: of every class
+    class_index: int | None = None  # the class that it applies to; None: every class
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ TrackerError(Exception)
 ├── TrackerConfigError(TrackerError, ValueError)   a setting outside its range
 └── TrackerInputError(TrackerError, ValueError)    arrays whose shapes disagree
 
-Bad *values* (NaN, infinite or empty boxes, clocks that jump) are data, not errors: see trackers/README.md.
+Bad values (NaN, infinite or empty boxes, clocks that jump) raise nothing; trackers/README.md says what happens.
 """
 
 
 class TrackerError(Exception):
-    """Any error this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class TrackerConfigError(TrackerError, ValueError):

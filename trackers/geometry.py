@@ -1,4 +1,4 @@
-"""Pairs of boxes that touch, and similarity of poses.
+"""Pairs of overlapping boxes, and similarity of poses.
 
 Legend: T tracks, N detections, P candidate pairs, K keypoints; arrays 2T, 2N, 2P hold x and y in their first axis.
 """
@@ -11,9 +11,9 @@ import numpy as np
 
 from trackers.types import Booleans, Floats, Integers
 
-_PAIRS_AT_ONCE = 65_536  # bounds the memory of OKS when thousands of objects lie on one spot
+_PAIRS_AT_ONCE = 65_536  # limits the memory of OKS when thousands of objects overlap
 _WILD_DISTANCE = 5.0  # median distances from the median point; a body's farthest joint lies within 3
-_FEW_PAIRS = 400  # so few are compared all: finding those that touch would cost more
+_FEW_PAIRS = 400  # up to this number all pairs are returned: finding those that overlap would take longer
 
 
 def candidate_pairs(
@@ -74,8 +74,8 @@ def oks_pairs(first_PK2: Floats, second_PK2: Floats, area_P: Floats, sigmas_PK: 
 def keypoint_boxes(keypoints_NK2: Floats) -> Floats:
     """(x1, y1, x2, y2) around the present keypoints; NaN rows without any.
 
-    A keypoint much farther from the median point than most (a wild one) does not count. Degenerate extents (one
-    keypoint, a straight arm) get a tenth of their longer side, at least a pixel.
+    A keypoint that is much farther from the median point than most is ignored. A side is at least a tenth of the longer
+    side, and at least a pixel (one keypoint, a straight arm).
     """
     middle_N12 = _median(keypoints_NK2)[:, None]
     distance_NK = np.hypot(*np.moveaxis(keypoints_NK2 - middle_N12, 2, 0))
@@ -91,7 +91,7 @@ def keypoint_boxes(keypoints_NK2: Floats) -> Floats:
 
 
 def _median(values: Floats) -> Floats:
-    """Upper median over axis 1, of what is not NaN; NaN where nothing is."""
+    """Upper median over axis 1, ignoring NaN; NaN if all values are NaN."""
     ordered = np.sort(values, axis=1)  # NaN last
     middle = np.sum(~np.isnan(values), axis=1, keepdims=True) // 2
     return np.asarray(np.take_along_axis(ordered, np.minimum(middle, values.shape[1] - 1), axis=1)[:, 0])

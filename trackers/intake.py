@@ -1,4 +1,4 @@
-"""Makes any input harmless: invalid values, clocks that jump.
+"""Checks the input: drops invalid detections, and turns times that jump into usable steps.
 
 Legend: N detections, K keypoints.
 """
@@ -9,21 +9,21 @@ import math
 
 import numpy as np
 
-from trackers.association import Found
+from trackers.association import ValidDetections
 from trackers.geometry import keypoint_boxes
 from trackers.types import Detections, Floats, Integers, holds_for_all
 
-LARGEST_PX = 1e7  # farther coordinates count as invalid: their squares must stay harmless
-SMALLEST_PX = 1e-3  # thinner boxes count as empty
-_LONGEST_STEP_S = 60.0  # a longer pause tells nothing more about motion
-_LONGEST_FRAME_S = 1.0  # longer steps are pauses, not frame intervals
+LARGEST_PX = 1e7  # larger coordinates are invalid: their squares would lose precision
+SMALLEST_PX = 1e-3  # thinner boxes are empty
+_LONGEST_STEP_S = 60.0  # longer steps are cut to this
+_LONGEST_FRAME_S = 1.0  # longer steps do not count for the usual interval
 
 
 class Clock:
-    """Turns the caller's times into steps that never go backwards.
+    """Turns the caller's times into steps that are never negative.
 
-    A time that stands still is a step of 0. A time that runs backwards (a PTS reset) or is not finite counts as one
-    usual frame interval: the scene goes on, only the clock jumped.
+    A repeated time is a step of 0. A time that goes backwards (a PTS reset) or is not finite is a step of the usual
+    frame interval: the clock jumped, not the scene.
     """
 
     def __init__(self, frame_interval_s: float) -> None:
@@ -48,13 +48,13 @@ class Clock:
         return step_s
 
 
-def take_in(detections: Detections, keypoints: int, low_score: float, limit: int) -> Found:
-    """Drop what is not a detection, and bring the rest into one form.
+def take_in(detections: Detections, keypoints: int, low_score: float, limit: int) -> ValidDetections:
+    """Drop invalid detections and convert the rest to float64 arrays of one shape.
 
     Args:
         keypoints: K of the result; missing columns are NaN.
-        low_score: lesser scores (and NaN) are dropped.
-        limit: at most so many detections are kept, the best by score.
+        low_score: detections with a lower score (or NaN) are dropped.
+        limit: at most this many detections are kept, the best by score.
     """
     boxes_N4: Floats = np.array(detections.boxes_N4, np.float64)
     scores_N: Floats = np.asarray(detections.scores_N, np.float64)
@@ -78,7 +78,7 @@ def take_in(detections: Detections, keypoints: int, low_score: float, limit: int
         keypoints_NK2 = keypoints_NK2[rows_N]
         sizes_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
     centres_N2 = boxes_N4[:, :2] + 0.5 * sizes_N2
-    return Found(rows_N, centres_N2, sizes_N2, boxes_N4, np.minimum(scores_N, 1.0), classes_N, keypoints_NK2)
+    return ValidDetections(rows_N, centres_N2, sizes_N2, boxes_N4, np.minimum(scores_N, 1.0), classes_N, keypoints_NK2)
 
 
 def _valid_rows(boxes_N4: Floats, scores_N: Floats, low_score: float, limit: int) -> Integers:

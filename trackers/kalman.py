@@ -1,9 +1,9 @@
 """Constant-velocity Kalman filters of many points in one batch of arrays.
 
-A track has P = 2 + K points: its box's centre, its box's size, and each keypoint. Every point is its own filter, so one
-wild keypoint can move nothing else; its two axes share one covariance, since they share their noises. The algebra of
-the state (position, velocity) has a closed form that numpy runs over all tracks and points at once. Each axis equals
-`filterpy.kalman.KalmanFilter` with
+A track has P = 2 + K points: its box's centre, its box's size, and each keypoint. Every point has its own filter, so an
+outlier of one keypoint cannot move the others. Both axes of a point share one covariance because they have the same
+noises. The update of the state (position, velocity) has a closed form, which numpy computes for all tracks and points
+at once. Each axis equals `filterpy.kalman.KalmanFilter` with
 
     F = [[1, dt], [0, 1]],  H = [[1, 0]],
     Q = walk * [[dt, 0], [0, 0]] + acceleration * filterpy.common.Q_continuous_white_noise(2, dt)
@@ -11,8 +11,8 @@ the state (position, velocity) has a closed form that numpy runs over all tracks
 (white acceleration: Bar-Shalom, Li, Kirubarajan, "Estimation with Applications to Tracking and Navigation", 6.2.2).
 `lagged_TP2` is the fixed-lag estimate of one update ago (Rauch-Tung-Striebel over one step, same book, 8.6).
 
-Legend: T tracks, M measured tracks, P points. Rows are an index array, or slice(None) for all tracks in order: views
-instead of copies, since nearly every update measures every track.
+Legend: T tracks, M measured tracks, P points. Rows are an index array, or slice(None) for all tracks in order. The
+slice avoids copies in the usual case that an update measures every track.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConstantVelocityFilters:
     """T × P filters.
 
     position_TP2 in px, velocity_TP2 in px/s; variance_5TP holds the covariance's pp, pv, vv (px², px²/s, px²/s²) and
-    the noise densities walk (px²/s) and acceleration (px²/s³) that drive them: prediction is one matrix product.
+    the densities of the process noise, walk (px²/s) and acceleration (px²/s³). Prediction is then one matrix product.
     """
 
     def __init__(self, points: int) -> None:
@@ -40,15 +40,15 @@ class ConstantVelocityFilters:
         self._transition_35: Floats = np.eye(3, 5)
         self._unit_noise: list[list[float]] = Q_continuous_white_noise(dim=2, dt=1.0).tolist()  # scaled to each step
         self._cross_TP: Floats = np.empty((0, points))  # covariance of the lagged and the predicted position
-        # The state before the last prediction, for what then turns out not to be measured.
+        # The state before the last prediction: points that are not measured then are predicted in another way.
         self.before_position_TP2: Floats = self.position_TP2
         self.before_velocity_TP2: Floats = self.velocity_TP2
         self.before_variance_TP: Floats = np.empty((0, points))
 
     def predict(self, dt_s: float) -> None:
-        """Move every filter `dt_s` ahead."""
+        """Predict every filter `dt_s` ahead."""
         self.before_position_TP2, self.before_velocity_TP2 = self.position_TP2, self.velocity_TP2.copy()
-        if self.position_TP2.shape[1] > 2:  # only keypoints are ever asked for their lagged estimate
+        if self.position_TP2.shape[1] > 2:  # only keypoints need the lagged estimate
             self._cross_TP = self.variance_5TP[PP] + dt_s * self.variance_5TP[PV]
             self.lagged_TP2 = self.position_TP2.copy()
             self.before_variance_TP = self.variance_5TP[PP].copy()
@@ -95,7 +95,7 @@ class ConstantVelocityFilters:
 
     def restart(self, rows_M: Rows, point_M: Rows, position_M2: Floats, velocity_M2: Floats, variance_M: Floats,
                 velocity_variance_M: Floats) -> None:  # fmt: skip
-        """Begin single points anew."""
+        """Set the states of single points."""
         at = (rows_M, point_M)
         self.position_TP2[at] = position_M2
         self.lagged_TP2[at] = position_M2
@@ -106,7 +106,7 @@ class ConstantVelocityFilters:
         self._cross_TP[at] = variance_M
 
     def keep(self, kept_T: Booleans) -> None:
-        """Forget every track that is not kept."""
+        """Delete the tracks that are not kept."""
         self.position_TP2 = self.position_TP2[kept_T]
         self.velocity_TP2 = self.velocity_TP2[kept_T]
         self.lagged_TP2 = self.lagged_TP2[kept_T]

@@ -16,23 +16,23 @@ from trackers.noise import NoiseLearner
 from trackers.smoothing import Smoothing
 from trackers.types import Booleans, Floats, Integers, Rows
 
-_TORN_SHARE = 0.25  # a detection of which this share of the keypoints is rejected straddles two objects,
-_TORN_KEYPOINTS = 3  # if it is at least so many keypoints
+_TORN_SHARE = 0.25  # when this share of a detection's keypoints is rejected, it straddles two objects
+_TORN_KEYPOINTS = 3  # fewer rejected keypoints than this are single outliers
 
 
 @dataclass(slots=True)
 class KeypointCorrection:
-    """One update's measurements of keypoints, sorted out by the gates."""
+    """The measured keypoints of one update, after the gates."""
 
     noise_MK: Floats  # px²
     squared_MK: Floats  # distance² from the prediction, px²
-    accepted_MK: Booleans  # these correct their filters
-    restart_MK: Booleans  # these begin anew where they are measured
-    torn_M: Booleans  # so many keypoints are rejected that the box is not to be believed either
+    accepted_MK: Booleans  # they correct their filters
+    restart_MK: Booleans  # they start afresh where they are measured
+    torn_M: Booleans  # so many keypoints are rejected that the box is rejected, too
 
 
 class Keypoints:
-    """Everything a tracker knows of keypoints besides the filters' states."""
+    """What a tracker stores of keypoints, besides the states of the filters."""
 
     def __init__(self, config: TrackerConfig) -> None:
         self.config = config.noise
@@ -51,12 +51,12 @@ class Keypoints:
     def sort_out(
         self, residual_MK2: Floats, variance_MK: Floats, rows: Rows, keypoints_MK2: Floats, reach_M1: Floats
     ) -> KeypointCorrection:
-        """Gate each keypoint by itself: one wild keypoint moves nothing.
+        """Gate each keypoint by itself, so that an outlier of one changes nothing else.
 
         Args:
             residual_MK2: measured less predicted, NaN where either is unknown.
             variance_MK: of the prediction, px².
-            reach_M1: every movement of at most this is possible, px.
+            reach_M1: a keypoint at most this far from its prediction is never rejected, px.
         """
         config = self.config
         noise_MK = self.learner.noise_TK[rows]
@@ -87,7 +87,7 @@ class Keypoints:
         correction: KeypointCorrection,
         time_s: float,
     ) -> None:
-        """Restart what is to restart, learn from the rest. Call after the filters were updated."""
+        """Restart and learn. Call this after the filters were updated."""
         used_MK = correction.accepted_MK | correction.restart_MK
         self.learner.learn(rows, keypoints_MK2, used_MK, time_s)
         filters.variance_5TP[ACCELERATION, rows, 2:] = self.learner.acceleration_TK[rows]
@@ -120,7 +120,7 @@ class Keypoints:
         self._rejected_TK = np.concatenate((self._rejected_TK, np.zeros(measured_MK.shape, np.int64)))
 
     def keep(self, kept_T: Booleans) -> None:
-        """Forget every track that is not kept."""
+        """Delete the tracks that are not kept."""
         self.learner.keep(kept_T)
         self.scale.keep(kept_T)
         self.drift.keep(kept_T)

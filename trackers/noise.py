@@ -1,13 +1,13 @@
-"""Each keypoint's own noise, learned while it is tracked.
+"""Learns the noise of each keypoint while it is tracked.
 
 For a point that moves with white acceleration of density q and is measured with noise r at intervals h, the second
 difference e of its measurements has
 
     E[e²] = 6 r + 2/3 q h³      and      E[e e'] = -4 r + 1/6 q h³
 
-for neighbours e, e', which two equations give r and q: a still wrist that trembles and a fast, clean one come out
-apart, with no knowledge of the detector. (Autocovariance least squares: Odelson, Rajamani, Rawlings, Automatica 42,
-2006, reduced to two lags.) Unequal intervals use e = d2 - d1 * h2 / h1.
+for neighbours e, e'. These two equations give r and q, so a still wrist with noisy measurements is told apart from a
+fast wrist with good ones, without any knowledge of the detector. (Autocovariance least squares: Odelson, Rajamani,
+Rawlings, Automatica 42, 2006, reduced to two lags.) Unequal intervals use e = d2 - d1 * h2 / h1.
 
 Legend: T tracks, M measured tracks, K keypoints.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from trackers.config import NoiseConfig
 from trackers.types import Booleans, Floats, Rows
 
-# Channels of the memory, one number per track and keypoint each.
+# Channels of the memory; each has one number per track and keypoint.
 _SQUARE, _NEIGHBOUR, _COUNT, _INTERVAL, _TIME, _STEP = range(6)
 
 
@@ -34,7 +34,7 @@ class NoiseLearner:
         self._last_3TK2: Floats = np.empty((3, 0, keypoints, 2))  # measurement, first and second difference
 
     def append(self, keypoints_MK2: Floats, area_M1: Floats, time_s: float, interval_s: float) -> None:
-        """Add tracks with the prior: noise in proportion to the object's size."""
+        """Add tracks with the prior noise, which is proportional to the object's size."""
         memory, last = self._prior(keypoints_MK2, area_M1, time_s, interval_s)
         noise, acceleration = self._solve(memory)
         self._memory_6TK = np.concatenate((self._memory_6TK, memory), axis=1)
@@ -43,7 +43,7 @@ class NoiseLearner:
         self.acceleration_TK = np.concatenate((self.acceleration_TK, acceleration))
 
     def widen(self, keypoints: int, area_T1: Floats, time_s: float, interval_s: float) -> None:
-        """Make room for `keypoints` keypoints per track; the new ones have the prior."""
+        """Extend the arrays to `keypoints` keypoints per track; new ones get the prior."""
         extra = keypoints - self.noise_TK.shape[1]
         unknown = np.full((len(area_T1), extra, 2), np.nan)
         memory, last = self._prior(unknown, area_T1, time_s, interval_s)
@@ -75,11 +75,11 @@ class NoiseLearner:
         return np.asarray(self._memory_6TK[_TIME])
 
     def speed_variance(self) -> Floats:
-        """What the velocity of a keypoint may be when nothing is known of it yet, px²/s²."""
+        """Variance of a new keypoint's velocity, px²/s²."""
         return np.asarray(self._memory_6TK[_SQUARE] / np.maximum(self._memory_6TK[_INTERVAL], 1e-3) ** 2)
 
     def learn(self, rows: Rows, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
-        """Take this update's accepted measurements."""
+        """Learn from the accepted measurements of this update."""
         config = self.config
         memory = self._memory_6TK[:, rows]
         square, neighbour, count, interval, last_time, last_step = memory

@@ -1,4 +1,4 @@
-"""OKS sigmas: those of the skeleton where it publishes them, else learned per keypoint from the tracking residuals.
+"""OKS sigmas: published by the skeleton, or learned per keypoint from the tracking residuals.
 
 Legend: T tracks, M measured tracks, K keypoints.
 """
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from trackers.types import Booleans, Floats, Integers
 
-_LEAST, _MOST = 0.035, 0.15  # COCO's own range from wrist-like to hip-like joints, with room on both sides
-_RATE = 0.002  # per measured keypoint: a few hundred measurements until the default is forgotten
+_LEAST, _MOST = 0.035, 0.15  # a little wider than the range of COCO's sigmas
+_RATE = 0.002  # learning rate per measured keypoint: the default is forgotten after a few hundred
 
 
 class Sigmas:
@@ -25,7 +25,7 @@ class Sigmas:
         self._learned: dict[int, Floats] = {}
 
     def of(self, classes_T: Integers, keypoints: int) -> Floats:
-        """sigmas_TK for tracks of these classes."""
+        """Return sigmas_TK of tracks of these classes."""
         result = np.full((len(classes_T), keypoints), self._default)
         if not keypoints:
             return result
@@ -36,7 +36,7 @@ class Sigmas:
         return result
 
     def learn(self, classes_M: Integers, squared_MK: Floats, area_M1: Floats, used_MK: Booleans) -> None:
-        """Move the sigmas of unpublished classes towards residuals² = 4 sigma² area, where OKS is exp(-1/2)."""
+        """Move the sigmas of other classes towards residual² = 4 sigma² area, where OKS is exp(-1/2)."""
         keypoints = squared_MK.shape[1]
         for index in set(classes_M.tolist()) - self._published.keys():
             sigmas = self._learned.get(index, np.empty(0))

@@ -1,4 +1,4 @@
-"""What is published of a keypoint: measured, filtered, or smoothed, per group of keypoints.
+"""Chooses the published estimate of each keypoint: measured, filtered or smoothed.
 
 Legend: T tracks, M measured tracks, K keypoints.
 """
@@ -23,7 +23,7 @@ class OneEuroFilters:
         self._time_s_TK: Floats = np.empty((0, keypoints))
 
     def update(self, rows: Rows, keypoints_MK2: Floats, used_MK: Booleans, time_s: float) -> None:
-        """Take the accepted measurements; other keypoints keep their last value."""
+        """Update with the accepted measurements; other keypoints keep their last value."""
         config = self.config
         before, speed = self.smoothed_TK2[rows], self._speed_TK2[rows]
         dt = np.maximum(time_s - self._time_s_TK[rows], 1e-6)[..., None]
@@ -61,7 +61,7 @@ def _blend(cutoff_hz: Floats | float, dt_s: Floats) -> Floats:
 
 
 class Smoothing:
-    """Chooses, per class and keypoint, which estimate is published as smoothed."""
+    """Chooses the smoothed estimate per class and keypoint."""
 
     def __init__(self, default: SmoothingConfig, groups: Sequence[SmoothingGroup]) -> None:
         self._default = default
@@ -74,14 +74,14 @@ class Smoothing:
 
     @property
     def one_euro(self) -> list[OneEuroFilters]:
-        """The filters that need every measurement; empty with the default configuration."""
+        """The One-Euro filters in use; none by default."""
         return [filters for _, filters in self._one_euro]
 
     def smoothed(
         self, classes_M: Integers, shown: Rows, raw_MK2: Floats, filtered_MK2: Floats, lagged_MK2: Floats,
         step_s: float,
     ) -> Floats:  # fmt: skip
-        """Return what is published for the tracks `shown`, from each kind of estimate."""
+        """Return the smoothed keypoints of the tracks `shown`, given all kinds of estimates."""
 
         def estimate(config: SmoothingConfig) -> Floats:
             if config.mode == "raw":
@@ -105,5 +105,5 @@ class Smoothing:
 
     @staticmethod
     def lag_s(config: SmoothingConfig, step_s: float) -> float:
-        """By how much a fixed-lag estimate is older than its update: one update, or none where that is too long."""
+        """Return the delay of the smoothed keypoints: one step in mode "fixed_lag" if that is short enough, else 0."""
         return step_s if config.mode == "fixed_lag" and 0.0 < step_s <= config.longest_lag_s else 0.0

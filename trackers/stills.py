@@ -48,22 +48,22 @@ class StillTracker:
         Bad values are handled as `Tracker` handles them; see trackers/README.md.
         """
         keypoints = 0 if detections.keypoints_NK2 is None else detections.keypoints_NK2.shape[1]
-        found = take_in(detections, keypoints, 0.0, self._max_detections)
-        rows = (found.scores_N > self._score_threshold).nonzero()[0]
+        valid = take_in(detections, keypoints, 0.0, self._max_detections)
+        rows = (valid.scores_N > self._score_threshold).nonzero()[0]
         count = len(rows)
-        points_TK2 = found.keypoints_NK2[rows]
+        points_TK2 = valid.keypoints_NK2[rows]
         unknown_TK3 = np.full((count, keypoints, 3), np.nan)
         self._last = Tracks(
             time_s=time_s if math.isfinite(time_s) else 0.0,
             ids_T=np.arange(self._next_id, self._next_id + count),
-            classes_T=found.classes_N[rows],
+            classes_T=valid.classes_N[rows],
             states_T=np.full(count, int(TrackState.CONFIRMED)),
-            scores_T=found.scores_N[rows],
+            scores_T=valid.scores_N[rows],
             measured_T=np.ones(count, np.bool_),
-            detection_T=found.rows_N[rows],
+            detection_T=valid.rows_N[rows],
             age_s_T=np.zeros(count),
             since_measured_s_T=np.zeros(count),
-            boxes_T4=found.boxes_N4[rows],
+            boxes_T4=valid.boxes_N4[rows],
             keypoints_raw_TK2=points_TK2,
             keypoints_TK2=points_TK2,
             keypoints_predicted_TK2=points_TK2,

@@ -1,4 +1,4 @@
-"""Per-track bookkeeping as parallel arrays that grow and shrink together."""
+"""Data of each track, as arrays of equal length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trackers.types import Booleans, Floats, Integers
 
 @dataclass(slots=True)
 class TrackTable:
-    """One row per living track; legend: T tracks."""
+    """One row per track; legend: T tracks."""
 
     ids_T: Integers
     classes_T: Integers

@@ -1,4 +1,4 @@
-"""Detections in, tracks with identity, motion and smoothed keypoints out.
+"""The tracker: turns detections into tracks with identity, motion and smoothed keypoints.
 
 Legend: T tracks, N detections, M matches, K keypoints, P = 2 + K filtered points (box centre, box size, keypoints).
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from trackers.association import Candidates, Found, associate
+from trackers.association import Candidates, ValidDetections, associate
 from trackers.coasting import certainty, coast, settle
 from trackers.config import TrackerConfig
 from trackers.intake import SMALLEST_PX, Clock, take_in
@@ -31,8 +31,8 @@ class Tracker:
 
     Args:
         config: settings; the defaults are the tuned ones.
-        sigmas: class index -> OKS sigma of each of its keypoints, shape [K]; other classes learn theirs.
-        frame_interval_s: assumed for an update whose clock ran backwards, until intervals were seen.
+        sigmas: class index -> OKS sigmas of its keypoints, shape [K]. For other classes they are learned.
+        frame_interval_s: usual frame interval until it is measured. It is used when the time goes backwards.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Tracker:
         self._first_update = True
 
     def reset(self) -> None:
-        """End all tracks (a cut, a new file). Identities are never used again."""
+        """End all tracks, for example at a cut or a new file. Identities are never used again."""
         self._clock = Clock(self._clock.interval_s)
         self._start_empty()
 
     def set_classes(self, keep: Mapping[int, int], sigmas: Mapping[int, NDArray[np.floating]]) -> None:
-        """Follow a prompt change: tracks of class `old` go on as `keep[old]`, all others end.
+        """Change the classes: tracks of class `old` continue as class `keep[old]`, all others end.
 
-        Keypoints start afresh, since the same index may now mean another joint.
+        Keypoints start afresh, because the same index may now mean another joint.
         """
         self._sigmas = Sigmas(sigmas, self.config.association.default_sigma)
         table = self._table
@@ -76,9 +76,9 @@ class Tracker:
         self._keypoints.append(np.empty((len(table), 0, 2)), self._areas(), 0.0, 0.0)
 
     def update(self, detections: Detections, time_s: float) -> Tracks:
-        """Take one frame's detections at `time_s` (s, any origin) and return the published tracks.
+        """Update with the detections of one frame at `time_s` (s, any origin) and return the published tracks.
 
-        Bad values are handled as trackers/README.md states; only disagreeing shapes raise.
+        Bad values raise nothing; trackers/README.md says what happens.
         """
         config, table = self.config, self._table
         self._step_s = self._clock.advance(time_s)
@@ -90,35 +90,36 @@ class Tracker:
         if self._step_s > config.lifecycle.lost_s:
             self._end_all()
         self._predict()
-        found = take_in(
+        valid = take_in(
             detections, self._keypoints.count, config.association.low_score, config.association.max_detections
         )
         table.detection_T = np.full(len(table), -1, np.int64)
         before_TK = self._keypoints.accepted_TK
         self._keypoints.accepted_TK = np.zeros_like(before_TK)
-        founding_N = found.scores_N >= config.association.new_score
+        starting_N = valid.scores_N >= config.association.new_score
         if len(table):
             matched = 0
-            if len(found.rows_N):
-                rows_M, columns_M = associate(self._candidates(), found, config.association)
-                founding_N[columns_M] = False
+            if len(valid.rows_N):
+                rows_M, columns_M = associate(self._candidates(), valid, config.association)
+                starting_N[columns_M] = False
                 matched = len(rows_M)
                 if matched:
-                    self._continue(rows_M, columns_M, found)
+                    self._continue(rows_M, columns_M, valid)
             self._coast(before_TK)
             if matched < len(table):
                 self._forget()
-        if np.count_nonzero(founding_N):
-            self._found(found, founding_N.nonzero()[0])
+        if np.count_nonzero(starting_N):
+            self._start_tracks(valid, starting_N.nonzero()[0])
         self._first_update = False
         if self._keypoints.count:
             self._check_drift()
         return self._publish(0.0)
 
     def predict_to(self, time_s: float) -> Tracks:
-        """The tracks of the last update, coasting boxes and predicted keypoints moved ahead to `time_s`.
+        """Return the tracks of the last update with coasting boxes and predicted keypoints for `time_s`.
 
-        Changes nothing. The horizon is cut at 1 s; a time before the last update means the last update.
+        This does not change the tracker. The prediction goes at most 1 s ahead. A time before the last update gives the
+        last update.
         """
         if self._clock.caller_s is None or not math.isfinite(time_s):
             return self._publish(0.0)
@@ -154,16 +155,16 @@ class Tracker:
             self._sigmas.of(table.classes_T, self._keypoints.count),
         )
 
-    def _continue(self, rows_M: Integers, columns_M: Integers, found: Found) -> None:
-        """Correct matched tracks by their detections."""
+    def _continue(self, rows_M: Integers, columns_M: Integers, valid: ValidDetections) -> None:
+        """Update matched tracks with their detections."""
         table, motion, now_s = self._table, self.config.motion, self._clock.now_s
         rows: Rows = rows_M
         if len(rows_M) == len(table):
             columns_M, rows = columns_M[np.argsort(rows_M)], slice(None)
         scores_M, centres_M2, sizes_M2 = (
-            found.scores_N[columns_M],
-            found.centres_N2[columns_M],
-            found.sizes_N2[columns_M],
+            valid.scores_N[columns_M],
+            valid.centres_N2[columns_M],
+            valid.sizes_N2[columns_M],
         )
         self._turn(rows, centres_M2)
         area_M1 = self._areas()[rows]
@@ -172,19 +173,19 @@ class Tracker:
         variance_M1 = variance_M1 * (1.0 + 25.0 * motion.doubt * doubt_M * doubt_M)[:, None]
         measured_MP2 = np.concatenate((centres_M2[:, None], sizes_M2[:, None]), axis=1)
         if self._keypoints.count:
-            self._continue_keypoints(rows, found.keypoints_NK2[columns_M], measured_MP2, variance_M1, area_M1)
+            self._continue_keypoints(rows, valid.keypoints_NK2[columns_M], measured_MP2, variance_M1, area_M1)
         else:
             self._filters.update(rows, measured_MP2, variance_M1, None)
         self._filters.variance_5TP[WALK:, rows, :_FIRST_KEYPOINT] = self._box_drives_212 * area_M1
-        table.detection_T[rows] = found.rows_N[columns_M]
+        table.detection_T[rows] = valid.rows_N[columns_M]
         table.scores_T[rows] = scores_M
         table.hits_T[rows] += 1
         table.seen_s_T[rows] = now_s
-        table.boxes_T4[rows] = found.boxes_N4[columns_M]
+        table.boxes_T4[rows] = valid.boxes_N4[columns_M]
         table.confirmed_T |= table.hits_T >= self.config.lifecycle.confirm_hits
 
     def _turn(self, rows: Rows, centres_M2: Floats) -> None:
-        """Follow the observed velocity of the boxes' centres."""
+        """Update the observed velocities of the boxes' centres."""
         table = self._table
         elapsed_M = np.maximum(self._clock.now_s - table.seen_s_T[rows], 1e-6)
         blend_M = 1.0 - np.exp(elapsed_M / -max(self.config.motion.heading_s, 1e-6))
@@ -223,6 +224,8 @@ class Tracker:
             before_TK: keypoints that the update before measured.
         """
         filters, keypoints, config = self._filters, self._keypoints, self.config.coasting
+        if holds_for_all(keypoints.accepted_TK):
+            return
         coasting_TK = ~keypoints.accepted_TK & ~np.isnan(filters.position_TP2[:, _FIRST_KEYPOINT:, 0])
         rows = np.flatnonzero(coasting_TK.any(axis=1))
         if not len(rows):
@@ -241,7 +244,7 @@ class Tracker:
         filters.variance_5TP[PV][at] = 0.0
 
     def _drift(self, rows: Rows, time_s: float) -> Floats:
-        """How much the variance of keypoints that coast grows between now and `time_s` from now (or back), px²."""
+        """Growth (px²) of the variance of coasting keypoints between now and `time_s` later, or earlier if negative."""
         keypoints = self._keypoints
         unseen_s_MK = self._clock.now_s - keypoints.learner.measured_s_TK[rows]
         learner = keypoints.learner
@@ -262,7 +265,7 @@ class Tracker:
         )
 
     def _drive_keypoints(self, rows: Rows) -> None:
-        """Let keypoints whose noise is not learned yet move as the prior says."""
+        """Set the variances of new keypoints from the prior."""
         variance_5TP, learner = self._filters.variance_5TP, self._keypoints.learner
         variance_5TP[PP, rows, _FIRST_KEYPOINT:] = learner.noise_TK[rows]
         variance_5TP[PV, rows, _FIRST_KEYPOINT:] = 0.0
@@ -280,7 +283,7 @@ class Tracker:
             self._keep(kept_T)
 
     def _end_all(self) -> None:
-        """After a jump in time nothing can be recognised: the scene starts afresh, as in the first update."""
+        """End all tracks after a jump in time. The next detections are confirmed at once, as in the first update."""
         self._keep(np.zeros(len(self._table), np.bool_))
         self._first_update = True
 
@@ -289,16 +292,16 @@ class Tracker:
         self._filters.keep(kept_T)
         self._keypoints.keep(kept_T)
 
-    def _found(self, found: Found, columns_M: Integers) -> None:
-        """Begin tracks from the detections `columns_M`."""
+    def _start_tracks(self, valid: ValidDetections, columns_M: Integers) -> None:
+        """Start tracks from the detections `columns_M`."""
         motion, lifecycle, now_s = self.config.motion, self.config.lifecycle, self._clock.now_s
         room = max(lifecycle.max_tracks - len(self._table), 0)
-        columns_M = np.sort(columns_M[np.argsort(-found.scores_N[columns_M], kind="stable")[:room]])
+        columns_M = np.sort(columns_M[np.argsort(-valid.scores_N[columns_M], kind="stable")[:room]])
         count = len(columns_M)
-        sizes_M2, keypoints_MK2 = found.sizes_N2[columns_M], found.keypoints_NK2[columns_M]
+        sizes_M2, keypoints_MK2 = valid.sizes_N2[columns_M], valid.keypoints_NK2[columns_M]
         area_M1 = sizes_M2[:, :1] * sizes_M2[:, 1:]
         self._keypoints.append(keypoints_MK2, area_M1, now_s, self._clock.interval_s)
-        box_M22 = np.stack((found.centres_N2[columns_M], sizes_M2), axis=1)
+        box_M22 = np.stack((valid.centres_N2[columns_M], sizes_M2), axis=1)
         position_MP2 = np.concatenate((box_M22, keypoints_MK2), axis=1)
         variance = np.zeros((5, *position_MP2.shape[:2]))
         variance[PP] = motion.measurement**2 * area_M1
@@ -309,15 +312,15 @@ class Tracker:
         self._table.append(
             TrackTable(
                 ids_T=np.arange(self._next_id, self._next_id + count),
-                classes_T=found.classes_N[columns_M],
-                scores_T=found.scores_N[columns_M],
+                classes_T=valid.classes_N[columns_M],
+                scores_T=valid.scores_N[columns_M],
                 hits_T=np.ones(count, np.int64),
                 confirmed_T=np.full(count, self._first_update or lifecycle.confirm_hits <= 1),
                 born_s_T=np.full(count, now_s),
                 seen_s_T=np.full(count, now_s),
-                detection_T=found.rows_N[columns_M],
-                boxes_T4=found.boxes_N4[columns_M],
-                centres_T2=found.centres_N2[columns_M],
+                detection_T=valid.rows_N[columns_M],
+                boxes_T4=valid.boxes_N4[columns_M],
+                centres_T2=valid.centres_N2[columns_M],
                 headings_T2=np.zeros((count, 2)),
             )
         )

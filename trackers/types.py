@@ -1,4 +1,4 @@
-"""What goes into a tracker and what comes out of it.
+"""Input and output of a tracker.
 
 Legend: N detections, T tracks, K keypoints.
 """
@@ -22,17 +22,17 @@ Rows = Integers | slice  # of tracks: an index array, or slice(None) for all in 
 
 
 def holds_for_all(condition: Booleans) -> bool:
-    """`condition.all()`, at a fifth of its cost for the short arrays of a frame."""
+    """`condition.all()`, five times faster for short arrays."""
     return bool(np.count_nonzero(condition) == condition.size)
 
 
 class TrackState(IntEnum):
-    """Life of a track: tentative -> confirmed <-> coasting <-> lost -> forgotten."""
+    """States of a track: tentative -> confirmed <-> coasting <-> lost -> deleted."""
 
-    TENTATIVE = 0  # seen, not yet often enough to be published
-    CONFIRMED = 1  # measured in this update
-    COASTING = 2  # not measured in this update; published from its motion for `coast_s`
-    LOST = 3  # kept only to be recognised again, not published
+    TENTATIVE = 0  # not detected often enough to be published
+    CONFIRMED = 1  # measured in this update, and published
+    COASTING = 2  # not measured in this update; its prediction is published for `coast_s`
+    LOST = 3  # not published, but it can be recognised again
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Detections:
     """One frame's detections.
 
     Args:
-        boxes_N4: (x1, y1, x2, y2) in px; a NaN row takes the extent of its keypoints instead.
+        boxes_N4: (x1, y1, x2, y2) in px; in a NaN row, the box is the extent of the keypoints.
         scores_N: 0..1.
         classes_N: class index of each detection; tracks never change class.
         keypoints_NK2: (x, y) in px, NaN where a keypoint is absent; None for boxes alone.
