@@ -1,4 +1,4 @@
-"""The line's own cost: a file through all stages with an engine that returns at once, against PyAV alone.
+"""The pipeline's own cost: a file through all stages with an engine that returns at once, against PyAV alone.
 
     python -m benchmarks.line [--frames 1500] [--repeats 5]
 
@@ -71,7 +71,7 @@ def main() -> None:
             line.append(timed(lambda: run_line(clip, options.frames)))
     rows: list[dict[str, object]] = [
         {"what": "PyAV alone: decode, resize to 320 x 320", **rates(alone, options.frames)},
-        {"what": "the line: decode to publish, instant engine", **rates(line, options.frames)},
+        {"what": "the pipeline: decode to publish, instant engine", **rates(line, options.frames)},
     ]
     share = statistics.median(before.wall_s / after.wall_s for before, after in zip(alone, line, strict=True))
     rows.append({"what": "line / PyAV alone, median of pairs", "share": round(share, 3), "goal": GOAL})
@@ -96,7 +96,7 @@ def encode_clip(path: Path, frames: int) -> None:
 
 
 def decode_and_resize(clip: Path) -> None:
-    """PyAV alone, with the decoder threads that the line uses."""
+    """PyAV alone, with the decoder threads that the pipeline uses."""
     with av.open(str(clip)) as container:
         container.streams.video[0].thread_type = "AUTO"
         for picture in container.decode(video=0):

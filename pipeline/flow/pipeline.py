@@ -9,6 +9,7 @@ at the end. After a failure they stay as parts, so that hours of work are never 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -293,9 +294,5 @@ class Pipeline:
 
 def _free_name(name: str, taken: dict[str, Any]) -> str:
     """Name the second `clip` `clip-2`, and so on: names are topics."""
-    number = 1
-    free = name
-    while free in taken:
-        number += 1
-        free = f"{name}-{number}"
-    return free
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(free for free in names if free not in taken)

@@ -129,9 +129,9 @@ class Queue(Generic[Item]):
         self.read.set()
         taken: list[Item] = []
         with self.changed:
-            self.changed.wait_for(lambda: self.ended or len(self) > 0, timeout_s)
+            self.changed.wait_for(lambda: self._has_items() or self.ended, timeout_s)
             self.taken_s = time.perf_counter()
-            while len(taken) < limit and len(self) > 0:
+            while len(taken) < limit and self._has_items():
                 lane = self._lanes.popleft()
                 if lane.items:
                     item, put_s = lane.items.popleft()
@@ -157,7 +157,8 @@ class Queue(Generic[Item]):
     @property
     def ended(self) -> bool:
         """Whether the queue is closed and empty."""
-        return self._producers <= 0 and all(lane.closed and not lane.items for lane in list(self._lanes))
+        with self.changed:
+            return self._producers <= 0 and all(lane.closed and not lane.items for lane in self._lanes)
 
     def drop(self, item: Item, reason: str) -> None:
         """Count an item that goes no further."""
@@ -182,4 +183,8 @@ class Queue(Generic[Item]):
                 lane.abort()
 
     def __len__(self) -> int:
-        return sum(len(lane.items) for lane in list(self._lanes))
+        with self.changed:
+            return sum(len(lane.items) for lane in self._lanes)
+
+    def _has_items(self) -> bool:
+        return any(lane.items for lane in self._lanes)

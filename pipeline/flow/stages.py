@@ -1,7 +1,7 @@
 """What a stage is, and the stages around inference.
 
 A stage is a generator function: it reads a `Queue` and yields what it makes. `Stage.drive` runs it on a thread, counts
-and times its items, and closes its output however it ends. To add a stage, write such a function and add a line to
+and times its items, and closes its output however it ends. To add a stage, write such a function and name it in
 `Pipeline._make_stages`. Sources start once every stage reads its queue: what a stage needs, it opens before that, and
 closes on its own thread.
 """

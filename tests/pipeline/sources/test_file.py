@@ -23,7 +23,7 @@ from tests.pipeline.videos import corners, noise, quadrants, write_video
 from tests.support import SHARED, need_shared
 
 MANIFEST = "data/videos/manifest_open.json"
-QUICK_PIXELS = 60e6  # a clip with more is left to the benchmark of the line
+QUICK_PIXELS = 60e6  # a clip with more is left to `benchmarks.clips`
 CLIPS = [
     pytest.param(clip["file"], clip["frames"], (clip["width"], clip["height"]), id=clip["file"])
     for clip in (json.loads((SHARED / MANIFEST).read_text()) if (SHARED / MANIFEST).exists() else [])
