@@ -1,6 +1,6 @@
-"""Libraries that the machine's own C++ compiler makes once, kept in the user's cache folder.
+"""Compile C++ libraries once with the machine's own compiler and keep them in the user's cache folder.
 
-A library lies there under a hash of its sources, the compiler and the processor.
+A library's file name is a hash of its sources, the compiler and the processor.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ _TIMEOUT_S = 120.0
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/xpose-stream/kernels, by default under ~/.cache."""
+    """Return the folder of compiled kernels: $XDG_CACHE_HOME/xpose-stream/kernels, by default under ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpose-stream" / "kernels"
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: the instruction sets, or at least the machine's name."""
+    """Return what `-march=native` depends on: the instruction sets, or else the machine's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -30,19 +30,19 @@ def _processor() -> str:
 
 
 def find_compiler() -> str | None:
-    """Path of the C++ compiler: $CXX, or else g++, clang++ or c++."""
+    """Return the path of the C++ compiler: $CXX, or else g++, clang++ or c++; None if there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def build_library(name: str, compiler: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
-    """Compile into the cache unless it is there already, so that two processes at once both end with a whole file.
+    """Return a library from the cache; compile it the first time. Two processes at once both get a whole file.
 
     Args:
-        name: what the file's name begins with.
+        name: the file name begins with it.
         compiler: path of a C++ compiler.
-        sources: those that end in ".cpp" are compiled, the others are what they include.
-        flags: for the compiler; libraries to link among them.
+        sources: files that end in ".cpp" are compiled; the others are included by them.
+        flags: compiler flags, with the libraries to link.
     Raises:
         OSError: the cache cannot be written. subprocess.SubprocessError: the compiler failed or hung.
     """
@@ -63,5 +63,5 @@ def build_library(name: str, compiler: str, sources: Sequence[Path], flags: Sequ
 
 
 def reason_of(error: OSError | subprocess.SubprocessError) -> str:
-    """What the compiler said, or else the error itself."""
+    """Return the compiler's message, or else the error itself."""
     return (getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error)

@@ -1,7 +1,7 @@
-"""Source image to network input on the GPU, in one kernel: what `engines.preprocess.letterbox` and `normalise` do.
+"""Turn a source image into the network's input on the GPU: `preprocess.letterbox` and `normalise` in one kernel.
 
-RGB or NV12 (what hardware decoders give), float32 or float16 out. The launch is asynchronous on the current stream; the
-source must stay alive until it ran. Nothing happens at import.
+Input: RGB, or NV12 as hardware decoders give it. Output: float32 or float16. The launch is asynchronous on the current
+stream, and the source must stay alive until the kernel has run. Importing this module does nothing.
 """
 
 import functools
@@ -22,14 +22,14 @@ BLOCK_THREADS = 256
 
 @dataclass(frozen=True)
 class Colours:
-    """How NV12 becomes RGB: luma weights of red and blue (ITU-R BT.601, BT.709), and whether it uses all of 0..255."""
+    """How NV12 becomes RGB: luma weights of red and blue (ITU-R BT.601, BT.709); full range is 0 to 255."""
 
     red: float = 0.2126
     blue: float = 0.0722
     full_range: bool = False
 
     def macros(self) -> dict[str, object]:
-        """Return the matrix as `letterbox_thread.h` asks for it."""
+        """Return the macros for `letterbox_thread.h`."""
         chroma_gain = 1.0 if self.full_range else 255 / 224
         green = 1 - self.red - self.blue
         red_v, blue_u = 2 * (1 - self.red) * chroma_gain, 2 * (1 - self.blue) * chroma_gain
@@ -52,7 +52,7 @@ def _literal(value: float) -> str:
 
 
 def macros(half: bool, input_hw: tuple[int, int], nv12: Colours | None) -> dict[str, object]:
-    """Return what `letterbox_thread.h` and `letterbox.cu` ask for; `nv12` None means RGB."""
+    """Return the macros for `letterbox_thread.h` and `letterbox.cu`; `nv12` None means RGB."""
 
     def colour(values: Sequence[float]) -> str:
         return "{" + ",".join(map(_literal, values)) + "}"
@@ -82,14 +82,16 @@ def _kernel(device_index: int, half: bool, input_hw: tuple[int, int], nv12: Colo
 
 
 def letterbox_into(out_3HW: Tensor, source: Tensor, nv12: Colours | None = None) -> Placement:
-    """Queue the preparation of one image on the current stream and return where it will lie.
+    """Queue the letterbox of one image on the current stream and return the image's placement.
 
     Args:
-        out_3HW: float32 or float16 on the GPU, contiguous; every element is written.
-        source: uint8 on the same GPU, contiguous: RGB [h, w, 3], or, with `nv12` given, [h * 3 / 2, w] with h and w
-            even: h rows of luma, then h / 2 rows of interleaved chroma.
+        out_3HW: float32 or float16 on the GPU, contiguous. Every element is written.
+        source: uint8 on the same GPU, contiguous. RGB is [h, w, 3]. NV12 is [h * 3 / 2, w] with h and w even: h rows of
+            luma, then h / 2 rows of interleaved chroma.
+        nv12: the colour matrix of an NV12 source; None means that the source is RGB.
     Raises:
-        InputError: a shape, dtype or device is none of these. BackendError: NVRTC is missing.
+        InputError: another shape, dtype or device.
+        BackendError: NVRTC is missing.
     """
     shape_is_right = source.ndim == 2 if nv12 else source.ndim == 3 and source.shape[2] == 3
     if source.dtype != torch.uint8 or not shape_is_right or not source.is_contiguous() or not source.is_cuda:

@@ -20,7 +20,7 @@ typedef __half XposePixel;
 typedef _Float16 XposePixel;
 #endif
 
-// The image in pixels, `row_bytes` from one row to the next in every plane, and where it lies in the input.
+// The image in pixels, the bytes from one row to the next in every plane, and the image's place in the input.
 struct XposeImage {
     const unsigned char *pixels, *chroma;  // chroma: NV12 alone
     int width, height, row_bytes, left, top, content_width, content_height;
@@ -45,7 +45,7 @@ XPOSE_INLINE XposeColour xpose_colour(const XposeImage& image, int x, int y) {
 #endif
 }
 
-// The source pixels along one axis that make one pixel of the content, and the weight of each.
+// The source pixels along one axis that one pixel of the content is computed from, and their weights.
 struct XposeTaps {
     int first, last;  // both inclusive, inside the image
     bool area;

@@ -1,12 +1,11 @@
-"""`ms_deform_attn`, the one way in which the network samples its feature pyramid, as `torch.ops.xpose.ms_deform_attn`.
+"""The operator `torch.ops.xpose.ms_deform_attn`: deformable attention over the feature pyramid.
 
-The operator is opaque to `torch.export`, so that each compiler may put its own kernel in its place. On CPUs it runs the
-compiled form (`cpu.py`), on NVIDIA GPUs the CUDA form (`cuda.py`), and the plain one (`reference.py`) in float64 and
-where there is no compiler. Importing this module defines the operator, which a loaded program needs by name; it
-compiles nothing.
+`torch.export` keeps the operator whole, so each compiler can replace it by its own kernel. On CPUs it runs the compiled
+kernel (`cpu.py`), on NVIDIA GPUs the CUDA kernel (`cuda.py`). In float64, and without a compiler, it runs plain PyTorch
+(`reference.py`). Importing this module compiles nothing; it defines the operator, which a loaded program needs.
 
 Shape suffixes as in `engines.kernels.reference`; R is 2 or 4. The operator takes the level sizes as text, for instance
-"100x167,50x84" (height x width), since TensorRT's plugins take no list of numbers from torch-tensorrt.
+"100x167,50x84" (height x width), because torch-tensorrt passes no lists of numbers to TensorRT's plugins.
 """
 
 from collections.abc import Sequence

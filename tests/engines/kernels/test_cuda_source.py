@@ -1,5 +1,7 @@
 """The CUDA source without a GPU: its lanes on the host against the float64 reference, and NVRTC's verdict on it."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -191,6 +193,35 @@ def test_a_sample_is_weighed_once_per_group_and_shared_by_shuffles() -> None:
 def test_a_source_that_nvrtc_refuses_is_an_error_with_its_log() -> None:
     with pytest.raises(BackendError, match="multiple of 16 bytes"):
         nvrtc.compile_source(cuda.SOURCE, {**SWIN_T.macros(), "XPOSE_DEPTH": 20}, (9, 0))
+
+
+@pytest.mark.parametrize("dtype", cuda.VALUE_CODES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_forward_launches_the_kernel_with_its_arguments_in_order(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the GPU: a fake kernel takes what the launch passes and computes it with the host's lanes."""
+    case = random_case("two images", ((5, 7), (3, 4)), batch=2, queries=300, reference_size=4)
+    launches = []
+
+    def kernel_of(device_index: int | None, variant: cuda.Variant) -> Callable[..., None]:
+        def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Tensor | int]) -> None:
+            value, reference, offsets, logits, *numbers, out = args
+            sizes = tuple(int(number) for number in numbers[2 : 2 + 2 * variant.levels])
+            launch = cuda.Launch(variant, grid[1], int(numbers[0]), int(numbers[1]), sizes)
+            assert (grid, block, tuple(numbers)) == (launch.grid, (cuda.BLOCK_THREADS, 1, 1), launch.numbers)
+            out.copy_(run_on_host(launch, value, reference, offsets, logits))
+            launches.append(launch)
+
+        return kernel
+
+    monkeypatch.setattr(cuda, "_kernel", kernel_of)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    value, reference, offsets, logits = case.tensors
+    shifted = torch.empty(logits.numel() + 1)[1:].view(logits.shape).copy_(logits)  # not at a multiple of 16 bytes
+    sizes = [cells for size in case.sizes_L2 for cells in size]
+    out = cuda.forward(value.to(dtype), sizes, reference.double(), offsets, shifted)
+    assert len(launches) == 1
+    assert torch.equal(out, _on_host(case, dtype))
 
 
 def _on_gpu(case: Case, dtype: torch.dtype) -> Tensor:
