@@ -1,13 +1,25 @@
 // Prints what the C++ client decodes, as JSON lines, for comparison with the Python client.
 //
 //   print vectors                                        hex lines on standard input
+//   print allocations                                    one hex line: allocations of 1000 decodings, and msgpack's part
 //   print follow ENDPOINT EVENTS [SERVER PUBLIC SECRET]  poses and states of a publisher
 
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <sstream>
 
 #include <xpose/client.hpp>
+
+static std::size_t allocations = 0;
+
+void* operator new(std::size_t size) {
+    ++allocations;
+    if (void* memory = std::malloc(size)) return memory;
+    throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -147,6 +159,34 @@ void vectors() {
     }
 }
 
+// Counts what `work` allocates in 1000 calls, after it has run often enough to have its buffers.
+template <class Work>
+std::int64_t count_allocations(Work work) {
+    for (int warm_up = 0; warm_up < 10; ++warm_up) work();
+    const std::size_t before = allocations;
+    for (int call = 0; call < 1000; ++call) work();
+    return static_cast<std::int64_t>(allocations - before);
+}
+
+void count() {
+    std::string hex;
+    std::getline(std::cin, hex);
+    const std::string bytes = bytes_of(hex), body = bytes.substr(bytes.find('\0') + 1);
+    xpose::Decoder decoder;
+    msgpack::zone zone;
+    Json json(std::cout);
+    json.open();
+    json.field("decoder", count_allocations([&] { decoder.decode(bytes.data(), bytes.size()); }));
+    json.field("msgpack", count_allocations([&] {
+        bool referenced = false;
+        std::size_t used = 0;
+        zone.clear();
+        msgpack::unpack(zone, body.data(), body.size(), used, referenced);
+    }));
+    json.close();
+    std::cout << std::endl;
+}
+
 void follow(int argc, char** argv) {
     xpose::Options options;
     if (argc == 7) {
@@ -190,6 +230,7 @@ void follow(int argc, char** argv) {
 int main(int argc, char** argv) {
     const std::string mode = argc > 1 ? argv[1] : "";
     if (mode == "vectors") vectors();
+    else if (mode == "allocations") count();
     else if (mode == "follow") follow(argc, argv);
     else return 2;
     return 0;

@@ -70,6 +70,15 @@ def test_every_vector_decodes_to_its_message_or_its_error(program: Path) -> None
         assert json.loads(line) == (vector["error"] or vector["json"]), vector["name"]
 
 
+def test_decoding_allocates_no_more_than_msgpack_does(program: Path) -> None:
+    data = VECTORS[0]["hex"]
+    done = subprocess.run(
+        [program, "allocations"], input=f"{data}\n", capture_output=True, text=True, timeout=60, check=True
+    )
+    counts = json.loads(done.stdout)
+    assert counts["decoder"] == counts["msgpack"]
+
+
 def with_later_field(message: Message) -> bytes:
     head, _, _ = encode(message).partition(b"\0")
     return head + b"\0" + msgspec.msgpack.encode({**msgspec.to_builtins(message), "humidity": [0.5, {}]})
