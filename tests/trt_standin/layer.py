@@ -22,8 +22,7 @@ TORCH = {
     trt.DataType.INT64: torch.int64,
     trt.DataType.BOOL: torch.bool,
 }
-HALVES = (trt.DataType.HALF, trt.DataType.BF16)
-FLOATS = (trt.DataType.FLOAT, *HALVES)
+FLOATS = (trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.BF16)
 INTEGERS = (trt.DataType.INT32, trt.DataType.INT64)
 NUMBERS = (*FLOATS, *INTEGERS)
 ANY = (*NUMBERS, trt.DataType.BOOL)
@@ -70,9 +69,14 @@ class Layer:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{type(self).__name__}: input {index} is a {type(tensor)}; TensorRT takes an ITensor")
         self.__dict__.update(
-            values, inputs=list(inputs), outputs=[Tensor(self, index) for index in range(outputs)], _described=None,
-            name="", metadata="",
-        )  # fmt: skip
+            values,
+            created=len(inputs),
+            inputs=list(inputs),
+            outputs=[Tensor(self, index) for index in range(outputs)],
+            name="",
+            metadata="",
+            _described=None,
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self.attributes and name not in ("name", "metadata"):
@@ -91,6 +95,7 @@ class Layer:
         """Replace an input, or add an optional one."""
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{type(self).__name__}: input {index} is a {type(tensor)}; TensorRT takes an ITensor")
+        self.require(index < self.created + self.optional_inputs, f"there is no input {index}")
         while len(self.inputs) <= index:
             self.inputs.append(None)
         self.inputs[index] = tensor
@@ -101,10 +106,6 @@ class Layer:
 
     def get_output(self, index: int) -> Tensor:
         return self.outputs[index]
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.inputs)
 
     @property
     def num_outputs(self) -> int:

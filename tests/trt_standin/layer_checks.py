@@ -328,6 +328,11 @@ def broken_rules() -> dict[str, Broken]:
         numbers += 1
         return layer
 
+    def extra_input(n: Network, a: Tensor) -> Layer:
+        layer = n.add_identity(a)
+        layer.set_input(1, a)
+        return layer
+
     def convolve(n: Network, a: Tensor) -> Layer:
         return n.add_convolution_nd(a, 1, (1, 1), trt.Weights(kernel))
 
@@ -341,6 +346,7 @@ def broken_rules() -> dict[str, Broken]:
         "sum of booleans": (rule, lambda n, a: n.add_elementwise(a, a, total), [single > 0]),
         "a PyTorch tensor for an input": (TypeError, lambda n, a: n.add_identity(torch.ones(3)), [single]),
         "no such attribute": (AttributeError, lambda n, a: changed(n.add_identity(a), precision=1), [single]),
+        "no such input": (rule, extra_input, [single]),
         "no such layer": (AttributeError, lambda n, a: n.add_einsum([a], "ij->ji"), [single]),
         "mask of one row": (rule, attend, [query, key, np.ones((1, 1, 1, 5), bool)]),
         "mask of another type": (rule, attend, [query, key, floats(1, 1, 3, 5, dtype=np.float16)]),

@@ -134,6 +134,7 @@ class Attention(_Product):
 
     binding = "IAttention"
     attributes = settable(mask=None, norm_op=trt.AttentionNormalizationOp.SOFTMAX, decomposable=False, causal=False)
+    optional_inputs = 1
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "mask":
