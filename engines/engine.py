@@ -113,8 +113,8 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """Images to hand over per call of `submit`; it takes any number."""
-        return max(self.config.batch, self._backend.batch)
+        """Images that one call of the network takes. `submit` takes any number; all of them wait for the slowest."""
+        return self._backend.batch
 
     @property
     def in_flight(self) -> int:

@@ -64,7 +64,11 @@ def toolchain(device: torch.device, precision: str) -> dict[str, str]:
         raise BackendError(f"OpenVINO runs on CPUs, but the device is {device}; take tensorrt or eager there")
     if precision != "fp32":
         raise BackendError(f"engines of OpenVINO compute in fp32, not in {precision}; take fp32, or --backend eager")
-    return {"openvino": str(import_openvino().__version__), "torch": torch.__version__}
+    return {
+        "openvino": str(import_openvino().__version__),
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def runs_side_by_side(input_hw: tuple[int, int]) -> bool:

@@ -139,8 +139,8 @@ class Echo:
 
 def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo()))
-    engine = random_engine()
-    assert engine.in_flight == 2
+    engine = random_engine(batch=3)
+    assert (engine.batch, engine.in_flight) == (1, 2), "the backend decides, whatever was asked for"
     engine.set_prompts(prompts_of("person"))
     first = engine.submit(images_of((8, 8), (4, 12)))
     engine.set_prompts(prompts_of("table"))
