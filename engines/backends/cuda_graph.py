@@ -17,7 +17,7 @@ from engines.backends import PendingPoses
 from engines.backends.eager import repeat_prompts
 from engines.backends.slots import IN_FLIGHT, CudaStream, Network, Slot, Slots
 from engines.errors import BackendError
-from engines.precision import place
+from engines.precision import forbid_tf32, place
 from engines.prompt_tensors import PromptTensors, without_spare
 from engines.xpose import XPose
 from engines.xpose.model import Prompts
@@ -44,6 +44,7 @@ class CudaGraphBackend:
         """
         self.input_hw, self.batch = input_hw, batch
         self._device = device
+        forbid_tf32()
         self._model = place(model, precision).eval().to(device)
         self._new_slot = new_slot or self._cuda_slot
         self._prompts: Prompts | None = None
