@@ -71,19 +71,20 @@ def _command() -> str:
 # Options that several commands share
 Prompt = Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")]
 Keypoints = Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")]
-PromptImage = Annotated[list[Path] | None, typer.Option(help="Example image; give several times.")]
+PromptImage = Annotated[list[Path] | None, typer.Option(help="Example image; may be given several times.")]
 PromptAnnotation = Annotated[
-    list[Path] | None, typer.Option(help="Its annotation file, one for each image, or one for all.")
+    list[Path] | None, typer.Option(help="Annotation file: one for each example image, or one for all.")
 ]
 PromptFrom = Annotated[
-    str, typer.Option(help="What tells a class with examples: example, text, mean; text/mean: object/keypoints.")
+    str,
+    typer.Option(help="Prompt a class with examples from example, text or mean; OBJECT/KEYPOINTS such as text/mean."),
 ]
 Model = Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")]
 Weights = Annotated[str | None, typer.Option(help="Weights file; random to run without any.")]
 Backend = Annotated[str | None, typer.Option(help="auto (default), tensorrt, openvino or eager.")]
 Preset = Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; give several times.")
+    list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; may be given several times.")
 ]
 
 
@@ -92,7 +93,7 @@ def run(
     source: Annotated[
         list[str],
         typer.Option(
-            help="File, folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; give several times."
+            help="File, folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; may be given several times."
         ),
     ],
     prompt: Prompt = "person",
@@ -113,7 +114,11 @@ def run(
         typer.Option("--require-sources", help="A camera that is absent at the start is an error."),
     ] = False,
 ) -> None:
-    """Find, track and publish keypoints in one or more sources."""
+    """Find, track and publish keypoints in one or more sources.
+
+    Exit status: 0 done; 1 something was lost, the rest is kept; 2 nothing was done; 130 or 143 a signal ended a file
+    early.
+    """
     from pipeline.config import load_config
 
     flags = {
@@ -131,12 +136,10 @@ def run(
 @app.command()
 def listen(
     endpoint: Annotated[str, typer.Argument(help="The publisher's address, such as tcp://127.0.0.1:5555.")],
-    source: Annotated[str | None, typer.Option(help="This source alone.")] = None,
-    newest: Annotated[
-        bool, typer.Option("--newest", help="Skip what piled up: always show the newest message.")
-    ] = False,
+    source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
+    newest: Annotated[bool, typer.Option("--newest", help="Skip waiting messages and show the newest.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print whole messages as JSON lines.")] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after this many messages.")] = None,
 ) -> None:
     """Print the messages of a publisher, one line each, with their age and what was missed."""
     from xpose_client.messages import to_json_line
@@ -162,9 +165,11 @@ def listen(
 @app.command()
 def fetch_weights(
     what: Annotated[str, typer.Argument(help="xpose, clip or all.")] = "all",
-    folder: Annotated[Path | None, typer.Option(help="Where to; by default where the engine looks.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Target folder; by default the one where the engine looks.")
+    ] = None,
 ) -> None:
-    """Download the official weights from where their authors put them, after their licence."""
+    """Show the licence of the official weights, then download them from their authors."""
     from engines import fetch
     from pipeline.display import DownloadDisplay
 
@@ -256,7 +261,7 @@ def convert(
     poses: Annotated[Path, typer.Argument(help="A file that --poses wrote.")],
     to: Annotated[str, typer.Option(help="csv, parquet, coco, sleap or dlc (DeepLabCut).")] = "csv",
     out: Annotated[Path | None, typer.Option(help="File to write; by default beside the poses.")] = None,
-    source: Annotated[str | None, typer.Option(help="This source alone.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="This class alone.")] = None,
 ) -> None:
     """Turn pose lines into a table, or into a file of SLEAP, DeepLabCut or COCO tools."""
@@ -300,7 +305,7 @@ def export_onnx(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has, and what follows from it."""
+    """Report what this machine has and what follows from it."""
     from pipeline.doctor import print_report
 
     print_report(Console())
@@ -312,15 +317,17 @@ def _prompts(
     keypoints: str | None,
     images: Sequence[Path],
     annotations: Sequence[Path],
-    told_by: str,
+    prompt_from: str,
 ) -> tuple[PromptClass, ...]:
     from engines.prompts import parse_prompt
     from engines.visual_prompts import load_example
 
-    object_from, _, keypoints_from = told_by.partition("/")
+    object_from, _, keypoints_from = prompt_from.partition("/")
     for modality in (object_from, keypoints_from or object_from):
         if modality not in ("example", "text", "mean"):
-            raise ConfigError(f"--prompt-from {told_by}: give example, text or mean, or two of them as in text/example")
+            raise ConfigError(
+                f"--prompt-from {prompt_from}: give example, text or mean, or two of them as in text/example"
+            )
     if len(annotations) == 1:
         annotations = [annotations[0]] * len(images)
     if len(annotations) != len(images):
