@@ -184,9 +184,8 @@ def test_without_prompts_there_is_an_error_and_after_close_too(backend: CudaGrap
         backend.submit(_images(1))
 
 
-def test_tf32_is_off_for_the_graphs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_tf32_is_off_for_the_graphs_too() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     CudaGraphBackend(_model(), INPUT_HW, 1, "fp32", torch.device("cpu"), lambda *network: pytest.fail("no prompts yet"))
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
