@@ -1,8 +1,10 @@
 """What holds for the project as a whole: directions of import, and imports that do nothing."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,17 @@ def test_importing_everything_asks_for_no_optional_library() -> None:
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=120, check=False).returncode == 0
+
+
+def test_every_dependency_of_the_application_is_imported_by_it() -> None:
+    modules = {"opencv-python": "cv2", "pillow": "PIL", "pyzmq": "zmq"}
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    packages = [re.split(r"[=<>]", requirement)[0] for requirement in declared]
+    paths = [
+        path
+        for folder in ("pipeline", "engines", "trackers", "clients/python/xpose_client")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    ]
+    imported = {name.split(".")[0] for path in paths for name in imported_names(path)}
+    imported |= {name for path in paths for name in re.findall(r'import_module\("(\w+)"\)', path.read_text())}
+    assert [name for name in packages if modules.get(name, name.replace("-", "_")) not in imported] == []
