@@ -87,6 +87,20 @@ def test_module_imports_without_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("setting", ["engine.thraeds=1", "engine.device=foo"])
+def test_wrong_setting_is_reported_without_torch(setting: str) -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, "run", "--source", "testsrc://", "--set", setting]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == "False\n"
+    assert ended.stderr.startswith(f"error: --set {setting}: ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_importing_everything_asks_for_no_optional_library() -> None:
     """The packages import where TensorRT, cuda-core and the training extras are not installed."""
     optional = ["tensorrt", "torch_tensorrt", "cuda", "tensorboard", "faster_coco_eval", "matplotlib", "trackeval"]
