@@ -129,7 +129,8 @@ class LiveSource(Source):
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Generator[Frame, None, str]:
         """Yield frames; return why no more come."""
-        pictured_s = time.monotonic()
+        barren_s = time.monotonic()  # arrival of the first packet after the newest picture
+        pictured = False
         for packet in self._packets(container, stream):
             if self._stopped.is_set():
                 return ""
@@ -139,9 +140,10 @@ class LiveSource(Source):
             except av.FFmpegError:
                 self.drops["undecodable"] += 1
                 pictures = []
-            if pictures:
-                pictured_s = time.monotonic()
-            elif time.monotonic() - pictured_s > self._config.read_timeout_s:
+            if pictured:
+                barren_s = time.monotonic()
+            pictured = bool(pictures)
+            if not pictured and time.monotonic() - barren_s > self._config.read_timeout_s:
                 codec = stream.codec_context.name
                 return f"{self._label}: packets come, but {codec} gave no picture for {self._config.read_timeout_s:g} s"
             decode_s = (time.perf_counter() - started_s) / max(1, len(pictures))

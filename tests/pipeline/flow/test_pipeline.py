@@ -195,7 +195,7 @@ def test_doubtful_detections_continue_a_track_and_start_none(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("stills", [False, True])
 def test_scores_are_published_on_the_scale_of_the_model(stills: bool, tmp_path: Path) -> None:
-    scores = [0.45, 0.5, 0.62, 0.71, 0.97]
+    scores = [0.5, 0.55, 0.62, 0.71, 0.97]
     run(make_pipeline(FakeSource(5, stills=stills), poses=tmp_path / "p"), FakeEngine(scores=scores))
     published = [entry["tracks"][0]["score"] for entry in lines_of(tmp_path / "p") if entry["tracks"]]
     assert published == pytest.approx(scores[-len(published) :])
