@@ -22,10 +22,10 @@ ALLOWED = {
 }
 # Inside pipeline: cli → {service, flow} → {sources, outputs} → frames.
 PIPELINE_ALLOWED = {
-    "sources": {"errors", "frames", "synthetic"},
+    "sources": {"errors", "frames", "names", "synthetic"},
     "outputs": {"errors", "frames"},
     "flow": {"config", "errors", "frames", "sources", "outputs"},
-    "fleet": {"config", "errors", "flow", "outputs"},
+    "fleet": {"config", "errors", "flow", "names", "outputs"},
     "synthetic": set(),
 }
 TRACKERS_LIBRARIES = {"numpy", "scipy", "filterpy"}

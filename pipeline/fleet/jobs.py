@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from pipeline.errors import ConfigError, OutputError
+from pipeline.names import readable
 
 VIDEO_PATTERNS = ("*.mp4", "*.mkv", "*.mov", "*.avi", "*.webm", "*.m4v", "*.mpg", "*.mpeg", "*.ts", "*.wmv")
 MANIFEST = "manifest.json"
@@ -40,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True):
     Attributes:
         state: "started", then "done" or "failed".
         settings: hash of everything that can change the results: configuration, prompts, weights, kinds of outputs.
-        input: path of the input.
+        input: path of the input; a byte that is not UTF-8 is written as \\xNN.
         input_bytes: size of the input.
         input_modified_ns: time of the input's last change, ns since 1970.
         outputs: names of the files, relative to the folder.
@@ -145,7 +146,7 @@ def locked(folder: Path) -> Iterator[None]:
 def started(job: Job, settings: str) -> Manifest:
     """Return the manifest of a job that begins."""
     stat = job.input.stat()
-    return Manifest("started", settings, str(job.input), stat.st_size, stat.st_mtime_ns)
+    return Manifest("started", settings, readable(str(job.input)), stat.st_size, stat.st_mtime_ns)
 
 
 def _expanded(inputs: Sequence[str]) -> Iterator[Path]:

@@ -12,6 +12,7 @@ import msgspec
 
 from pipeline.errors import PipelineError
 from pipeline.fleet.jobs import POSES, Job, locked, prepare, started
+from pipeline.names import readable
 from pipeline.outputs.convert import FORMATS, PoseLines, convert
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Worker:
             for kind, path in zip(settings.exports, exported, strict=True):
                 convert(PoseLines(poses), kind, path)
         except PipelineError as error:
-            msgspec.structs.replace(manifest, state="failed", error=str(error)).write(job.folder)
+            msgspec.structs.replace(manifest, state="failed", error=readable(str(error))).write(job.folder)
             raise
         outputs = tuple(path.name for path in (*result.outputs, *exported))
         msgspec.structs.replace(manifest, state="done", outputs=outputs, frames=result.published).write(job.folder)

@@ -152,7 +152,7 @@ class VideoFile:
     def _start(self, frame: Frame) -> tuple[OutputContainer, VideoStream]:
         side = max(frame.width, frame.height)
         zoom = min(1.0, self._config.longest_side / side)
-        container = av.open(str(self._file.part), "w")
+        container = av.open(f"file:{self._file.part}", "w")  # "a:b.mp4" alone would name a protocol "a"
         options = {"crf": str(self._config.crf), "preset": self._config.preset}
         rate = Fraction(self._rate() or 25.0).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options)

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame
+from pipeline.names import readable
 from pipeline.sources.clock import ClockChoice
 from pipeline.sources.status import SourceStatus
 
@@ -70,7 +71,7 @@ class Source(ABC):
     the iterating thread: `with contextlib.closing(iter(source)) as frames`.
 
     Attributes:
-        name: the same in all its frames.
+        name: the same in all its frames. A byte of a file name that is not UTF-8 is written as \\xNN.
         live: True where the newest frame wins; False where no frame may be lost.
         frame_count: number of frames as far as it is known; None until the source is open, and where no end is in
             sight. Containers estimate or lie: good enough for a progress bar and for nothing else.
@@ -87,7 +88,7 @@ class Source(ABC):
     age_budget_s: float = 0.0
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = readable(name)
         self.drops: Counter[str] = Counter()
         self.status = SourceStatus()
         self._stopped = threading.Event()

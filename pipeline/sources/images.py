@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
+from pipeline.names import readable
 from pipeline.sources.base import Source, SourceConfig
 
 IMAGE_SUFFIXES = frozenset(
@@ -69,7 +70,7 @@ class ImageSource(Source):
             capture_unix_ns=unix_ns,
             capture_monotonic_ns=monotonic_ns,
             capture_clock="file",
-            file=path.name,
+            file=readable(path.name),
             still=True,
             error=error,
             decode_s=time.perf_counter() - started_s,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.frames import CaptureClock, Frame
+from pipeline.names import readable
 
 State = Literal["connecting", "live", "late", "lost", "ended"]
 
@@ -116,7 +117,7 @@ class SourceStatus:
                 self._since_unix_ns,
                 recent / _RATE_OVER_S,
                 None if newest is None else newest.lag_s,
-                sentence,
+                None if sentence is None else readable(sentence),
                 None if newest is None else newest.capture_unix_ns,
                 "receipt" if newest is None else newest.capture_clock,
                 self._offset_s,

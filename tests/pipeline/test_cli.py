@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pipeline.cli import _Signals, main
 from pipeline.outputs.publisher import PublishConfig, Publisher
 from tests.pipeline.fakes import FakeEngine
 from tests.pipeline.sources.test_live import mjpeg_camera
+from tests.pipeline.videos import write_video
 from tests.support import REPOSITORY
 
 pytestmark = pytest.mark.timeout(60)
@@ -233,6 +235,27 @@ def test_listen_to_another_schema_is_one_sentence(capsys: pytest.CaptureFixture[
         finally:
             sending.set()
             thread.join(5)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".png"])
+def test_file_name_that_is_not_utf8_is_published_and_written_as_escapes(
+    suffix: str, fake_engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())
+    if suffix == ".mp4":
+        shutil.copy(write_video(tmp_path / "plain.mp4", 2), path)
+    else:
+        cv2.imwrite(str(tmp_path / "plain.png"), np.zeros((48, 64, 3), np.uint8))
+        shutil.copy(tmp_path / "plain.png", path)
+    outputs = [tmp_path / os.fsdecode(b"out\xff" + end) for end in (b".jsonl", b".mp4")]
+    endpoint = f"ipc://{tmp_path}/socket"
+    status = call("run", "--source", str(path), "--poses", str(outputs[0]), "--video", str(outputs[1]),
+                  "--publish", endpoint)  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    lines = [json.loads(line) for line in outputs[0].read_bytes().splitlines()]
+    assert {line["source"] for line in lines} == {r"caf\xe9"}
+    assert {line["file"] for line in lines} == {r"caf\xe9.png" if suffix == ".png" else None}
+    assert outputs[1].exists()
 
 
 def start_slow_run(delay_s: float, *arguments: str) -> subprocess.Popen[bytes]:

@@ -68,7 +68,7 @@ class PoseMessage(msgspec.Struct, frozen=True):
         schema: version of this format.
         session (ns since 1970): start of the publishing process; a new value means that sequence numbers start again.
         seq: 0, 1, 2, … per session and source, without gaps; a gap seen by a subscriber is a lost message.
-        source: name of the source.
+        source: name of the source. A byte of a file name that is not UTF-8 is written as \\xNN, also in `file`.
         frame: index of the frame in its source; a gap of a live source is frames dropped for newer ones.
         file: file name of a still; null for video.
         pts_s (s): presentation time of the source, continuous; null for stills.

@@ -1,5 +1,6 @@
 """Which files a batch takes, where their results go, and which results it leaves alone."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,16 @@ def test_two_inputs_never_share_a_folder_of_results(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="would both write"):
         find_jobs([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out")
     assert len(find_jobs([str(tmp_path / "a"), str(tmp_path / "a/clip.mp4")], tmp_path / "out")) == 1
+
+
+def test_manifest_holds_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    touch(path)
+    job = Job(path, tmp_path)
+    started(job, "s").write(tmp_path)
+    manifest = Manifest.read(tmp_path)
+    assert manifest is not None
+    assert manifest.input == f"{tmp_path}/caf\\xe9.mp4"
 
 
 @pytest.fixture

@@ -113,6 +113,14 @@ def test_video_of_extreme_sizes_is_written(tmp_path: Path, width: int, height: i
     assert times_and_sizes(tmp_path / "v.mp4")[1] == {expected}
 
 
+def test_video_name_with_a_colon_is_a_name_and_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoFile(Path("a:b?%d.mp4"), VideoConfig()) as video:
+        video.write(frame(0, pts_s=0.0), pose(0), NO_SKELETONS)
+    assert video.commit() == [Path("a:b?%d.mp4")]
+    assert times_and_sizes(tmp_path / "a:b?%d.mp4")[0] == [0.0]
+
+
 def test_video_without_a_frame_is_not_left_behind(tmp_path: Path) -> None:
     with VideoFile(tmp_path / "v.mp4", VideoConfig()) as video:
         pass
