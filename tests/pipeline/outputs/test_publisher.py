@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -164,6 +165,24 @@ def test_flood_of_subscriptions_gets_a_bounded_number_of_answers(publisher: Publ
             answers += 1
     assert read > 200
     assert answers <= 2 * passed_s / 0.02 + 10, "two messages in each 20 ms, and the witness's own"
+
+
+def test_two_prefixes_are_answered_one_after_the_other(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands still, so that a second answer within one interval cannot pass for a later one."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr("pipeline.outputs.publisher.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    for source in ("cam1", "cam2"):
+        publisher.publish(pose(0, source))
+    with zmq.Context() as context, context.socket(zmq.SUB) as one, context.socket(zmq.SUB) as two:
+        for socket, source in ((one, "cam1"), (two, "cam2")):
+            socket.setsockopt_string(zmq.SUBSCRIBE, f"poses/{source}")
+            socket.connect(publisher.endpoint)
+        wait_for_subscriptions(publisher, 2)
+        publisher.serve_late_joiners()
+        assert sorted(socket.poll(200) for socket in (one, two)) == [0, zmq.POLLIN]
+        clock.now_s += 1.0
+        publisher.serve_late_joiners()
+        assert [socket.poll(2000) for socket in (one, two)] == [zmq.POLLIN, zmq.POLLIN]
 
 
 def test_late_joiner_gets_the_state_of_each_source(publisher: Publisher) -> None:
