@@ -16,8 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from io import TextIOWrapper
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, NoReturn, Self
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Self
 import typer
 from rich.console import Console
 
+from pipeline import standard_output
 from pipeline.errors import ERRORS, ConfigError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, by default the process's own, and exit with its status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a path may hold bytes that the terminal's encoding lacks
-            stream.reconfigure(errors="backslashreplace")
+    standard_output.prepare()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
     try:
         app(None if arguments is None else list(arguments), prog_name=_command())
@@ -153,15 +151,19 @@ def listen(
         for received in subscriber:
             message = received.message
             if json:
-                sys.stdout.buffer.write(to_json_line(message))
-                sys.stdout.buffer.flush()
+                line: str | bytes = to_json_line(message)
             else:
                 what = ", ".join(f"{track.class_name} {track.id}" for track in message.tracks) or "nothing"
-                print(
+                line = (
                     f"{message.source} frame {message.frame}: {what} (age {received.age_s * 1000:.1f} ms, "
-                    f"missed {subscriber.missed})",
-                    flush=True,
+                    f"missed {subscriber.missed})\n"
                 )
+            failure = standard_output.write(line)
+            if isinstance(failure, BrokenPipeError):
+                return  # the reader, such as `head`, has what it wanted
+            if failure is not None:
+                _print_error(f"standard output: cannot be written ({failure.strerror}); the messages since are lost")
+                sys.exit(_LOST)
             if count is not None and subscriber.received >= count:
                 return
 
@@ -179,7 +181,7 @@ def fetch_weights(
 
     with DownloadDisplay(Console(stderr=True)) as display:
         for path in fetch.fetch_weights(what, folder, display.update):
-            print(path)
+            standard_output.write(f"{path}\n")
 
 
 @app.command()
@@ -214,7 +216,7 @@ def build_engine(
     for name, value in built.manifest.items():
         if isinstance(value, int | float | str):
             console.print(f"{name}: {value}", soft_wrap=True, highlight=False)
-    print(built.path)
+    standard_output.write(f"{built.path}\n")
 
 
 @app.command()
@@ -274,7 +276,7 @@ def convert(
 
     path = out or poses.with_suffix(FORMATS[to][0] if to in FORMATS else f".{to}")
     write(PoseLines(poses, source, class_name), to, path)
-    print(path)
+    standard_output.write(f"{path}\n")
 
 
 @app.command()
@@ -304,7 +306,7 @@ def export_onnx(
     with Console(stderr=True).status("exporting"):
         written = export(config, out, classes)
     for path in written:
-        print(path)
+        standard_output.write(f"{path}\n")
 
 
 @app.command()
@@ -312,7 +314,10 @@ def doctor() -> None:
     """Report what this machine has and what follows from it."""
     from pipeline.doctor import print_report
 
-    print_report(Console())
+    console = Console()
+    with console.capture() as captured:
+        print_report(console)
+    standard_output.write(captured.get())
 
 
 def _prompts(
@@ -380,7 +385,10 @@ def _run(
         except ERRORS as error:
             _print_error(str(error))
             return _LOST if pipeline.metrics.frames_out("publish") else _NOTHING_DONE
-        print_closing(pipeline, result, time.monotonic() - start_s, Console())
+        console = Console()
+        with console.capture() as captured:
+            print_closing(pipeline, result, time.monotonic() - start_s, console)
+        standard_output.write(captured.get())
         for sentence in result.broken:
             _print_error(sentence)
         status = _exit_status(result, signals.first, only_live=all(source.live for source in pipeline.sources))
@@ -390,7 +398,8 @@ def _run(
 
 
 def _print_error(sentence: str) -> None:
-    print(f"error: {sentence}".replace(_CHECKOUT_COMMAND, _command()), file=sys.stderr)
+    with suppress(OSError):  # nobody can read it
+        print(f"error: {sentence}".replace(_CHECKOUT_COMMAND, _command()), file=sys.stderr)
 
 
 def _exit_status(result: PipelineResult, signal_number: int | None, *, only_live: bool) -> int:
@@ -401,8 +410,8 @@ def _exit_status(result: PipelineResult, signal_number: int | None, *, only_live
 
 def _leave(status: int) -> NoReturn:
     """End the process at once: after a signal nobody waits for PyTorch's tear-down, which takes a second or more."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 from unittest import mock
 
 import av
@@ -22,6 +24,7 @@ import zmq
 
 from pipeline.cli import _Signals, main
 from pipeline.outputs.publisher import PublishConfig, Publisher
+from tests.clients.python.made import pose
 from tests.pipeline.fakes import FakeEngine
 from tests.pipeline.sources.test_live import mjpeg_camera
 from tests.pipeline.videos import write_video
@@ -256,6 +259,75 @@ def test_file_name_that_is_not_utf8_is_published_and_written_as_escapes(
     assert {line["source"] for line in lines} == {r"caf\xe9"}
     assert {line["file"] for line in lines} == {r"caf\xe9.png" if suffix == ".png" else None}
     assert outputs[1].exists()
+
+
+@contextmanager
+def publishing() -> Iterator[str]:
+    """The endpoint of a publisher that sends a message every 20 ms."""
+    with zmq.Context() as context, context.socket(zmq.PUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        ended = threading.Event()
+
+        def send() -> None:
+            while not ended.wait(0.02):
+                socket.send(b"poses/cam\0" + msgspec.msgpack.encode(pose(0)))
+
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        try:
+            yield f"tcp://127.0.0.1:{port}"
+        finally:
+            ended.set()
+            thread.join(5)
+
+
+@contextmanager
+def unusable_output(kind: str) -> Iterator[TextIO | None]:
+    """A standard output that is closed, full, or whose reader has gone."""
+    if kind == "closed":
+        yield None
+        return
+    if kind == "full":
+        stream = open("/dev/full", "w")  # noqa: SIM115
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        stream = os.fdopen(writer, "w")
+    with stream:  # its close fails where the text was not dropped
+        yield stream
+
+
+@pytest.mark.usefixtures("fake_engine")
+@pytest.mark.parametrize("kind", ["closed", "full", "reader gone"])
+def test_run_whose_standard_output_is_unusable_keeps_its_work_and_succeeds(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poses = tmp_path / "p.jsonl"
+    with unusable_output(kind) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert call("run", "--source", "testsrc://?frames=5&size=64x48", "--poses", str(poses)) == 0
+        sys.stdout.close()
+    assert poses.read_bytes().count(b"\n") == 5
+
+
+@pytest.mark.parametrize(("kind", "status"), [("full", 1), ("reader gone", 0)])
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_listen_ends_with_its_reader_and_fails_where_the_messages_are_lost(
+    kind: str, status: int, json_lines: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with publishing() as endpoint, unusable_output(kind) as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert call("listen", endpoint, *(["--json"] if json_lines else [])) == status
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_closed_descriptor_is_not_given_to_an_output_file(descriptor: int) -> None:
+    code = "from pipeline import standard_output as s; s.prepare(); print(open('/dev/zero').fileno() > 2, flush=True)"
+    code += "; import os; os._exit(os.path.samestat(os.fstat(%d), os.stat('/dev/null')))" % descriptor  # noqa: UP031
+    command = f'exec {sys.executable} -c "{code}" {descriptor}>&-'
+    done = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ("" if descriptor == 1 else "True\n")
 
 
 def start_slow_run(delay_s: float, *arguments: str) -> subprocess.Popen[bytes]:

@@ -1,0 +1,46 @@
+"""Standard output that may be closed, full, or read by a program that ends early, such as `head`.
+
+What a command did is not undone by that, so its exit status does not change. A command whose only work is to print
+asks whether the text arrived.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import TextIOWrapper
+
+
+def prepare() -> None:
+    """Make the standard streams safe to use; call it once at the start.
+
+    A descriptor that the caller closed is opened on /dev/null. Otherwise the next file that is opened gets its number,
+    and receives what a library prints. A path with bytes that the encoding lacks is printed with escapes.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def write(text: str | bytes) -> OSError | None:
+    """Print `text` as it is, at once; return the error where it did not arrive. Later text is then dropped."""
+    try:
+        if isinstance(text, bytes):
+            sys.stdout.buffer.write(text)
+        else:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # The stream keeps what it could not write, and would fail again when the interpreter flushes it at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return error
+    return None
