@@ -226,12 +226,15 @@ def batch(
     pattern: Annotated[
         list[str] | None, typer.Option(help="Files to take from folders, such as '*.mp4'; by default all videos.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes; 0 takes one per two cores.")] = 0,
+    workers: Annotated[int, typer.Option(help="Files at a time; 0 chooses.")] = 0,
     video: Annotated[bool, typer.Option("--video", help="Write an annotated video of each input.")] = False,
     export: Annotated[
         list[str] | None, typer.Option(help="Also convert to csv, parquet, coco, sleap or dlc; give several times.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
+    ray: Annotated[str, typer.Option(help="Run on a Ray cluster: its address, or local.")] = "",
+    cpus: Annotated[float, typer.Option(help="Cores that a file takes on Ray.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs that a file takes on Ray; 0.5 puts two on one.")] = 0.0,
     prompt: Prompt = "person",
     keypoints: Keypoints = None,
     prompt_image: PromptImage = None,
@@ -245,7 +248,7 @@ def batch(
 ) -> None:
     """Process many files; an interrupted batch goes on where it stopped."""
     from pipeline.config import load_config
-    from pipeline.fleet.batch import run_batch
+    from pipeline.fleet.batch import Workers, run_batch
     from pipeline.fleet.jobs import VIDEO_PATTERNS, find_jobs
     from pipeline.fleet.worker import BatchSettings
 
@@ -259,7 +262,7 @@ def batch(
     prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     wanted = BatchSettings(settings, prompts, video, tuple(export or ()), overwrite)
-    sys.exit(run_batch(jobs, wanted, workers, Console(stderr=True)))
+    sys.exit(run_batch(jobs, wanted, Workers(workers, ray, cpus, gpus), Console(stderr=True)))
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from rich.console import Console
@@ -13,23 +14,43 @@ from rich.table import Table
 
 from pipeline.errors import ConfigError
 from pipeline.fleet.jobs import Job
-from pipeline.fleet.local import run_local
+from pipeline.fleet.local import MakeWorker, run_local
 from pipeline.fleet.worker import BatchSettings, Outcome, Worker
 from pipeline.outputs.convert import FORMATS
 
 _SHOWN = 20  # failures in the table at the end; the manifests have them all
 
 
-def run_batch(jobs: Sequence[Job], settings: BatchSettings, workers: int, console: Console) -> int:
+@dataclass(frozen=True)
+class Workers:
+    """Where a batch runs.
+
+    Attributes:
+        count: files under way at a time; 0 for one per two cores of this machine, or what a Ray cluster has room for.
+        ray: address of a Ray cluster, "local" for one on this machine; "" for plain processes.
+        cpus: cores that a file takes on Ray.
+        gpus: GPUs that a file takes on Ray; 0.5 puts two on one GPU.
+    """
+
+    count: int = 0
+    ray: str = ""
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or not self.cpus > 0 or not self.gpus >= 0:
+            raise ConfigError(
+                f"--workers {self.count}, --cpus {self.cpus:g}, --gpus {self.gpus:g}: give 0 workers (automatic) or "
+                "more, above 0 cpus, and 0 gpus or more"
+            )
+
+
+def run_batch(jobs: Sequence[Job], settings: BatchSettings, workers: Workers, console: Console) -> int:
     """Do all jobs; return the exit status: 0, or 1 if a file failed.
 
-    Args:
-        workers: processes; 0 for one per two cores of this machine.
     Raises:
-        ConfigError: an export that does not exist, or a negative number of workers.
+        ConfigError: an export that does not exist, or a cluster that does not answer.
     """
-    if workers < 0:
-        raise ConfigError(f"--workers {workers}: give 0 (one per two cores) or more")
     for kind in settings.exports:
         if kind not in FORMATS:
             raise ConfigError(f"--export {kind}: give one of {', '.join(FORMATS)}")
@@ -45,10 +66,18 @@ def run_batch(jobs: Sequence[Job], settings: BatchSettings, workers: int, consol
                 detail = outcome.error or f"{outcome.frames} frames"
                 console.print(f"{outcome.state}: {outcome.job.input} ({detail})", soft_wrap=True, highlight=False)
 
-        count = workers or max(1, (os.cpu_count() or 1) // 2)
-        run_local(jobs, partial(Worker, settings), count, report)
+        _run(jobs, partial(Worker, settings), workers, report)
     _summarise(outcomes, console)
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0
+
+
+def _run(jobs: Sequence[Job], make_worker: MakeWorker, workers: Workers, report: Callable[[Outcome], None]) -> None:
+    if not workers.ray:
+        run_local(jobs, make_worker, workers.count or max(1, (os.cpu_count() or 1) // 2), report)
+        return
+    from pipeline.fleet.on_ray import run_on_ray
+
+    run_on_ray(jobs, make_worker, workers.ray, report, workers=workers.count, cpus=workers.cpus, gpus=workers.gpus)
 
 
 def _progress(console: Console) -> Progress:

@@ -111,6 +111,6 @@ def test_files_that_no_batch_wrote_are_left_alone(tmp_path: Path) -> None:
 def test_a_folder_is_held_by_one_batch_at_a_time(tmp_path: Path) -> None:
     with locked(tmp_path / "x"), pytest.raises(OutputError, match="another batch works on it"), locked(tmp_path / "x"):
         pass
-    with locked(tmp_path / "x"):
-        pass
+    with pytest.raises(OutputError, match="what went wrong"), locked(tmp_path / "x"):
+        raise OutputError("what went wrong")
     assert not list((tmp_path / "x").iterdir())

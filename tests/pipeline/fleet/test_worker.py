@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import ConfigError
-from pipeline.fleet.batch import run_batch
+from pipeline.fleet.batch import Workers, run_batch
 from pipeline.fleet.jobs import Manifest, find_jobs
 from pipeline.fleet.worker import BatchSettings, Worker, identity
 from tests.pipeline.fakes import MUG, FakeEngine
@@ -71,20 +71,20 @@ def test_a_batch_says_what_failed_and_exits_with_1(
     write_video(tmp_path / "good.mp4", 2)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     jobs = find_jobs([str(tmp_path)], tmp_path / "out")
-    assert run_batch(jobs, settings, 1, Console(stderr=True, width=200)) == 1
+    assert run_batch(jobs, settings, Workers(1), Console(stderr=True, width=200)) == 1
     said = capsys.readouterr().err
     assert "1 done (2 frames), 0 already complete, 1 failed" in said
     (tmp_path / "bad.mp4").unlink()
-    assert run_batch(find_jobs([str(tmp_path)], tmp_path / "out"), settings, 1, Console(stderr=True)) == 0
+    assert run_batch(find_jobs([str(tmp_path)], tmp_path / "out"), settings, Workers(1), Console(stderr=True)) == 0
 
 
 def test_what_cannot_be_made_is_refused_before_anything_runs(settings: BatchSettings) -> None:
     import dataclasses
 
     with pytest.raises(ConfigError, match="--export xls"):
-        run_batch([], dataclasses.replace(settings, exports=("xls",)), 1, Console())
+        run_batch([], dataclasses.replace(settings, exports=("xls",)), Workers(), Console())
     with pytest.raises(ConfigError, match="--workers -1"):
-        run_batch([], settings, -1, Console())
+        Workers(-1)
 
 
 def test_the_command_runs_a_batch(tmp_path: Path) -> None:
