@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from engines.clip import Clip, ClipConfig, load_clip
 from engines.errors import CheckpointError
 from engines.fetch import CLIP_FILE, OFFICIAL_FILE, weights_folder
+from engines.folders import expanded
 from engines.xpose import XPose, XPoseConfig
 
 CLIP_PREFIX = "clip_model."
@@ -116,7 +117,7 @@ def load_weights(model_name: str, weights: str = "") -> tuple[XPose, Clip]:
         raise CheckpointError(f"model is {model_name!r}; allowed are {', '.join(MODELS)}")
     if weights == RANDOM:
         return _random(model_name)
-    path = Path(weights).expanduser() if weights else default_weights(model_name)
+    path = expanded(weights) if weights else default_weights(model_name)
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}: {_how_to_get(model_name)}")
     model, clip = _build(model_name)
@@ -158,7 +159,7 @@ def save_weights(
 
 def trained_categories(model_name: str, weights: str = "") -> dict[str, str] | None:
     """Return the classes that a file knows, each with its keypoint list; None if the model takes any words."""
-    path = Path(weights).expanduser() if weights else default_weights(model_name)
+    path = expanded(weights) if weights else default_weights(model_name)
     if weights == RANDOM or path.suffix != ".safetensors":
         return None
     try:

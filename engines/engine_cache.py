@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import EngineCacheError
+from engines.folders import cache_root
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,7 @@ class CachedEngine:
 
 def default_root() -> Path:
     """Return `$XDG_CACHE_HOME/xpose-stream/engines` (default `~/.cache`)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "xpose-stream" / "engines"
+    return cache_root() / "engines"
 
 
 def file_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engines.errors import CheckpointError
+from engines.folders import expanded, home_cache
 
 OFFICIAL_FILE = "unipose_swint.pth"
 CLIP_FILE = "ViT-B-32.pt"
@@ -59,7 +60,7 @@ SOURCES: dict[str, Source] = {
 def weights_folder() -> Path:
     """Return the folder of weights: XPOSE_WEIGHTS, or a folder in the user's cache."""
     named = os.environ.get("XPOSE_WEIGHTS")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "xpose-stream" / "weights"
+    return expanded(named) if named else home_cache() / "weights"
 
 
 def fetch_weights(

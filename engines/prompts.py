@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from engines.clip import Clip, tokenize
 from engines.errors import PromptError
+from engines.folders import cache_root
 from engines.prompt_tensors import PromptTensors
 from engines.skeletons import Skeleton, fold, known_skeletons, load_skeleton, nearest, skeletons_by_instance
 from engines.visual_prompts import Example, crop_example
@@ -178,9 +179,8 @@ class TextCache:
     """
 
     def __init__(self, clip: Clip, folder: Path | None = None) -> None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpose-stream" / "text"
         self._clip = clip
-        self._folder = (folder or root) / _hash_of_text_tower(clip)
+        self._folder = (folder or cache_root() / "text") / _hash_of_text_tower(clip)
         self._writable = True
 
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from engines.folders import cache_root
+
 _TIMEOUT_S = 120.0
 
 
 def cache_folder() -> Path:
     """Return the folder of compiled kernels: $XDG_CACHE_HOME/xpose-stream/kernels, by default under ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xpose-stream" / "kernels"
+    return cache_root() / "kernels"
 
 
 def _processor() -> str:

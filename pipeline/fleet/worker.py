@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -118,6 +117,7 @@ class Worker:
 def identity(settings: BatchSettings) -> str:
     """Return the hash of everything that can change the results: configuration, prompts, weights, kinds of outputs."""
     from engines.checkpoint import RANDOM, default_weights
+    from engines.folders import expanded
 
     digest = hashlib.sha256()
     engine = settings.pipeline.engine
@@ -126,7 +126,7 @@ def identity(settings: BatchSettings) -> str:
         digest.update(repr((prompt.name, prompt.skeleton, prompt.object_from, prompt.keypoints_from)).encode())
         for example in prompt.examples:
             digest.update(example.rgb_HW3.tobytes() + example.keypoints_K3.tobytes() + repr(example.box_xyxy).encode())
-    weights = Path(engine.weights).expanduser() if engine.weights else default_weights(engine.model)
+    weights = expanded(engine.weights) if engine.weights else default_weights(engine.model)
     if engine.weights != RANDOM:
         with weights.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
