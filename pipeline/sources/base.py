@@ -24,6 +24,7 @@ class SourceConfig:
     Attributes:
         name: name of the source in messages and topics; "" takes it from the address.
         decode_threads: threads of the video decoder; 0 lets FFmpeg use one per core.
+        rate: frames per second of files that state none, such as raw MJPEG; a rate that the stream states is kept.
         open_timeout_s: longest wait for the first packets of an address or a device.
         read_timeout_s: longest silence of a live source before it counts as lost. FFmpeg may need twice this time.
         reconnect_first_s: first back-off in seconds; it doubles on each retry.
@@ -38,6 +39,7 @@ class SourceConfig:
 
     name: str = ""
     decode_threads: int = 0
+    rate: float = 25.0
     open_timeout_s: float = 10.0
     read_timeout_s: float = 5.0
     reconnect_first_s: float = 0.25
@@ -51,6 +53,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.decode_threads < 0:
             raise ConfigError(f"source.decode_threads is {self.decode_threads}: give 0 (one per core) or more")
+        if not 0 < self.rate < math.inf:
+            raise ConfigError(f"source.rate is {self.rate}: give frames per second above 0")
         for key in ("open_timeout_s", "read_timeout_s", "reconnect_first_s", "reconnect_longest_s"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"source.{key} is {getattr(self, key)}: give a time above 0 s")

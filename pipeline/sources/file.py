@@ -24,7 +24,7 @@ from pipeline.sources.video import RgbConverter, open_video, reason
 
 _MOST_DRAINS = 256  # more than decoders have threads; one that cannot even be opened fails for ever
 _SAME_TIME_S = 1e-6
-_RATE_WHERE_NONE_IS_STATED = 25.0  # frames per second; FFmpeg's own assumption for raw streams
+_NO_TIME_STAMPS = 0x80  # AVFMT_NOTIMESTAMPS in libavformat/avformat.h: raw streams
 
 
 class FileSource(Source):
@@ -55,15 +55,15 @@ class FileSource(Source):
         with self._container:
             self._stream.thread_type = "AUTO"
             self._stream.thread_count = self._config.decode_threads
-            rate = self._stream.average_rate or self._stream.guessed_rate
-            self.fps = float(rate) if rate else None
+            self._has_times = not self._container.format.flags & _NO_TIME_STAMPS
+            self.fps = self._rate()
             self.frame_count = self._stream.frames or _estimated_frames(self._container, self.fps)
             yield from self._frames()
 
     def _frames(self) -> Iterator[Frame]:
-        stated = ((picture, self._seconds(picture.pts)) for picture in self._pictures())
+        stated = ((picture, self._stated_s(picture)) for picture in self._pictures())
         started_s = time.perf_counter()
-        for picture, pts_s in mend(stated, 1 / (self.fps or _RATE_WHERE_NONE_IS_STATED)):
+        for picture, pts_s in mend(stated, 1 / (self.fps or self._config.rate)):
             if self._stopped.is_set():
                 return
             yield self._frame(picture, pts_s, started_s)
@@ -133,7 +133,7 @@ class FileSource(Source):
             self._note("a picture is damaged", picture.pts)
         rgb_HW3 = self._rgb.rgb(picture)
         unix_ns, monotonic_ns = now_ns()
-        stated_s = self._seconds(picture.pts)
+        stated_s = self._stated_s(picture)
         frame = Frame(
             source=self.name,
             index=self._index,
@@ -147,6 +147,17 @@ class FileSource(Source):
         )
         self._index += 1
         return frame
+
+    def _rate(self) -> float | None:
+        """The nominal frame rate. FFmpeg gives a raw stream 25 frames per second, whatever the stream itself states."""
+        if self._has_times:
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            return float(rate) if rate else None
+        return float(self._stream.codec_context.framerate or self._config.rate)
+
+    def _stated_s(self, picture: VideoFrame) -> float | None:
+        """The picture's own time stamp. FFmpeg makes one up for some raw streams."""
+        return self._seconds(picture.pts) if self._has_times else None
 
     def _seconds(self, pts: int | None) -> float | None:
         time_base = self._stream.time_base

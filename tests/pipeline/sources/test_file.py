@@ -175,6 +175,28 @@ def test_stream_without_times_gets_nominal_ones(tmp_path: Path) -> None:
     np.testing.assert_allclose(steps_s, 1 / 25, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [("raw.h264", "libx264", 10), ("raw.h264", "libx264", 50), ("raw.m2v", "mpeg2video", 30)],
+)
+def test_raw_stream_has_the_rate_that_it_states(tmp_path: Path, name: str, codec: str, rate: int) -> None:
+    source = open_source(str(write_video(tmp_path / name, 8, codec=codec, rate=rate)), SourceConfig(rate=7.0))
+    frames, error = drain(source)
+    assert error is None
+    assert source.fps == rate
+    np.testing.assert_allclose([frame.pts_s or 0.0 for frame in frames], np.arange(8) / rate, atol=1e-6)
+    assert {frame.source_pts_s for frame in frames} == {None}
+
+
+@pytest.mark.parametrize("rate", [None, 5.0])
+def test_raw_stream_that_states_no_rate_has_the_one_of_the_config(tmp_path: Path, rate: float | None) -> None:
+    path = write_video(tmp_path / "raw.mjpeg", 8, codec="mjpeg", pix_fmt="yuvj420p")
+    frames, error = read(path, SourceConfig() if rate is None else SourceConfig(rate=rate))
+    assert error is None
+    np.testing.assert_allclose([frame.pts_s or 0.0 for frame in frames], np.arange(8) / (rate or 25.0), atol=1e-6)
+    assert {frame.source_pts_s for frame in frames} == {None}
+
+
 def test_file_name_with_signs_that_mean_something_to_ffmpeg(tmp_path: Path) -> None:
     path = tmp_path / "a:b %03d?,=é.mp4"
     shutil.copy(write_video(tmp_path / "plain.mp4", 4), path)
