@@ -7,6 +7,7 @@ damage was. A frame count in the container is never trusted; a stated length in 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from pipeline.sources.video import RgbConverter, open_video, reason
 
 _MOST_DRAINS = 256  # more than decoders have threads; one that cannot even be opened fails for ever
 _SAME_TIME_S = 1e-6
+_PACKETS_BEFORE_A_JOINT = 3  # the parser looks ahead, so the mark is up to two packets early
+_LONGEST_STEP_S = 1.0  # a longer step, or one backwards, begins another recording
 _NO_TIME_STAMPS = 0x80  # AVFMT_NOTIMESTAMPS in libavformat/avformat.h: raw streams
 
 
@@ -93,6 +96,7 @@ class FileSource(Source):
     def _pictures(self) -> Iterator[VideoFrame]:
         """Decode everything that can be decoded; damage is noted and passed over."""
         packets = self._container.demux(self._stream)
+        recent: deque[av.Packet[VideoStream]] = deque(maxlen=_PACKETS_BEFORE_A_JOINT)
         while True:
             try:
                 packet = next(packets, None)
@@ -101,10 +105,30 @@ class FileSource(Source):
                 break
             if packet is None or packet.size == 0:
                 break
-            if packet.is_corrupt:
-                self._note("a packet is incomplete", packet.pts)
+            if recent and self._is_joint(recent[-1], packet):
+                recent.clear()
+            elif len(recent) == recent.maxlen:
+                self._note_incomplete(recent[0])
+            recent.append(packet)
             yield from self._decoded(packet)
+        for packet in recent:
+            self._note_incomplete(packet)
         yield from self._drained()
+
+    def _is_joint(self, last: av.Packet[VideoStream], first: av.Packet[VideoStream]) -> bool:
+        """Whether two transport streams are joined here: a key frame whose time does not follow from the one before.
+
+        At a joint the counter of the transport stream starts again. FFmpeg takes that for a lost packet, and marks one
+        of the last packets before it as incomplete.
+        """
+        last_s, first_s = self._seconds(last.dts), self._seconds(first.dts)
+        if last_s is None or first_s is None:
+            return False
+        return first.is_keyframe and not 0 < first_s - last_s <= _LONGEST_STEP_S
+
+    def _note_incomplete(self, packet: av.Packet[VideoStream]) -> None:
+        if packet.is_corrupt:
+            self._note("a packet is incomplete", packet.pts)
 
     def _decoded(self, packet: av.Packet[VideoStream]) -> Iterator[VideoFrame]:
         try:

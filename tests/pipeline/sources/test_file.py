@@ -175,6 +175,26 @@ def test_stream_without_times_gets_nominal_ones(tmp_path: Path) -> None:
     np.testing.assert_allclose(steps_s, 1 / 25, atol=2e-3)
 
 
+@pytest.mark.parametrize("second_size", [(64, 48), (96, 64)])
+def test_joined_transport_streams_are_whole_and_time_goes_on(tmp_path: Path, second_size: tuple[int, int]) -> None:
+    first = write_video(tmp_path / "a.ts", 10, codec="libx264").read_bytes()
+    second = write_video(tmp_path / "b.ts", 10, codec="libx264", size=second_size).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(first + second + first)
+    frames, error = read(tmp_path / "joined.ts")
+    assert error is None
+    assert len(frames) == 30
+    np.testing.assert_allclose(np.diff([frame.pts_s or 0.0 for frame in frames]), 1 / 25, atol=1e-3)
+
+
+def test_lost_packet_in_a_transport_stream_is_reported(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "a.ts", 40, codec="libx264", picture=noise).read_bytes()
+    middle = len(data) // 188 // 2 * 188
+    (tmp_path / "lost.ts").write_bytes(data[:middle] + data[middle + 188 :])
+    _, error = read(tmp_path / "lost.ts")
+    assert error is not None
+    assert error.partial
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "rate"),
     [("raw.h264", "libx264", 10), ("raw.h264", "libx264", 50), ("raw.m2v", "mpeg2video", 30)],
