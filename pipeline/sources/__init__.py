@@ -16,7 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.addresses import Address, parse_address
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.file import FileSource
-from pipeline.sources.images import IMAGE_SUFFIXES, ImageSource
+from pipeline.sources.images import ImageSource, is_still
 from pipeline.sources.live import LiveSource
 from pipeline.sources.playlist import playlist_is_complete
 from pipeline.sources.testsrc import TestSource
@@ -51,7 +51,7 @@ def _source_of_path(address: Address, config: SourceConfig) -> Source:
     path = Path(address.url)
     if not path.exists():
         raise SourceError(f"{address.label}: there is no such file; check the path")
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.is_dir() or is_still(path):
         return ImageSource(path, config)
     return FileSource(address.url, config, name=address.name)
 

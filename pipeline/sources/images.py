@@ -2,7 +2,8 @@
 
 The folder is read in lexicographic order of the file names, not recursively; hidden files and files whose names do
 not end like an image's are passed over. A file that cannot be read becomes a frame without pixels that carries the
-reason, and a SourceError at the end counts such files.
+reason, and a SourceError at the end counts such files. Of a file with several pages (TIFF stack, animation) the first
+is read, and a warning says how many were left out.
 
 Pixels are what PIL makes of the file, as in the official inference script: alpha is dropped, not blended; palettes are
 looked up; of 16 bits the upper 8 remain. Unlike there, a camera's EXIF orientation is applied, as every viewer does:
@@ -11,8 +12,10 @@ width, height and coordinates are those of the upright picture.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,27 @@ from pipeline.sources.base import Source, SourceConfig
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"}
 )
+_HEAD_BYTES = 65536  # the animation chunk of a PNG stands before its pixels, often behind a colour profile
+_PAGED_FORMATS = ("TIFF", "WEBP", "PNG")  # the further pictures of a JPEG are previews of the first
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_log = logging.getLogger(__name__)
+
+
+def is_still(path: Path) -> bool:
+    """Whether a file is read as a still: by its name, or as TIFF or WebP, which FFmpeg does not read whole.
+
+    An animated PNG is a video under any name: FFmpeg reads all its pictures.
+    """
+    head = b""
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:  # who reads it later says why it cannot be read
+            head = file.read(_HEAD_BYTES)
+    if head.startswith(b"\x89PNG"):
+        before_pixels, _, _ = head.partition(b"IDAT")
+        return path.suffix.lower() in IMAGE_SUFFIXES and b"acTL" not in before_pixels
+    by_content = head.startswith(_TIFF_HEADS) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+    return by_content or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 class ImageSource(Source):
@@ -85,6 +109,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format in _PAGED_FORMATS:
+                _log.warning(
+                    "%s: %d of %d pages are left out, only the first is read; save the pages as a video or as images",
+                    path.name, pages - 1, pages,
+                )  # fmt: skip
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise SourceError(f"{path.name}: cannot be read as an image ({_one_line(error, path)})") from error

@@ -149,3 +149,30 @@ def test_stop_ends_the_iteration(tmp_path: Path) -> None:
     next(frames)
     source.stop()
     assert list(frames) == []
+
+
+def _stack(path: Path, kind: str) -> Path:
+    pages = [Image.new("RGB", (40, 30), (60 * index, 0, 0)) for index in range(4)]
+    pages[0].save(path, format=kind, save_all=True, append_images=pages[1:])
+    return path
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("TIFF", ".tiff"), ("TIFF", ".dat"), ("WEBP", ".webp"), ("WEBP", ".mp4")])
+def test_pages_that_are_left_out_are_counted_under_any_name(
+    tmp_path: Path, kind: str, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = only(_stack(tmp_path / f"stack{suffix}", kind))
+    assert frame.rgb_HW3 is not None
+    assert "3 of 4 pages are left out" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".png", ".apng", ".dat"])
+def test_animated_png_yields_all_its_pictures_under_any_name(tmp_path: Path, suffix: str) -> None:
+    frames = list(open_source(str(_stack(tmp_path / f"moving{suffix}", "PNG"))))
+    assert [int(frame.rgb_HW3[0, 0, 0]) for frame in frames if frame.rgb_HW3 is not None] == [0, 60, 120, 180]
+
+
+def test_still_with_one_page_raises_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "one.tiff")
+    only(tmp_path / "one.tiff")
+    assert not caplog.text
