@@ -38,6 +38,14 @@ def open_source(text: str, config: SourceConfig | None = None) -> Source:
     """
     config = config or SourceConfig()
     address = parse_address(text)
+    source = _source_of_address(text, address, config)
+    if config.options and not source.live:
+        names = ", ".join(sorted(config.options))
+        logger.warning("%s: source.options %s: not used, because these are for live sources", source.name, names)
+    return source
+
+
+def _source_of_address(text: str, address: Address, config: SourceConfig) -> Source:
     if address.kind == "testsrc":
         return TestSource(text, config)
     if address.kind == "path":

@@ -217,6 +217,14 @@ def test_raw_stream_that_states_no_rate_has_the_one_of_the_config(tmp_path: Path
     assert {frame.source_pts_s for frame in frames} == {None}
 
 
+def test_options_that_a_file_does_not_use_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(write_video(tmp_path / "clip.mp4", 1))
+    open_source(path)
+    assert not caplog.text
+    open_source(path, SourceConfig(options={"framerate": "5", "b": "1"}))
+    assert "source.options b, framerate: not used" in caplog.text
+
+
 def test_file_name_with_signs_that_mean_something_to_ffmpeg(tmp_path: Path) -> None:
     path = tmp_path / "a:b %03d?,=é.mp4"
     shutil.copy(write_video(tmp_path / "plain.mp4", 4), path)
