@@ -317,10 +317,7 @@ def doctor() -> None:
     """Report what this machine has and what follows from it."""
     from pipeline.doctor import print_report
 
-    console = Console()
-    with console.capture() as captured:
-        print_report(console)
-    standard_output.write(captured.get())
+    standard_output.show(print_report)
 
 
 def _prompts(
@@ -388,10 +385,8 @@ def _run(
         except ERRORS as error:
             _print_error(str(error))
             return _LOST if pipeline.metrics.frames_out("publish") else _NOTHING_DONE
-        console = Console()
-        with console.capture() as captured:
-            print_closing(pipeline, result, time.monotonic() - start_s, console)
-        standard_output.write(captured.get())
+        duration_s = time.monotonic() - start_s
+        standard_output.show(lambda console: print_closing(pipeline, result, duration_s, console))
         for sentence in result.broken:
             _print_error(sentence)
         status = _exit_status(result, signals.first, only_live=all(source.live for source in pipeline.sources))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from io import TextIOWrapper
+from collections.abc import Callable
+from io import StringIO, TextIOWrapper
+
+from rich.console import Console
 
 
 def prepare() -> None:
@@ -44,3 +47,11 @@ def write(text: str | bytes) -> OSError | None:
         os.close(nowhere)
         return error
     return None
+
+
+def show(draw: Callable[[Console], None]) -> None:
+    """Print what `draw` prints on a console of standard output's width and colours."""
+    shown = Console()
+    text = StringIO()
+    draw(Console(file=text, width=shown.width, force_terminal=shown.is_terminal))
+    write(text.getvalue())

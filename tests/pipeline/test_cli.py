@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 from unittest import mock
@@ -288,7 +289,7 @@ def unusable_output(kind: str) -> Iterator[TextIO | None]:
         yield None
         return
     if kind == "full":
-        stream = open("/dev/full", "w")  # noqa: SIM115
+        stream = TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True)  # noqa: SIM115
     else:
         reader, writer = os.pipe()
         os.close(reader)
