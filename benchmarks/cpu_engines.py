@@ -70,7 +70,7 @@ class InductorBackend:
 
 @dataclass
 class Measured:
-    """One engine and what was measured of it."""
+    """One engine and its measurements."""
 
     backend: Backend
     ready_s: float

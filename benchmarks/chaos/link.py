@@ -24,7 +24,7 @@ _MOST_WAITING = 40_000  # pieces
 
 @dataclass
 class Fault:
-    """What is wrong with the link now."""
+    """The fault that the link has now."""
 
     stalled: bool = False
     delay_s: float = 0.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ERRORS, PipelineError
 from pipeline.fleet.jobs import POSES, Job, locked, prepare, started
 from pipeline.names import readable
 from pipeline.outputs.convert import FORMATS, PoseLines, convert
@@ -77,15 +77,12 @@ class Worker:
 
     def run(self, job: Job) -> Outcome:
         """Do one job. Whatever is wrong with the file ends as a failed outcome with its sentence."""
-        from engines.errors import XPoseError
-        from trackers import TrackerError
-
         try:
             with locked(job.folder):
                 if not prepare(job, self._identity, overwrite=self._settings.overwrite):
                     return Outcome(job, "skipped")
                 return self._process(job)
-        except (PipelineError, XPoseError, TrackerError, OSError) as error:
+        except (*ERRORS, OSError) as error:
             return Outcome(job, "failed", error=str(error))
 
     def _process(self, job: Job) -> Outcome:
@@ -106,7 +103,7 @@ class Worker:
             exported = [job.folder / f"poses{FORMATS[kind][0]}" for kind in settings.exports]
             for kind, path in zip(settings.exports, exported, strict=True):
                 convert(PoseLines(poses), kind, path)
-        except PipelineError as error:
+        except ERRORS as error:
             msgspec.structs.replace(manifest, state="failed", error=readable(str(error))).write(job.folder)
             raise
         outputs = tuple(path.name for path in (*result.outputs, *exported))
