@@ -26,6 +26,20 @@ from rich.console import Console
 
 from pipeline import standard_output
 from pipeline.errors import ERRORS, ConfigError
+from pipeline.fleet import commands as fleet
+from pipeline.options import (
+    Backend,
+    Keypoints,
+    Model,
+    Overrides,
+    Preset,
+    Prompt,
+    PromptAnnotation,
+    PromptFrom,
+    PromptImage,
+    Weights,
+    parse_prompts,
+)
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
@@ -70,26 +84,6 @@ def _command() -> str:
     return name if name == _INSTALLED_COMMAND else _CHECKOUT_COMMAND
 
 
-# Options that several commands share
-Prompt = Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")]
-Keypoints = Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")]
-PromptImage = Annotated[list[Path] | None, typer.Option(help="Example image; may be given several times.")]
-PromptAnnotation = Annotated[
-    list[Path] | None, typer.Option(help="Annotation file: one for each example image, or one for all.")
-]
-PromptFrom = Annotated[
-    str,
-    typer.Option(help="Prompt a class with examples from example, text or mean; OBJECT/KEYPOINTS such as text/mean."),
-]
-Model = Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")]
-Weights = Annotated[str | None, typer.Option(help="Weights file; random to run without any.")]
-Backend = Annotated[str | None, typer.Option(help="auto (default), tensorrt, openvino or eager.")]
-Preset = Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Any key of a preset: section.key=value; may be given several times.")
-]
-
-
 @app.command()
 def run(
     source: Annotated[
@@ -131,7 +125,7 @@ def run(
         "--require-sources": ("source.required", True if require_sources else None),
     }
     settings = load_config(config, set_ or (), flags, batch=len(source))
-    prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)
+    prompts = parse_prompts(settings.engine, prompt, keypoints, prompt_image, prompt_annotation, prompt_from)
     sys.exit(_run(settings, source, prompts, poses, video))
 
 
@@ -219,50 +213,7 @@ def build_engine(
     standard_output.write(f"{built.path}\n")
 
 
-@app.command()
-def batch(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, or @list.txt with a path in each line.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results; one folder in it for each input.")],
-    pattern: Annotated[
-        list[str] | None, typer.Option(help="Files to take from folders, such as '*.mp4'; by default all videos.")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Files at a time; 0 chooses.")] = 0,
-    video: Annotated[bool, typer.Option("--video", help="Write an annotated video of each input.")] = False,
-    export: Annotated[
-        list[str] | None, typer.Option(help="Also convert to csv, parquet, coco, sleap or dlc; give several times.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
-    ray: Annotated[str, typer.Option(help="Run on a Ray cluster: its address, or local.")] = "",
-    cpus: Annotated[float, typer.Option(help="Cores that a file takes on Ray.")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="GPUs that a file takes on Ray; 0.5 puts two on one.")] = 0.0,
-    prompt: Prompt = "person",
-    keypoints: Keypoints = None,
-    prompt_image: PromptImage = None,
-    prompt_annotation: PromptAnnotation = None,
-    prompt_from: PromptFrom = "example",
-    model: Model = None,
-    weights: Weights = None,
-    backend: Backend = None,
-    config: Preset = None,
-    set_: Overrides = None,
-) -> None:
-    """Process many files; an interrupted batch goes on where it stopped."""
-    from pipeline.config import load_config
-    from pipeline.fleet.batch import Workers, run_batch
-    from pipeline.fleet.jobs import VIDEO_PATTERNS, find_jobs
-    from pipeline.fleet.worker import BatchSettings
-
-    flags = {
-        "--model": ("engine.model", model),
-        "--weights": ("engine.weights", weights),
-        "--backend": ("engine.backend", backend),
-    }
-    settings = load_config(config, set_ or (), flags)
-    jobs = find_jobs(inputs, out, pattern or VIDEO_PATTERNS)
-    prompts = _prompts(settings, prompt, keypoints, prompt_image or [], prompt_annotation or [], prompt_from)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    wanted = BatchSettings(settings, prompts, video, tuple(export or ()), overwrite)
-    sys.exit(run_batch(jobs, wanted, Workers(workers, ray, cpus, gpus), Console(stderr=True)))
+app.command()(fleet.batch)
 
 
 @app.command()
@@ -318,42 +269,6 @@ def doctor() -> None:
     from pipeline.doctor import print_report
 
     standard_output.show(print_report)
-
-
-def _prompts(
-    settings: PipelineConfig,
-    prompt: str,
-    keypoints: str | None,
-    images: Sequence[Path],
-    annotations: Sequence[Path],
-    prompt_from: str,
-) -> tuple[PromptClass, ...]:
-    from engines.prompts import parse_prompt
-    from engines.visual_prompts import load_example
-
-    object_from, _, keypoints_from = prompt_from.partition("/")
-    for modality in (object_from, keypoints_from or object_from):
-        if modality not in ("example", "text", "mean"):
-            raise ConfigError(
-                f"--prompt-from {prompt_from}: give example, text or mean, or two of them as in text/example"
-            )
-    if len(annotations) == 1:
-        annotations = [annotations[0]] * len(images)
-    if len(annotations) != len(images):
-        raise ConfigError(
-            f"{len(images)} --prompt-image with {len(annotations)} --prompt-annotation: give one annotation file for "
-            "each image, or one for all"
-        )
-    examples = [load_example(image, annotation) for image, annotation in zip(images, annotations, strict=True)]
-    return parse_prompt(
-        prompt,
-        keypoints,
-        max_classes=settings.engine.max_classes,
-        max_keypoints=settings.engine.max_keypoints,
-        examples=examples,
-        object_from=object_from,  # type: ignore[arg-type]
-        keypoints_from=keypoints_from or object_from,  # type: ignore[arg-type]
-    )
 
 
 def _run(

@@ -25,7 +25,7 @@ PIPELINE_ALLOWED = {
     "sources": {"errors", "frames", "names", "synthetic"},
     "outputs": {"errors", "frames"},
     "flow": {"config", "errors", "frames", "sources", "outputs"},
-    "fleet": {"config", "errors", "flow", "names", "outputs"},
+    "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources"},
     "synthetic": set(),
 }
 TRACKERS_LIBRARIES = {"numpy", "scipy", "filterpy"}

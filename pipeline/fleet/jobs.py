@@ -20,8 +20,10 @@ import msgspec
 
 from pipeline.errors import ConfigError, OutputError
 from pipeline.names import readable
+from pipeline.sources.addresses import RECORDING_SUFFIXES
 
-VIDEO_PATTERNS = ("*.mp4", "*.mkv", "*.mov", "*.avi", "*.webm", "*.m4v", "*.mpg", "*.mpeg", "*.ts", "*.wmv")
+VIDEO_PATTERNS = tuple(f"*{suffix}" for suffix in sorted(RECORDING_SUFFIXES | {".ts"}))
+"""A file that ends with .ts is a recording; from a server it may be a stream without an end."""
 MANIFEST = "manifest.json"
 POSES = "poses.jsonl"
 _LOCK = ".lock"

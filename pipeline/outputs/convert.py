@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import OutputError
+from pipeline.outputs.part import PartFile, guard
 from xpose_client.messages import PoseMessage, SkeletonClass, SkeletonMessage, TrackMessage
 
 _BATCH = 2000  # messages that are converted at a time: a long file must fit into memory as a table only
@@ -102,15 +103,15 @@ def convert(lines: PoseLines, kind: str, path: Path) -> None:
         raise OutputError(f"--to {kind}: give one of {', '.join(FORMATS)}")
     if lines.path.resolve() == path.resolve():
         raise OutputError(f"--out {path}: this is the file that is read; choose another name")
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
+    file = PartFile(path)
+    file.create()
+    file.close()  # HDF5 wants the lock for itself
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        FORMATS[kind][1](lines, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        guard(file.part, lambda: FORMATS[kind][1](lines, file.part))
+    except BaseException:
+        file.discard()
+        raise
+    file.commit()
 
 
 def _write_table(lines: PoseLines, path: Path) -> None:

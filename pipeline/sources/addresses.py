@@ -17,7 +17,7 @@ from pipeline.errors import SourceError
 Kind = Literal["live", "device", "recording", "playlist", "path", "testsrc"]
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
-_RECORDING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv"})
+RECORDING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv"})
 """A server's file with one of these names is a recording, which has an end and loses nothing."""
 
 _LARGEST_PORT = 65535
@@ -121,7 +121,7 @@ def _kind(scheme: str, path: str, query: str) -> Kind:
     suffixes = [PurePosixPath(unquote(name)).suffix.lower() for name in names]
     if suffixes[0] in (".m3u8", ".m3u"):
         return "playlist"
-    return "recording" if any(suffix in _RECORDING_SUFFIXES for suffix in suffixes) else "live"
+    return "recording" if any(suffix in RECORDING_SUFFIXES for suffix in suffixes) else "live"
 
 
 def _split(scheme: str, rest: str) -> tuple[str | None, str, str]:
