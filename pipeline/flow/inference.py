@@ -1,9 +1,7 @@
 """Inference: the frames of all sources through one engine, with several calls in flight.
 
-    submit ⇒ collect (a thread for each call in flight)
-
-`submit` takes frames only when the engine has room, so that a live frame is as new as it can be. A `collect` thread
-waits for one call and passes its results on at once. The results of one source keep their order.
+A worker takes frames only when the engine has room, so that a live frame is as new as it can be. It waits for its call
+and passes the results on at once. The results of one source keep their order.
 """
 
 from __future__ import annotations
@@ -20,17 +18,15 @@ from numpy.typing import NDArray
 
 from engines.detections import Detections
 from pipeline.errors import SourceError
-from pipeline.flow.age import AgeBudget
-from pipeline.flow.metrics import TOO_OLD, UNREADABLE, Metrics
+from pipeline.flow.metrics import UNREADABLE
 from pipeline.flow.queues import Queue
+from pipeline.flow.stages import is_in_time
 from pipeline.frames import Frame, FramePoses
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
 
 _log = logging.getLogger(__name__)
-
-_ROOM_WAIT_S = 0.2  # how soon `submit` notices that a failure ended the pipeline while it waits for room
 
 
 class Pending(Protocol):
@@ -59,7 +55,7 @@ class PoseEngine(Protocol):
         ...
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Pending:
-        """Start to look for the prompted classes in RGB images [H,W,3] of any sizes."""
+        """Start to look for the prompted classes in RGB images [H,W,3] of any sizes. One thread at a time calls it."""
         ...
 
 
@@ -71,94 +67,80 @@ class Prompts:
     classes: tuple[PromptClass, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Flight:
-    """Frames in one call of `submit`, with the events that keep the order.
-
-    `earlier` are the `passed_on` of the calls before it that hold frames of the same sources.
-    """
-
-    frames: list[Frame]
-    pending: Pending | None
-    prompts: Prompts
-    submitted_s: float
-    earlier: list[threading.Event]
-    passed_on: threading.Event
-
-    @property
-    def source(self) -> str:
-        """Name of the first frame's source."""
-        return self.frames[0].source
-
-
 class Inference:
-    """The two stages and what they share.
+    """The stage, run by `workers` threads side by side.
+
+    `in_flight` of them wait for the engine, and the others for an earlier call whose results go first.
 
     Args:
-        prompts: those in force; assign `prompts` to change them for frames without a picture.
+        classes: the first prompts; see `set_prompts`.
+        age_budget_s: older live frames are dropped; see `is_in_time`.
         warm_up: infer once before the first frame. The first inference may compile, which takes seconds.
     """
 
     def __init__(
-        self, engine: PoseEngine, prompts: Prompts, budget: AgeBudget, metrics: Metrics, *, warm_up: bool
+        self, engine: PoseEngine, classes: Sequence[PromptClass], age_budget_s: float, *, warm_up: bool
     ) -> None:
-        self.prompts = prompts
+        self.workers = 2 * engine.in_flight - 1
         self._engine = engine
-        self._budget = budget
-        self._metrics = metrics
+        self._age_budget_s = age_budget_s
         self._warm_up = warm_up
         self._room = threading.Semaphore(engine.in_flight)
+        self._turn = threading.Lock()  # one worker at a time takes frames and submits them
+        self._latest: dict[str, threading.Event] = {}  # `passed_on` of the last call with frames of each source
+        self.set_prompts(classes)
 
-    def submit(self, frames: Queue[Frame]) -> Generator[Flight]:
-        """Hand frames to the engine: `batch` per call, `in_flight` calls at a time."""
-        if self._warm_up:
-            self._engine.submit([np.zeros((64, 64, 3), np.uint8)]).result()
-        latest: dict[str, threading.Event] = {}
+    def set_prompts(self, classes: Sequence[PromptClass]) -> int:
+        """Look for these classes from the next call on; return the id of these prompts. One thread at a time calls it.
+
+        Raises:
+            PromptError: as `Pipeline.set_prompts`.
+        """
+        self._prompts = Prompts(self._engine.set_prompts(classes), tuple(classes))
+        return self._prompts.id
+
+    def __call__(self, frames: Queue[Frame]) -> Generator[FramePoses]:
+        """Infer up to `batch` frames per call, and pass their detections on after those of earlier calls."""
         while not frames.ended:
-            if not self._room.acquire(timeout=_ROOM_WAIT_S):
-                continue
-            taken = frames.take(self._engine.batch)
-            usable = [frame for frame in taken if self._is_usable(frame, frames)]
-            if not usable:
-                self._room.release()
-                continue
-            images = [frame.rgb_HW3 for frame in usable if frame.rgb_HW3 is not None]
-            sources = {frame.source for frame in usable}
-            earlier = [latest[source] for source in sources if source in latest]
             passed_on = threading.Event()
-            latest.update(dict.fromkeys(sources, passed_on))
-            submitted_s = time.perf_counter()
-            pending = self._engine.submit(images) if images else None
-            yield Flight(usable, pending, self.prompts, submitted_s, earlier, passed_on)
-
-    def collect(self, flights: Queue[Flight]) -> Generator[FramePoses]:
-        """Wait for the detections of a call, then pass them on after those of earlier calls."""
-        for flight in flights:
             try:
-                try:
-                    found = iter(flight.pending.result() if flight.pending is not None else ())
-                finally:
-                    self._room.release()
-                inferred_s = time.perf_counter() - flight.submitted_s
-                for event in flight.earlier:
+                with self._room:
+                    with self._turn:
+                        usable, earlier = self._take(frames, passed_on)
+                        images = [frame.rgb_HW3 for frame in usable if frame.rgb_HW3 is not None]
+                        prompts, submitted_s = self._prompts, time.perf_counter()
+                        pending = self._engine.submit(images) if images else None
+                    found = iter(pending.result() if pending is not None else ())
+                took_s = time.perf_counter() - submitted_s
+                for event in earlier:
                     event.wait()
-                nothing = Detections.empty(flight.prompts.classes, flight.prompts.id)
-                for frame in flight.frames:
-                    if frame.picture is not None:
-                        self._metrics.add_latency("infer", inferred_s)
-                    yield FramePoses(frame, nothing if frame.picture is None else next(found))
+                for frame in usable:
+                    seen = frame.picture is not None
+                    detections = next(found) if seen else Detections.empty(prompts.classes, prompts.id)
+                    frames.metrics.count_out(frames.stage, frame.source, took_s if seen else None)
+                    yield FramePoses(frame, detections)
             finally:
-                flight.passed_on.set()
+                passed_on.set()
+
+    def _take(self, frames: Queue[Frame], passed_on: threading.Event) -> tuple[list[Frame], list[threading.Event]]:
+        """Take frames that can be inferred, with the `passed_on` of the earlier calls of their sources."""
+        if self._warm_up:
+            self._warm_up = False
+            self._engine.submit([np.zeros((64, 64, 3), np.uint8)]).result()
+        usable = [frame for frame in frames.take(self._engine.batch) if self._is_usable(frame, frames)]
+        sources = {frame.source for frame in usable}
+        earlier = [self._latest[source] for source in sources if source in self._latest]
+        self._latest.update(dict.fromkeys(sources, passed_on))
+        return usable, earlier
 
     def _is_usable(self, frame: Frame, frames: Queue[Frame]) -> bool:
         """Whether the frame is young enough and can be converted to RGB; otherwise it is dropped."""
-        reason = None if self._budget.allows(frame) else TOO_OLD
-        if reason is None:
-            try:
-                frame.rgb_HW3  # noqa: B018 (a live picture is converted here)
-            except SourceError as error:
-                _log.warning("%s", error)
-                reason = UNREADABLE
-        if reason is not None:
-            frames.drop(frame, reason)
-        return reason is None
+        if not is_in_time(frame, frames, self._age_budget_s):
+            return False
+        try:
+            frame.rgb_HW3  # noqa: B018 (a live picture is converted here)
+        except SourceError as error:
+            _log.warning("%s", error)
+            frames.drop(frame, UNREADABLE)
+            return False
+        return True

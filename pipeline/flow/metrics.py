@@ -5,7 +5,7 @@ Durations go into logarithmic histograms whose bins are 2 % wide, so a percentil
 
 import math
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -80,8 +80,8 @@ class Metrics:
         self._in: Counter[tuple[str, str]] = Counter()
         self._out: Counter[tuple[str, str]] = Counter()
         self._drops: list[tuple[str, Callable[[], Mapping[tuple[str, str], int]]]] = []
-        self._waited: dict[str, LatencyHistogram] = {}
-        self._took: dict[str, LatencyHistogram] = {}
+        self._waited: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
+        self._took: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
         self._age_s: dict[str, float] = {}
 
     def watch(self, stage: str, drops: Callable[[], Mapping[tuple[str, str], int]]) -> None:
@@ -93,24 +93,20 @@ class Metrics:
         """Count a frame that `stage` took after it waited for so long."""
         with self._lock:
             self._in[stage, source] += 1
-            self._waited.setdefault(stage, LatencyHistogram()).add(waited_s)
+            self._waited[stage].add(waited_s)
 
     def count_out(self, stage: str, source: str, took_s: float | None = None) -> None:
         """Count a frame that `stage` passed on, and the stage's own time for it where it is known."""
         with self._lock:
             self._out[stage, source] += 1
-        if took_s is not None:
-            self.add_latency(stage, took_s)
+            if took_s is not None:
+                self._took[stage].add(took_s)
 
     def count_age(self, source: str, age_s: float) -> None:
         """Count the age of a frame at the moment when it was published."""
-        self._age_s[source] = age_s
-        self.add_latency(self.CAPTURE_TO_PUBLISH, age_s)
-
-    def add_latency(self, stage: str, took_s: float) -> None:
-        """Count the stage's own time for one frame."""
         with self._lock:
-            self._took.setdefault(stage, LatencyHistogram()).add(took_s)
+            self._age_s[source] = age_s
+            self._took[self.CAPTURE_TO_PUBLISH].add(age_s)
 
     def frames_out(self, stage: str, source: str | None = None) -> int:
         """Frames that `stage` passed on, of one source or of all."""

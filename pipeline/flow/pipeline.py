@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import PipelineError, SourceError
-from pipeline.flow.age import AgeBudget
-from pipeline.flow.inference import Flight, Inference, PoseEngine, Prompts
+from pipeline.flow.inference import Inference, PoseEngine
 from pipeline.flow.metrics import Metrics
+from pipeline.flow.publishing import Publish, Published, draw
 from pipeline.flow.queues import Lane, Queue, QueueClosed
-from pipeline.flow.stages import Publish, Published, Stage, decode, draw
+from pipeline.flow.stages import Stage
 from pipeline.flow.tracking import track
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.poses import PoseFile
@@ -69,7 +70,7 @@ class Pipeline:
 
     Attributes:
         metrics: counts and times, while it runs and after.
-        sources: every source that was added.
+        sources: every source that was added, the latest of each name.
 
     Raises:
         OutputError: `video` has a suffix that is none of a video.
@@ -94,7 +95,6 @@ class Pipeline:
         self._frames: Queue[Frame] = Queue("infer", self.metrics)
         self._drawn: Queue[Published] = Queue("draw", self.metrics)
         self._queues: tuple[Queue[Any], ...] = (self._frames, self._drawn)
-        self._engine: PoseEngine
         self._inference: Inference | None = None
 
     def add(self, address: str | Source) -> str:
@@ -105,18 +105,16 @@ class Pipeline:
             PipelineError: the pipeline has ended.
         """
         source = open_source(address, self._config.source) if isinstance(address, str) else address
+        flow = self._config.flow
         with self._lock:
-            source.name = _free_name(source.name, self._lanes)
-            source.age_budget_s = self._config.flow.age_budget_s
-            flow, name = self._config.flow, source.name
+            name = source.name = _free_name(source.name, self._lanes)
+            source.age_budget_s = flow.age_budget_s
             try:
-                lane = self._frames.lane(
-                    flow.live_queue if source.live else flow.file_queue, "drop_oldest" if source.live else "block"
-                )
+                capacity = flow.live_queue if source.live else flow.file_queue
+                self._lanes[name] = self._frames.lane(capacity, drop_oldest=source.live)
             except QueueClosed as error:
                 raise PipelineError(f"{name}: the pipeline has ended; start another one") from error
-            self._lanes[name] = lane
-            self.sources.append(source)
+            self.sources = [*(other for other in self.sources if other.name != name), source]
             self.metrics.watch("decode", lambda: {(name, reason): n for reason, n in dict(source.drops).items()})
             if self._running:
                 self._add_video(source, alone=False)
@@ -128,8 +126,8 @@ class Pipeline:
         with self._lock:
             lane = self._lanes.get(name)
             if lane is not None:
-                next(source for source in reversed(self.sources) if source.name == name).stop()
-                lane.abort()
+                next(source for source in self.sources if source.name == name).stop()
+                lane.close(drop_waiting=True)
                 self._end_lane(name, lane)
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
@@ -142,8 +140,7 @@ class Pipeline:
         with self._lock:
             if self._inference is None:
                 raise PipelineError("set_prompts: the pipeline has not started; give the prompts to start")
-            self._inference.prompts = Prompts(self._engine.set_prompts(classes), tuple(classes))
-            return self._inference.prompts.id
+            return self._inference.set_prompts(classes)
 
     def run(self, engine: PoseEngine, prompts: Sequence[PromptClass]) -> PipelineResult:
         """Start, wait for the end, and return how it went; see `start` and `finish`."""
@@ -161,15 +158,13 @@ class Pipeline:
         Raises:
             PromptError: as `set_prompts`.
         """
-        self._engine = engine
-        first = Prompts(engine.set_prompts(prompts), tuple(prompts))
-        budget_s, live = self._config.flow.age_budget_s, any(source.live for source in self.sources)
-        self._inference = Inference(engine, first, AgeBudget(budget_s, "inference"), self.metrics, warm_up=live)
+        live = any(source.live for source in self.sources)
+        self._inference = Inference(engine, prompts, self._config.flow.age_budget_s, warm_up=live)
         for source in self.sources:
             self._add_video(source, alone=len(self.sources) == 1)
         stages = self._make_stages(self._inference)
         for stage in reversed(stages):
-            self._threads += [self._spawn(stage.name, partial(stage.drive, self.metrics)) for _ in range(stage.workers)]
+            self._threads += [self._spawn(stage.input.stage, stage.drive) for _ in range(stage.workers)]
         for stage in stages:
             stage.input.read.wait()
         with self._lock:
@@ -180,16 +175,13 @@ class Pipeline:
     def stop(self) -> None:
         """Ask for the end: nothing more is inferred than what is under way, and its results go all the way."""
         self._stopped = True
-        for source in list(self.sources):
+        for source in self.sources:
             source.stop()
-        self._frames.abort()
+        self._frames.close(drop_waiting=True)
 
     def wait(self, timeout_s: float) -> bool:
         """Whether the pipeline has come to its end, after waiting for that for at most `timeout_s`."""
-        deadline_s = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return _join(self._threads, timeout_s)
 
     def finish(self) -> PipelineResult:
         """Put the outputs into place; call it after `wait` returned True.
@@ -197,9 +189,7 @@ class Pipeline:
         Raises:
             The error of the stage that failed first. What was written stays under its `.part` name.
         """
-        deadline_s = time.monotonic() + _DECODER_GRACE_S
-        for thread in self._decoders:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+        _join(self._decoders, _DECODER_GRACE_S)
         files: list[PoseFile | VideoFile] = [*([self._poses] if self._poses else []), *self._videos.values()]
         published = self.metrics.frames_out("publish")
         if published == 0 and (self._failure is not None or self._broken):
@@ -210,46 +200,38 @@ class Pipeline:
             for part in [part for file in files for part in file.keep()]:
                 _log.warning("kept what was written before the failure: %s", part)
             raise self._failure
-        outputs = [path for file in files for path in file.commit()]
-        return PipelineResult(tuple(outputs), tuple(self._broken), published, self._stopped)
+        outputs = tuple(path for file in files for path in file.commit())
+        return PipelineResult(outputs, tuple(self._broken), published, self._stopped)
 
     def _make_stages(self, inference: Inference) -> list[Stage[Any, Any]]:
         """All stages after the decoders, first to last."""
         config, metrics = self._config, self.metrics
-        in_flight = self._engine.in_flight
-        flights: Queue[Flight] = Queue()
-        poses: Queue[FramePoses] = Queue("track", metrics, producers=in_flight)
+        poses: Queue[FramePoses] = Queue("track", metrics, producers=inference.workers)
         tracks: Queue[FrameTracks] = Queue("publish", metrics)
-        flights.lane(in_flight)
-        poses.lane(config.flow.stage_queue)
-        tracks.lane(config.flow.stage_queue)
-        publish = Publish(config.publish, config.flow.age_budget_s, metrics, self._poses, self._named_sources)
-        self._queues = (self._frames, flights, poses, tracks, self._drawn)
+        for queue in (poses, tracks):
+            queue.lane(config.flow.stage_queue)
+        self._queues = (self._frames, poses, tracks, self._drawn)
+        publish = Publish(config.publish, config.flow.age_budget_s, metrics, self._poses, lambda: self.sources)
         stages: list[Stage[Any, Any]] = [
-            Stage(None, inference.submit, self._frames, flights),
-            Stage("infer", inference.collect, flights, poses, workers=in_flight),
-            Stage("track", partial(track, config.make_tracker, config.score_scale), poses, tracks),
-            Stage("publish", publish, tracks, self._drawn if self._video else None),
+            Stage(inference, self._frames, poses, inference.workers, counts_itself=True),
+            Stage(partial(track, config.make_tracker, config.score_scale), poses, tracks),
+            Stage(publish, tracks, self._drawn if self._video else None),
         ]
-        return [*stages, Stage("draw", partial(draw, self._videos), self._drawn)] if self._video else stages
-
-    def _named_sources(self) -> list[Source]:
-        """The sources that were added, the latest of each name."""
-        return list({source.name: source for source in list(self.sources)}.values())
+        return [*stages, Stage(partial(draw, self._videos), self._drawn)] if self._video else stages
 
     def _add_video(self, source: Source, *, alone: bool) -> None:
         """Make the video file of a source, if videos are written; several sources have their names in its name."""
         if self._video is not None:
-            named = self._video.with_name(f"{self._video.stem}.{source.name.replace('/', '_')}{self._video.suffix}")
+            named = self._video.with_stem(f"{self._video.stem}.{source.name.replace('/', '_')}")
             path = self._video if alone else named
             self._videos[source.name] = VideoFile(path, self._config.video, rate=lambda: source.fps)
-            self._drawn.lane(self._config.video.queue, "drop_oldest" if source.live else "block", source.name)
+            self._drawn.lane(self._config.video.queue, source.name, drop_oldest=source.live)
 
     def _start_decoder(self, source: Source) -> None:
         lane = self._lanes[source.name]
         self._decoders.append(self._spawn(f"decode {source.name}", lambda: self._decode(source, lane)))
 
-    def _spawn(self, name: str | None, action: Callable[[], None]) -> threading.Thread:
+    def _spawn(self, name: str, action: Callable[[], None]) -> threading.Thread:
         def run() -> None:
             try:
                 action()
@@ -261,13 +243,23 @@ class Pipeline:
         return thread
 
     def _decode(self, source: Source, lane: Lane[Frame]) -> None:
-        """Read a source to its end. A source that fails stops no other."""
+        """Open a source, read it to its end into its lane, and close it. A source that fails stops no other."""
+        error = None
         try:
-            decode(source, lane, self.metrics)
-        except SourceError as error:
+            with closing(iter(source)) as frames:
+                for frame in frames:
+                    if not source.live:
+                        source.status.picture(frame)
+                    self.metrics.count_out("decode", frame.source, frame.decode_s)
+                    lane.put(frame)
+        except SourceError as failure:
+            error = str(failure)
             _log.warning("%s", error)
-            self._broken.append(str(error))
+            self._broken.append(error)
+        except QueueClosed:
+            pass
         finally:
+            source.status.ended(error)
             self._end_lane(source.name, lane)
 
     def _end_lane(self, name: str, lane: Lane[Frame]) -> None:
@@ -286,10 +278,18 @@ class Pipeline:
                 self._failure = error
             else:
                 _log.debug("after the first failure: %s", error)
-        for source in list(self.sources):
+        for source in self.sources:
             source.stop()
         for queue in self._queues:
-            queue.abort()
+            queue.close(drop_waiting=True)
+
+
+def _join(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
+    """Whether all threads have ended, after waiting for that for at most `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _free_name(name: str, taken: dict[str, Any]) -> str:

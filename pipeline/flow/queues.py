@@ -1,7 +1,7 @@
 """Bounded queues between stages.
 
-A file must lose nothing, so `put` on a "block" lane waits for room. A live source must never wait, so `put` on a
-"drop_oldest" lane drops the oldest item. A queue counts what was dropped from it, by source and reason.
+A file must lose nothing, so `put` waits for room. A live source must never wait, so `put` on a `drop_oldest` lane drops
+the oldest item. A queue counts what was dropped from it, by source and reason.
 
 A queue is an iterable with one way to end: once it is closed, the iteration ends when the queue is empty. Closing wakes
 both ends: no thread waits for ever.
@@ -13,11 +13,10 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from pipeline.flow.metrics import NEWER_FRAME, STOPPED, Metrics
-
-Policy = Literal["block", "drop_oldest"]
 
 
 class FromSource(Protocol):
@@ -34,17 +33,15 @@ class QueueClosed(Exception):
     """`put` on a closed queue: nobody will take the item."""
 
 
+@dataclass(eq=False)
 class Lane(Generic[Item]):
     """The end of a queue that one producer writes. Made by `Queue.lane`."""
 
-    def __init__(self, queue: Queue[Item], capacity: int, policy: Policy) -> None:
-        if capacity < 1:
-            raise ValueError(f"a lane needs a capacity of at least 1, got {capacity}")
-        self._queue = queue
-        self._capacity = capacity
-        self._policy = policy
-        self.items: deque[tuple[Item, float]] = deque()  # with the time of `put`
-        self.closed = False
+    queue: Queue[Item]
+    capacity: int
+    drop_oldest: bool
+    items: deque[tuple[Item, float]] = field(default_factory=deque)  # with the time of `put`
+    closed: bool = False
 
     def put(self, item: Item) -> None:
         """Append `item`; at capacity wait for room, or drop the oldest item.
@@ -52,36 +49,31 @@ class Lane(Generic[Item]):
         Raises:
             QueueClosed: the lane is closed, or was closed while waiting. The item counts as dropped.
         """
-        with self._queue.changed:
-            if self._policy == "block":
-                self._queue.changed.wait_for(lambda: self.closed or len(self.items) < self._capacity)
+        with self.queue.changed:
+            if not self.drop_oldest:
+                self.queue.changed.wait_for(lambda: self.closed or len(self.items) < self.capacity)
             if self.closed:
-                self._queue.drop(item, STOPPED)
+                self.queue.drop(item, STOPPED)
                 raise QueueClosed
-            while len(self.items) >= self._capacity:
-                self._queue.drop(self.items.popleft()[0], NEWER_FRAME)
+            while len(self.items) >= self.capacity:
+                self.queue.drop(self.items.popleft()[0], NEWER_FRAME)
             self.items.append((item, time.perf_counter()))
-            self._queue.changed.notify_all()
+            self.queue.changed.notify_all()
 
-    def close(self) -> None:
-        """Let nothing more in; waiting items can still be taken. Idempotent."""
-        with self._queue.changed:
+    def close(self, *, drop_waiting: bool = False) -> None:
+        """Let nothing more in; waiting items can still be taken unless `drop_waiting`. Idempotent."""
+        with self.queue.changed:
             self.closed = True
-            self._queue.changed.notify_all()
-
-    def abort(self) -> None:
-        """Close, and drop the waiting items."""
-        with self._queue.changed:
-            self.close()
-            while self.items:
-                self._queue.drop(self.items.popleft()[0], STOPPED)
+            while drop_waiting and self.items:
+                self.queue.drop(self.items.popleft()[0], STOPPED)
+            self.queue.changed.notify_all()
 
 
 class Queue(Generic[Item]):
     """Lanes that come and go, read in turn as one queue, so that no lane starves.
 
     Args:
-        stage: name of the stage that reads the queue, under which `metrics` counts; None counts nothing.
+        stage: name of the stage that reads the queue; `metrics` count under it.
         producers: the queue closes when `close` was called this many times.
 
     Attributes:
@@ -90,29 +82,30 @@ class Queue(Generic[Item]):
         read: set once somebody reads the queue.
     """
 
-    def __init__(self, stage: str | None = None, metrics: Metrics | None = None, *, producers: int = 1) -> None:
+    def __init__(self, stage: str, metrics: Metrics, *, producers: int = 1) -> None:
         self.stage = stage
+        self.metrics = metrics
         self.drops: Counter[tuple[str, str]] = Counter()
         self.taken_s = 0.0
         self.read = threading.Event()
         self.changed = threading.Condition()
-        self._metrics = metrics if stage is not None else None
         self._producers = producers
         self._lanes: deque[Lane[Item]] = deque()
         self._lane_of: dict[str | None, Lane[Item]] = {}
-        if self._metrics is not None and stage is not None:
-            self._metrics.watch(stage, lambda: self.drops)
+        metrics.watch(stage, lambda: self.drops)
 
-    def lane(self, capacity: int, policy: Policy = "block", source: str | None = None) -> Lane[Item]:
+    def lane(self, capacity: int, source: str | None = None, *, drop_oldest: bool = False) -> Lane[Item]:
         """Add a lane for the items of `source`, or of all sources without a lane. It leaves once closed and empty.
 
         Raises:
             QueueClosed: the queue is closed.
         """
+        if capacity < 1:
+            raise ValueError(f"a lane needs a capacity of at least 1, got {capacity}")
         with self.changed:
             if self._producers <= 0:
                 raise QueueClosed
-            lane = self._lane_of[source] = Lane(self, capacity, policy)
+            lane = self._lane_of[source] = Lane(self, capacity, drop_oldest)
             self._lanes.append(lane)
             return lane
 
@@ -129,15 +122,14 @@ class Queue(Generic[Item]):
         self.read.set()
         taken: list[Item] = []
         with self.changed:
-            self.changed.wait_for(lambda: self._has_items() or self.ended, timeout_s)
+            self.changed.wait_for(lambda: any(lane.items for lane in self._lanes) or self.ended, timeout_s)
             self.taken_s = time.perf_counter()
-            while len(taken) < limit and self._has_items():
+            while len(taken) < limit and any(lane.items for lane in self._lanes):
                 lane = self._lanes.popleft()
                 if lane.items:
                     item, put_s = lane.items.popleft()
                     taken.append(item)
-                    if self._metrics is not None and self.stage is not None:
-                        self._metrics.count_in(self.stage, item.source, self.taken_s - put_s)
+                    self.metrics.count_in(self.stage, item.source, self.taken_s - put_s)
                 if lane.items or not lane.closed:
                     self._lanes.append(lane)
             self.changed.notify_all()
@@ -145,10 +137,7 @@ class Queue(Generic[Item]):
 
     def polled(self, timeout_s: float | None) -> Iterator[Item | None]:
         """Yield each item, and None whenever none came for `timeout_s`."""
-        while True:
-            items = self.take(1, timeout_s)
-            if not items and self.ended:
-                return
+        while (items := self.take(1, timeout_s)) or not self.ended:
             yield items[0] if items else None
 
     def __iter__(self) -> Iterator[Item]:
@@ -160,31 +149,19 @@ class Queue(Generic[Item]):
         with self.changed:
             return self._producers <= 0 and all(lane.closed and not lane.items for lane in self._lanes)
 
-    def drop(self, item: Item, reason: str) -> None:
+    def drop(self, item: FromSource, reason: str) -> None:
         """Count an item that goes no further."""
         with self.changed:
             self.drops[item.source, reason] += 1
 
-    def close(self) -> None:
-        """Let nothing more in and add no lanes; waiting items can still be taken."""
+    def close(self, *, drop_waiting: bool = False) -> None:
+        """Let nothing more in and add no lanes; waiting items can still be taken.
+
+        Args:
+            drop_waiting: close for all producers, and drop the waiting items.
+        """
         with self.changed:
-            self._producers -= 1
-            if self._producers <= 0:
-                for lane in self._lanes:
-                    lane.close()
+            self._producers = 0 if drop_waiting else self._producers - 1
+            for lane in self._lanes if self._producers <= 0 else ():
+                lane.close(drop_waiting=drop_waiting)
             self.changed.notify_all()
-
-    def abort(self) -> None:
-        """Close for all producers, and drop the waiting items."""
-        with self.changed:
-            self._producers = 1
-            self.close()
-            for lane in self._lanes:
-                lane.abort()
-
-    def __len__(self) -> int:
-        with self.changed:
-            return sum(len(lane.items) for lane in self._lanes)
-
-    def _has_items(self) -> bool:
-        return any(lane.items for lane in self._lanes)

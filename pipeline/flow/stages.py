@@ -1,4 +1,4 @@
-"""What a stage is, and the stages around inference.
+"""What a stage is, and the age contract of live sources.
 
 A stage is a generator function: it reads a `Queue` and yields what it makes. `Stage.drive` runs it on a thread, counts
 and times its items, and closes its output however it ends. To add a stage, write such a function and name it in
@@ -10,31 +10,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.flow.age import AgeBudget
-from pipeline.flow.beat import Beat
-from pipeline.flow.metrics import NO_PICTURE, TOO_OLD, Metrics
-from pipeline.flow.queues import FromSource, Item, Lane, Queue, QueueClosed
-from pipeline.frames import Frame, FrameTracks
-from pipeline.outputs.messages import pose_message, skeleton_message
-from pipeline.outputs.publisher import PublishConfig, Publisher
-from xpose_client.messages import Message, PoseMessage, SkeletonMessage
-
-if TYPE_CHECKING:
-    from pipeline.outputs.poses import PoseFile
-    from pipeline.outputs.video import VideoFile
-    from pipeline.sources import Source
+from pipeline.errors import ConfigError
+from pipeline.flow.metrics import TOO_OLD
+from pipeline.flow.queues import FromSource, Item, Queue, QueueClosed
+from pipeline.frames import Frame
 
 Out = TypeVar("Out", bound=FromSource)
 
 _log = logging.getLogger(__name__)
 
-_LATE_JOINER_WAIT_S = 0.02
+_SENDING_S = 0.005
+"""Time to make and send a message: what is checked before must still hold after it."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +58,27 @@ class Stage(Generic[Item, Out]):
     """A generator function between two queues.
 
     Attributes:
-        name: the stage under which metrics count what `work` yields; None counts nothing.
         work: the generator function.
-        input: what it reads.
+        input: what it reads; the stage has its name.
         output: where its items go; None discards them.
         workers: threads that run `work` side by side.
+        counts_itself: `work` counts and times its items, so the driver does not.
     """
 
-    name: str | None
     work: Callable[[Queue[Item]], Generator[Out]]
     input: Queue[Item]
     output: Queue[Out] | None = None
     workers: int = 1
+    counts_itself: bool = False
 
-    def drive(self, metrics: Metrics) -> None:
+    def drive(self) -> None:
         """Run the stage on this thread until its input ends or nobody takes its output; raise what it raises."""
         try:
             with closing(self.work(self.input)) as results:
                 for result in results:
-                    if self.name is not None:
-                        busy_s = time.perf_counter() - self.input.taken_s
-                        metrics.count_out(self.name, result.source, busy_s if self.name == self.input.stage else None)
+                    if not self.counts_itself:
+                        took_s = time.perf_counter() - self.input.taken_s
+                        self.input.metrics.count_out(self.input.stage, result.source, took_s)
                     if self.output is not None:
                         self.output.put(result)
         except QueueClosed:
@@ -98,133 +89,22 @@ class Stage(Generic[Item, Out]):
                 self.output.close()
 
 
-def decode(source: Source, lane: Lane[Frame], metrics: Metrics) -> None:
-    """Read a source to its end into its lane. The thread that calls this opens the source and closes it.
+def is_in_time(frame: Frame, queue: Queue[Any], budget_s: float) -> bool:
+    """Whether a live frame is young enough for the stage that took it from `queue`; otherwise it is dropped there.
 
-    Raises:
-        SourceError: the source cannot be opened or broke off.
-    """
-    try:
-        with closing(iter(source)) as frames:
-            for frame in frames:
-                if not source.live:
-                    source.status.picture(frame)
-                metrics.count_out("decode", frame.source, frame.decode_s)
-                lane.put(frame)
-    except SourceError as error:
-        source.status.ended(str(error))
-        raise
-    except QueueClosed:
-        pass
-    finally:
-        source.status.ended()
-        lane.close()
-
-
-@dataclass(frozen=True, eq=False)
-class Published:
-    """A frame with its message and the skeletons that belong to it."""
-
-    frame: Frame
-    message: PoseMessage
-    skeleton: SkeletonMessage
-
-    @property
-    def source(self) -> str:
-        """Name of the frame's source."""
-        return self.frame.source
-
-
-class Publish:
-    """The stage that makes one message per frame, publishes it, and writes it as a line of text.
-
-    It also publishes the states of the sources at a steady beat.
+    No message is published that is known to be older than the budget. The age of a frame is the present moment minus
+    its capture time. It sums the delay of the link, decoding, inference and all queues. Frames of files are never too
+    old. The first drop of a source gives a warning; the source itself catches up (`pipeline.sources.catch_up`).
 
     Args:
-        sources: returns those whose states are published.
-        poses: file for the messages; None writes none.
+        budget_s: oldest allowed age; 0 allows every age.
     """
-
-    def __init__(
-        self,
-        config: PublishConfig,
-        age_budget_s: float,
-        metrics: Metrics,
-        poses: PoseFile | None,
-        sources: Callable[[], Iterable[Source]],
-    ) -> None:
-        self._config = config
-        self._budget = AgeBudget(age_budget_s, "publishing")
-        self._metrics = metrics
-        self._poses = poses
-        self._sources = sources
-        self._session = time.time_ns()
-        self._beat = Beat(self._session, config.beat_s, age_budget_s, metrics)
-        self._seq: dict[str, int] = {}
-        self._skeletons: dict[str, SkeletonMessage] = {}
-
-    def __call__(self, frames: Queue[FrameTracks]) -> Generator[Published]:
-        """Open the socket and the file, publish every frame, close them."""
-        with ExitStack() as opened:
-            if self._poses is not None:
-                opened.enter_context(self._poses)
-            publisher = opened.enter_context(Publisher(self._config)) if self._config.endpoint else None
-            if publisher is not None:
-                _log.info("publishing on %s", publisher.endpoint)
-                opened.callback(self._publish_states, publisher, last=True)
-            for tracked in frames.polled(_LATE_JOINER_WAIT_S if publisher is not None else None):
-                if publisher is not None:
-                    publisher.serve_late_joiners()
-                    self._publish_states(publisher)
-                if tracked is None:
-                    continue
-                if self._budget.allows(tracked.frame):
-                    yield self._publish(tracked, publisher)
-                else:
-                    frames.drop(tracked, TOO_OLD)
-
-    def _publish_states(self, publisher: Publisher, *, last: bool = False) -> None:
-        sources = list(self._sources())
-        for source in sources if last else ():
-            source.status.ended()
-        for message in self._beat.due(sources, now=last):
-            publisher.publish(message)
-
-    def _publish(self, tracked: FrameTracks, publisher: Publisher | None) -> Published:
-        source, found = tracked.source, tracked.detections
-        skeleton = self._skeletons.get(source)
-        messages: list[Message] = []
-        if skeleton is None or skeleton.prompt_id != found.prompt_id:
-            skeleton = self._skeletons[source] = skeleton_message(
-                found.prompts, found.prompt_id, source=source, session=self._session, publish_unix_ns=time.time_ns()
-            )
-            messages.append(skeleton)
-        seq = self._seq.get(source, 0)
-        self._seq[source] = seq + 1
-        message = pose_message(tracked, session=self._session, seq=seq, publish_unix_ns=time.time_ns())
-        messages.append(message)
-        if publisher is not None:
-            for item in messages:
-                publisher.publish(item)
-        self._metrics.count_age(source, tracked.frame.age_s)
-        if self._poses is not None:
-            for item in messages:
-                self._poses.write(item)
-        return Published(tracked.frame, message, skeleton)
-
-
-def draw(files: Mapping[str, VideoFile], frames: Queue[Published]) -> Generator[Published]:
-    """Draw each message on its frame and encode it into the video of its source. Yields what was drawn.
-
-    This stage has a thread of its own, so that publishing never waits for an encoder.
-    """
-    with ExitStack() as opened:
-        writing = {name: opened.enter_context(file) for name, file in list(files.items())}
-        for published in frames:
-            if published.frame.picture is None:
-                frames.drop(published, NO_PICTURE)
-                continue
-            if published.source not in writing:  # added while running
-                writing[published.source] = opened.enter_context(files[published.source])
-            writing[published.source].write(published.frame, published.message, published.skeleton)
-            yield published
+    if not frame.live or budget_s == 0 or frame.age_s <= budget_s - _SENDING_S:
+        return True
+    if not queue.drops[frame.source, TOO_OLD]:
+        _log.warning(
+            "%s: frame %d was %.2f s old before %s; the budget is %.2f s (flow.age_budget_s). Older frames are dropped "
+            "and counted.", frame.source, frame.index, frame.age_s, queue.stage, budget_s,
+        )  # fmt: skip
+    queue.drop(frame, TOO_OLD)
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,57 +17,48 @@ from trackers import Detections as TrackerDetections
 from trackers import StillTracker, Tracker
 
 if TYPE_CHECKING:
+    from engines.detections import Detections
     from engines.prompts import PromptClass
 
 MakeTracker = Callable[[bool, Mapping[int, NDArray[np.float64]]], Tracker | StillTracker]
 """Makes a tracker, for stills (True) or for video, from the OKS sigmas [K] of each class index."""
 
 
-def track(make_tracker: MakeTracker, scale: ScoreScale, frames: Queue[FramePoses]) -> Generator[FrameTracks]:
-    """Give identities. Each source has a tracker of its own.
+class PromptedTracker:
+    """A tracker of one source that follows the prompts: tracks of a removed class end on the first frame without it.
 
     Args:
-        scale: between the scores of the model, which are published, and those of the trackers.
+        scale: between the scores of the model, which are published, and those of the tracker.
     """
-    trackers: dict[str, PromptedTracker] = {}
-    for poses in frames:
-        if poses.source not in trackers:
-            trackers[poses.source] = PromptedTracker(make_tracker, scale)
-        yield trackers[poses.source].update(poses)
-
-
-class PromptedTracker:
-    """A tracker that follows the prompts: the tracks of a removed class end on the first frame without it."""
 
     def __init__(self, make_tracker: MakeTracker, scale: ScoreScale) -> None:
         self._make = make_tracker
         self._scale = scale
         self._tracker: Tracker | StillTracker | None = None
-        self._prompt_id = -1
-        self._prompts: tuple[PromptClass, ...] = ()
+        self._last: Detections | None = None
 
     def update(self, poses: FramePoses) -> FrameTracks:
         """Return the frame's tracks. Predictions of live frames are for now, others for the frame's own time."""
         frame, found = poses.frame, poses.detections
-        tracker = self._tracker_of(poses)
+        tracker = self._follow_prompts(found, still=frame.still)
         if frame.pts_s is None and not frame.still:
             raise ValueError(f"frame {frame.index} of {frame.source} is no still but has no time")
         scores_N = self._scale.to_tracker(found.scores_N)
         time_s = frame.pts_s or 0.0
-        detections = TrackerDetections(found.boxes_N4, scores_N, found.class_N, found.keypoints_NK2)
-        tracks = tracker.update(detections, time_s)
+        tracks = tracker.update(TrackerDetections(found.boxes_N4, scores_N, found.class_N, found.keypoints_NK2), time_s)
         if frame.live:
             tracks = tracker.predict_to(time_s + frame.age_s)
         return FrameTracks(frame, found, replace(tracks, scores_T=self._scale.to_model(tracks.scores_T)))
 
-    def _tracker_of(self, poses: FramePoses) -> Tracker | StillTracker:
-        found = poses.detections
+    def _follow_prompts(self, found: Detections, *, still: bool) -> Tracker | StillTracker:
+        last, self._last = self._last, found
+        if self._tracker is not None and last is not None and last.prompt_id == found.prompt_id:
+            return self._tracker
         sigmas = {index: np.array(prompt.skeleton.oks_sigmas) for index, prompt in enumerate(found.prompts)}
-        if self._tracker is None:
-            self._tracker = self._make(poses.frame.still, sigmas)
-        elif found.prompt_id != self._prompt_id:
-            self._tracker.set_classes(_kept_classes(self._prompts, found.prompts), sigmas)
-        self._prompt_id, self._prompts = found.prompt_id, found.prompts
+        if self._tracker is None or last is None:
+            self._tracker = self._make(still, sigmas)
+        else:
+            self._tracker.set_classes(_kept_classes(last.prompts, found.prompts), sigmas)
         return self._tracker
 
 
@@ -75,3 +67,10 @@ def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) ->
     places = {(prompt.name, prompt.skeleton.keypoints): index for index, prompt in enumerate(new)}
     keys = [(prompt.name, prompt.skeleton.keypoints) for prompt in old]
     return {index: places[key] for index, key in enumerate(keys) if key in places}
+
+
+def track(make_tracker: MakeTracker, scale: ScoreScale, frames: Queue[FramePoses]) -> Generator[FrameTracks]:
+    """Give identities. Each source has a tracker of its own; see `PromptedTracker`."""
+    trackers: dict[str, PromptedTracker] = defaultdict(lambda: PromptedTracker(make_tracker, scale))
+    for poses in frames:
+        yield trackers[poses.source].update(poses)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pipeline.flow.metrics import Metrics
-from pipeline.flow.queues import Lane, Policy, Queue, QueueClosed
+from pipeline.flow.queues import Lane, Queue, QueueClosed
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -21,9 +21,9 @@ class Item:
     source: str = "cam"
 
 
-def one_lane(capacity: int, policy: Policy = "block") -> tuple[Queue[Item], Lane[Item]]:
-    queue: Queue[Item] = Queue()
-    return queue, queue.lane(capacity, policy)
+def one_lane(capacity: int, *, drop_oldest: bool = False) -> tuple[Queue[Item], Lane[Item]]:
+    queue: Queue[Item] = Queue("stage", Metrics())
+    return queue, queue.lane(capacity, drop_oldest=drop_oldest)
 
 
 def in_background(action: Callable[[], object]) -> threading.Thread:
@@ -62,7 +62,7 @@ def test_blocking_lane_makes_its_producer_wait_at_capacity() -> None:
 
 
 def test_drop_oldest_keeps_the_newest_and_counts_every_drop() -> None:
-    queue, lane = one_lane(2, "drop_oldest")
+    queue, lane = one_lane(2, drop_oldest=True)
     for number in range(5):
         lane.put(Item(number))
     assert queue.drops == {("cam", "newer frame"): 3}
@@ -101,13 +101,13 @@ def test_closed_queue_hands_out_what_waits_and_an_aborted_one_counts_it_as_dropp
     assert list(queue) == [Item(1)]
     other, lane = one_lane(2)
     lane.put(Item(1))
-    other.abort()
+    other.close(drop_waiting=True)
     assert list(other) == []
     assert other.drops == {("cam", "stopped"): 1}
 
 
 def test_queue_of_several_producers_closes_with_the_last() -> None:
-    queue: Queue[Item] = Queue(producers=2)
+    queue: Queue[Item] = Queue("stage", Metrics(), producers=2)
     queue.lane(1)
     queue.close()
     queue.put(Item(1))
@@ -128,7 +128,7 @@ def test_polled_yields_none_while_nothing_comes() -> None:
 
 
 def test_lanes_are_served_in_turn() -> None:
-    queue: Queue[Item] = Queue()
+    queue: Queue[Item] = Queue("stage", Metrics())
     for source, count in (("a", 4), ("b", 1), ("c", 2)):
         lane = queue.lane(9)
         for number in range(count):
@@ -139,7 +139,7 @@ def test_lanes_are_served_in_turn() -> None:
 
 
 def test_lanes_come_and_go_while_the_queue_is_read() -> None:
-    queue: Queue[Item] = Queue()
+    queue: Queue[Item] = Queue("stage", Metrics())
     first = queue.lane(1)
     taken: list[Item] = []
     reader = in_background(lambda: taken.extend(queue))
@@ -158,20 +158,20 @@ def test_lanes_come_and_go_while_the_queue_is_read() -> None:
 
 
 def test_put_goes_to_the_lane_of_the_source() -> None:
-    queue: Queue[Item] = Queue()
-    queue.lane(1, "drop_oldest", source="live")
-    queue.lane(2, "block", source="file")
+    queue: Queue[Item] = Queue("stage", Metrics())
+    queue.lane(1, "live", drop_oldest=True)
+    queue.lane(2, "file")
     for number in range(2):
         for source in ("live", "file"):
             queue.put(Item(number, source))
     assert queue.drops == {("live", "newer frame"): 1}
-    assert len(queue) == 3
+    assert sorted(item.source for item in queue.take(9)) == ["file", "file", "live"]
 
 
 def test_queue_tells_metrics_what_was_taken_and_dropped_and_how_long_it_waited() -> None:
     metrics = Metrics()
     queue: Queue[Item] = Queue("infer", metrics)
-    lane = queue.lane(1, "drop_oldest")
+    lane = queue.lane(1, drop_oldest=True)
     lane.put(Item(1))
     lane.put(Item(2))
     time.sleep(0.05)

@@ -1,0 +1,160 @@
+"""Publishing: one message per frame, the states of the sources at a steady beat, and the annotated video."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.flow.metrics import NO_PICTURE, Metrics
+from pipeline.flow.queues import Queue
+from pipeline.flow.stages import is_in_time
+from pipeline.frames import Frame, FrameTracks
+from pipeline.outputs.messages import pose_message, skeleton_message
+from pipeline.outputs.publisher import PublishConfig, Publisher
+from xpose_client.host import boot_id
+from xpose_client.messages import SCHEMA, Message, PoseMessage, SkeletonMessage, StatusMessage
+
+if TYPE_CHECKING:
+    from pipeline.outputs.poses import PoseFile
+    from pipeline.outputs.video import VideoFile
+    from pipeline.sources import Source
+
+_log = logging.getLogger(__name__)
+
+_LATE_JOINER_WAIT_S = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A frame with its message and the skeletons that belong to it."""
+
+    frame: Frame
+    message: PoseMessage
+    skeleton: SkeletonMessage
+
+    @property
+    def source(self) -> str:
+        """Name of the frame's source."""
+        return self.frame.source
+
+
+class Publish:
+    """The stage that makes one message per frame, publishes it, and writes it as a line of text.
+
+    It also publishes one status message per source every `beat_s`, whatever the source does.
+
+    Args:
+        age_budget_s: older live results are dropped, and a live source whose newest picture is older is late.
+        poses: file for the messages; None writes none.
+        sources: returns those whose states are published.
+    """
+
+    def __init__(
+        self,
+        config: PublishConfig,
+        age_budget_s: float,
+        metrics: Metrics,
+        poses: PoseFile | None,
+        sources: Callable[[], Iterable[Source]],
+    ) -> None:
+        self._config = config
+        self._age_budget_s = age_budget_s
+        self._metrics = metrics
+        self._poses = poses
+        self._sources = sources
+        self._outlets: list[Callable[[Message], None]] = []
+        self._session = time.time_ns()
+        self._next_beat_s = 0.0
+        self._seq: dict[str, int] = {}
+        self._skeletons: dict[str, SkeletonMessage] = {}
+
+    def __call__(self, frames: Queue[FrameTracks]) -> Generator[Published]:
+        """Open the socket and the file, publish every frame, close them."""
+        with ExitStack() as opened:
+            publisher = opened.enter_context(Publisher(self._config)) if self._config.endpoint else None
+            if publisher is not None:
+                _log.info("publishing on %s", publisher.endpoint)
+                self._outlets.append(publisher.publish)
+                opened.callback(self._end, publisher)
+            if self._poses is not None:
+                self._outlets.append(opened.enter_context(self._poses).write)
+            for tracked in frames.polled(_LATE_JOINER_WAIT_S if publisher is not None else None):
+                if publisher is not None:
+                    publisher.serve_late_joiners()
+                    self._beat(publisher)
+                if tracked is not None and is_in_time(tracked.frame, frames, self._age_budget_s):
+                    yield self._publish(tracked)
+
+    def _publish(self, tracked: FrameTracks) -> Published:
+        source, found = tracked.source, tracked.detections
+        skeleton = self._skeletons.get(source)
+        messages: list[Message] = []
+        if skeleton is None or skeleton.prompt_id != found.prompt_id:
+            skeleton = self._skeletons[source] = skeleton_message(
+                found.prompts, found.prompt_id, source=source, session=self._session, publish_unix_ns=time.time_ns()
+            )
+            messages.append(skeleton)
+        seq = self._seq[source] = self._seq.get(source, -1) + 1
+        message = pose_message(tracked, session=self._session, seq=seq, publish_unix_ns=time.time_ns())
+        self._metrics.count_age(source, tracked.frame.age_s)
+        for item in (*messages, message):
+            for put_out in self._outlets:
+                put_out(item)
+        return Published(tracked.frame, message, skeleton)
+
+    def _beat(self, publisher: Publisher) -> None:
+        """Publish the states of all sources when it is time."""
+        now_s = time.monotonic()
+        if now_s >= self._next_beat_s:
+            self._next_beat_s = max(self._next_beat_s, now_s - self._config.beat_s / 2) + self._config.beat_s
+            for source in self._sources():
+                publisher.publish(self._status_message(source))
+
+    def _end(self, publisher: Publisher) -> None:
+        """Publish that every source has ended."""
+        for source in self._sources():
+            source.status.ended()
+            publisher.publish(self._status_message(source))
+
+    def _status_message(self, source: Source) -> StatusMessage:
+        view = source.status.view(self._age_budget_s if source.live else 0.0)
+        return StatusMessage(
+            schema=SCHEMA,
+            session=self._session,
+            host=boot_id(),
+            source=source.name,
+            state=view.state,
+            since_unix_ns=view.since_unix_ns,
+            publish_unix_ns=time.time_ns(),
+            publish_monotonic_ns=time.monotonic_ns(),
+            frame_rate=round(view.frame_rate, 2),
+            lag_s=view.lag_s,
+            drops=dict(self._metrics.drops(source.name)),
+            last_error=view.last_error,
+            last_capture_unix_ns=view.last_capture_unix_ns,
+            capture_clock=view.capture_clock if source.live else "file",
+            clock_offset_s=view.clock_offset_s,
+            beat_s=self._config.beat_s,
+            reconnects=view.reconnects,
+        )
+
+
+def draw(files: Mapping[str, VideoFile], frames: Queue[Published]) -> Generator[Published]:
+    """Draw each message on its frame and encode it into the video of its source. Yields what was drawn.
+
+    This stage has a thread of its own, so that publishing never waits for an encoder.
+    """
+    with ExitStack() as opened:
+        writing = {name: opened.enter_context(file) for name, file in list(files.items())}
+        for published in frames:
+            if published.frame.picture is None:
+                frames.drop(published, NO_PICTURE)
+                continue
+            if published.source not in writing:  # added while running
+                writing[published.source] = opened.enter_context(files[published.source])
+            writing[published.source].write(published.frame, published.message, published.skeleton)
+            yield published
