@@ -67,6 +67,7 @@ class Pipeline:
         poses: file for the messages as JSON lines.
         video: file for the annotated video of the source that the pipeline starts with; of several sources each has its
             own, `<stem>.<source><suffix>`.
+        hold: go on without sources, until `stop`; otherwise the end of the last source ends the pipeline.
 
     Attributes:
         metrics: counts and times, while it runs and after.
@@ -76,7 +77,9 @@ class Pipeline:
         OutputError: `video` has a suffix that is none of a video.
     """
 
-    def __init__(self, config: PipelineConfig, *, poses: Path | None = None, video: Path | None = None) -> None:
+    def __init__(
+        self, config: PipelineConfig, *, poses: Path | None = None, video: Path | None = None, hold: bool = False
+    ) -> None:
         if video is not None:
             check_suffix(video)
         self.metrics = Metrics()
@@ -84,6 +87,8 @@ class Pipeline:
         self._config = config
         self._poses = PoseFile(poses) if poses else None
         self._video = video
+        self._hold = hold
+        self._sessions: dict[str, int] = {}
         self._videos: dict[str, VideoFile] = {}
         self._lock = threading.RLock()
         self._lanes: dict[str, Lane[Frame]] = {}
@@ -96,10 +101,18 @@ class Pipeline:
         self._drawn: Queue[Published] = Queue("draw", self.metrics)
         self._queues: tuple[Queue[Any], ...] = (self._frames, self._drawn)
         self._inference: Inference | None = None
+        self._publish: Publish | None = None
 
-    def add(self, address: str | Source) -> str:
+    @property
+    def endpoint(self) -> str:
+        """The address that messages are published on, once it has started; "" for none."""
+        return self._publish.endpoint if self._publish is not None else ""
+
+    def add(self, address: str | Source, session: int | None = None) -> str:
         """Add a source, before the start or while the pipeline runs; return its name, which no other source has.
 
+        Args:
+            session: of its messages, ns since 1970; None: the pipeline's, or a new one if the name was used before.
         Raises:
             SourceError: the address is malformed, or a path that does not exist.
             PipelineError: the pipeline has ended.
@@ -114,6 +127,8 @@ class Pipeline:
                 self._lanes[name] = self._frames.lane(capacity, drop_oldest=source.live)
             except QueueClosed as error:
                 raise PipelineError(f"{name}: the pipeline has ended; start another one") from error
+            if session is not None or any(other.name == name for other in self.sources):
+                self._sessions[name] = session or time.time_ns()
             self.sources = [*(other for other in self.sources if other.name != name), source]
             self.metrics.watch("decode", lambda: {(name, reason): n for reason, n in dict(source.drops).items()})
             if self._running:
@@ -211,11 +226,13 @@ class Pipeline:
         for queue in (poses, tracks):
             queue.lane(config.flow.stage_queue)
         self._queues = (self._frames, poses, tracks, self._drawn)
-        publish = Publish(config.publish, config.flow.age_budget_s, metrics, self._poses, lambda: self.sources)
+        self._publish = Publish(
+            config.publish, config.flow.age_budget_s, metrics, self._poses, lambda: self.sources, self._sessions
+        )
         stages: list[Stage[Any, Any]] = [
             Stage(inference, self._frames, poses, inference.workers, counts_itself=True),
             Stage(partial(track, config.make_tracker, config.score_scale), poses, tracks),
-            Stage(publish, tracks, self._drawn if self._video else None),
+            Stage(self._publish, tracks, self._drawn if self._video else None),
         ]
         return [*stages, Stage(partial(draw, self._videos), self._drawn)] if self._video else stages
 
@@ -268,7 +285,7 @@ class Pipeline:
             lane.close()
             if self._lanes.get(name) is lane:
                 del self._lanes[name]
-            if not self._lanes:
+            if not self._lanes and not self._hold:
                 self._frames.close()
 
     def _fail(self, error: BaseException) -> None:

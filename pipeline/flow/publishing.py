@@ -51,6 +51,10 @@ class Publish:
         age_budget_s: older live results are dropped, and a live source whose newest picture is older is late.
         poses: file for the messages; None writes none.
         sources: returns those whose states are published.
+        sessions: session of each source that has one of its own, by name.
+
+    Attributes:
+        endpoint: the address that was bound; "" for none.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class Publish:
         metrics: Metrics,
         poses: PoseFile | None,
         sources: Callable[[], Iterable[Source]],
+        sessions: Mapping[str, int],
     ) -> None:
+        self.endpoint = ""
         self._config = config
         self._age_budget_s = age_budget_s
         self._metrics = metrics
@@ -68,6 +74,7 @@ class Publish:
         self._sources = sources
         self._outlets: list[Callable[[Message], None]] = []
         self._session = time.time_ns()
+        self._sessions = sessions
         self._next_beat_s = 0.0
         self._seq: dict[str, int] = {}
         self._skeletons: dict[str, SkeletonMessage] = {}
@@ -77,7 +84,8 @@ class Publish:
         with ExitStack() as opened:
             publisher = opened.enter_context(Publisher(self._config)) if self._config.endpoint else None
             if publisher is not None:
-                _log.info("publishing on %s", publisher.endpoint)
+                self.endpoint = publisher.endpoint
+                _log.info("publishing on %s", self.endpoint)
                 self._outlets.append(publisher.publish)
                 opened.callback(self._end, publisher)
             if self._poses is not None:
@@ -91,20 +99,25 @@ class Publish:
 
     def _publish(self, tracked: FrameTracks) -> Published:
         source, found = tracked.source, tracked.detections
-        skeleton = self._skeletons.get(source)
+        session, skeleton = self._session_of(source), self._skeletons.get(source)
         messages: list[Message] = []
-        if skeleton is None or skeleton.prompt_id != found.prompt_id:
+        if skeleton is not None and skeleton.session != session:
+            del self._seq[source]
+        if skeleton is None or (skeleton.session, skeleton.prompt_id) != (session, found.prompt_id):
             skeleton = self._skeletons[source] = skeleton_message(
-                found.prompts, found.prompt_id, source=source, session=self._session, publish_unix_ns=time.time_ns()
+                found.prompts, found.prompt_id, source=source, session=session, publish_unix_ns=time.time_ns()
             )
             messages.append(skeleton)
         seq = self._seq[source] = self._seq.get(source, -1) + 1
-        message = pose_message(tracked, session=self._session, seq=seq, publish_unix_ns=time.time_ns())
+        message = pose_message(tracked, session=session, seq=seq, publish_unix_ns=time.time_ns())
         self._metrics.count_age(source, tracked.frame.age_s)
         for item in (*messages, message):
             for put_out in self._outlets:
                 put_out(item)
         return Published(tracked.frame, message, skeleton)
+
+    def _session_of(self, source: str) -> int:
+        return self._sessions.get(source, self._session)
 
     def _beat(self, publisher: Publisher) -> None:
         """Publish the states of all sources when it is time."""
@@ -124,7 +137,7 @@ class Publish:
         view = source.status.view(self._age_budget_s if source.live else 0.0)
         return StatusMessage(
             schema=SCHEMA,
-            session=self._session,
+            session=self._session_of(source.name),
             host=boot_id(),
             source=source.name,
             state=view.state,

@@ -70,7 +70,11 @@ def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) ->
 
 
 def track(make_tracker: MakeTracker, scale: ScoreScale, frames: Queue[FramePoses]) -> Generator[FrameTracks]:
-    """Give identities. Each source has a tracker of its own; see `PromptedTracker`."""
+    """Give identities. Each source has a tracker of its own; one that is added again has a new one."""
     trackers: dict[str, PromptedTracker] = defaultdict(lambda: PromptedTracker(make_tracker, scale))
+    newest: dict[str, int] = {}
     for poses in frames:
+        if poses.frame.index <= newest.get(poses.source, -1):  # the source was added again
+            del trackers[poses.source]
+        newest[poses.source] = poses.frame.index
         yield trackers[poses.source].update(poses)

@@ -18,7 +18,7 @@ from typing import Self
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
-from xpose_client.messages import POSES, SEPARATOR, Message, encode, topic_of
+from xpose_client.messages import POSES, SEPARATOR, Message, encode
 
 _SUBSCRIBE = b"\x01"
 _READ_FOR_S = 0.005  # longest time that one call spends on reading subscriptions
@@ -87,8 +87,11 @@ class Publisher:
 
     def publish(self, message: Message) -> None:
         """Send `message` to whoever subscribed to its topic; never waits."""
-        data = encode(message)
-        self._last[topic_of(message).encode() + SEPARATOR] = data
+        self.forward(encode(message))
+
+    def forward(self, data: bytes) -> None:
+        """Send a message that is encoded already."""
+        self._last[data[: data.index(SEPARATOR) + 1]] = data
         self._socket.send(data)
 
     def serve_late_joiners(self) -> int:

@@ -66,7 +66,8 @@ class PoseMessage(msgspec.Struct, frozen=True):
 
     Attributes:
         schema: version of this format.
-        session (ns since 1970): start of the publishing process; a new value means that sequence numbers start again.
+        session (ns since 1970): start of the publishing process, or of the source if it was added later under a name
+            that was used before; a new value means that sequence numbers start again.
         seq: 0, 1, 2, … per session and source, without gaps; a gap seen by a subscriber is a lost message.
         source: name of the source. A byte of a file name that is not UTF-8 is written as \\xNN, also in `file`.
         frame: index of the frame in its source; a gap of a live source is frames dropped for newer ones.
@@ -127,7 +128,7 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
 
     Attributes:
         schema: version of this format.
-        session (ns since 1970): start of the publishing process.
+        session (ns since 1970): as in the pose messages.
         source: name of the source.
         prompt_id: grows by one with each change of prompts.
         publish_unix_ns (ns since 1970): wall clock when the message was made.
@@ -147,7 +148,7 @@ class StatusMessage(msgspec.Struct, frozen=True):
 
     Attributes:
         schema: version of this format.
-        session (ns since 1970): start of the publishing process.
+        session (ns since 1970): as in the pose messages.
         host: boot id of the publishing machine, whose monotonic clock `publish_monotonic_ns` is of.
         source: name of the source.
         state: "connecting", "live", "late" (the newest picture is older than the age budget), "lost" (no picture comes)

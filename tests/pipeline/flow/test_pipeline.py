@@ -155,6 +155,33 @@ def test_source_can_be_added_and_removed_while_the_pipeline_runs(tmp_path: Path)
         pipeline.add(FakeSource(1))
 
 
+def test_source_that_was_removed_and_added_again_has_a_new_session_and_a_new_tracker(tmp_path: Path) -> None:
+    poses = tmp_path / "poses.jsonl"
+    pipeline = make_pipeline(FakeSource(100_000, "first", live=True, interval_s=0.002), poses=poses, hold=True)
+    pipeline.start(FakeEngine(), (MUG,))
+    while pipeline.metrics.frames_out("publish", "first") < 20:
+        time.sleep(0.01)
+    pipeline.remove("first")
+    assert pipeline.add(FakeSource(20, "first")) == "first"
+    while pipeline.metrics.frames_out("publish", "first") < 40:
+        time.sleep(0.01)
+    pipeline.remove("first")
+    assert pipeline.add(FakeSource(5, "first"), session=77) == "first"
+    assert not pipeline.wait(0.3), "a pipeline that holds ended with its last source"
+    pipeline.stop()
+    assert pipeline.wait(END_S)
+    pipeline.finish()
+    written = lines_of(poses)
+    sessions = list(dict.fromkeys(line["session"] for line in written))
+    assert sessions == [*sorted(sessions[:2]), 77]
+    for session in sessions:
+        numbers = [line["seq"] for line in written if line["session"] == session]
+        assert numbers == list(range(len(numbers)))
+    assert {track["id"] for line in written if line["session"] == 77 for track in line["tracks"]} == {1}
+    skeletons = lines_of(tmp_path / "poses.skeletons.jsonl")
+    assert [line["session"] for line in skeletons] == sessions
+
+
 def test_address_that_cannot_be_is_refused_before_anything_starts() -> None:
     pipeline = make_pipeline()
     with pytest.raises(SourceError, match="no such file"):
