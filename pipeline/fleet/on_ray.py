@@ -3,24 +3,18 @@
 Each file is a Ray task. Ray starts as many at a time as there is room for, and tries a task again elsewhere when its
 process or its machine dies. A process keeps its engine for its next file. Inputs and outputs are paths that all
 machines see.
-
-Ray's ports execute code: whoever reaches them owns the machines. A cluster that is started here listens on this machine
-only. Ray's usage reports are turned off.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.errors import ConfigError
 from pipeline.fleet.jobs import Job
 from pipeline.fleet.local import MakeWorker, Runs
+from pipeline.fleet.ray_cluster import connected
 from pipeline.fleet.worker import Outcome
 
-LOCAL = "local"
 _RETRIES = 2
 
 
@@ -44,13 +38,7 @@ def run_on_ray(
         ConfigError: Ray is not installed, or the cluster cannot be reached.
         The error of `make_worker`, such as weights that are absent.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; today's warns
-    ray = _ray()
-    owned = not ray.is_initialized()
-    if owned:
-        _connect(ray, address)
-    try:
+    with connected(address) as ray:
         task = ray.remote(_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)
         shared = ray.put(make_worker)
         waiting = list(reversed(jobs))
@@ -61,9 +49,6 @@ def run_on_ray(
                 under_way[task.remote(shared, max(1, int(cpus)), job)] = job
             (done,), _ = ray.wait(list(under_way), num_returns=1)
             report(_outcome(ray, done, under_way.pop(done)))
-    finally:
-        if owned:
-            ray.shutdown()
 
 
 _worker: Runs | None = None
@@ -86,22 +71,3 @@ def _outcome(ray: Any, done: Any, job: Job) -> Outcome:
         reason = str(error).splitlines()[0]
         return Outcome(job, "failed", error=f"{job.input}: its worker died {_RETRIES + 1} times ({reason})")
     return outcome
-
-
-def _connect(ray: Any, address: str) -> None:
-    try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address == LOCAL else None,
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1" if address == LOCAL else None,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"--ray {address}: no cluster answers ({error}); give its address, or local") from error
-
-
-def _ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ConfigError("--ray: Ray is not installed; pip install 'xpose-stream[fleet]'") from error
