@@ -25,6 +25,7 @@ PIPELINE_ALLOWED = {
     "sources": {"errors", "frames", "names", "synthetic"},
     "outputs": {"errors", "frames"},
     "flow": {"config", "errors", "frames", "sources", "outputs"},
+    "service": {"config", "errors", "flow", "frames", "names", "outputs", "sources"},
     "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources"},
     "synthetic": set(),
 }

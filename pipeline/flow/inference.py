@@ -102,6 +102,7 @@ class Inference:
     def __call__(self, frames: Queue[Frame]) -> Generator[FramePoses]:
         """Infer up to `batch` frames per call, and pass their detections on after those of earlier calls."""
         while not frames.ended:
+            frames.leave()  # a worker that waits for its turn works on nothing
             passed_on = threading.Event()
             try:
                 with self._room:

@@ -6,8 +6,10 @@ Durations go into logarithmic histograms whose bins are 2 % wide, so a percentil
 import math
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Self
 
 NEWER_FRAME = "newer frame"
 TOO_OLD = "too old"
@@ -28,6 +30,7 @@ class LatencyHistogram:
     def __init__(self) -> None:
         self._counts = [0] * _BINS
         self.count = 0
+        self.sum_s = 0.0
         self.largest_s = 0.0
 
     def add(self, duration_s: float) -> None:
@@ -35,6 +38,7 @@ class LatencyHistogram:
         clipped_s = min(max(duration_s, _SMALLEST_S), _LARGEST_S)
         self._counts[round(math.log(clipped_s / _SMALLEST_S) / math.log(_BIN_RATIO))] += 1
         self.count += 1
+        self.sum_s += duration_s
         self.largest_s = max(self.largest_s, duration_s)
 
     def percentile_s(self, percent: float) -> float | None:
@@ -45,6 +49,19 @@ class LatencyHistogram:
             if seen >= rank:
                 return min(_SMALLEST_S * _BIN_RATIO**index, self.largest_s)
         return None
+
+    def cumulative(self, bounds_s: Sequence[float]) -> list[int]:
+        """Return for each bound, in seconds, how many durations do not exceed it. A bound is right to 1 %."""
+        totals = list(accumulate(self._counts))
+        last = [math.floor(math.log(bound_s / _SMALLEST_S) / math.log(_BIN_RATIO) + 1e-9) for bound_s in bounds_s]
+        return [0 if index < 0 else totals[min(index, _BINS - 1)] for index in last]
+
+    def copy(self) -> Self:
+        """Return a histogram with the same durations."""
+        other = type(self)()
+        other._counts = list(self._counts)
+        other.count, other.sum_s, other.largest_s = self.count, self.sum_s, self.largest_s
+        return other
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,24 @@ class StageReport:
     took: LatencyHistogram
 
 
+@dataclass(frozen=True)
+class MetricsView:
+    """All facts at one moment.
+
+    Attributes:
+        frames_out: frames that a stage passed on, by (stage, source).
+        drops: frames that were dropped, by (stage, source, reason).
+        took, waited: the time per frame in a stage, and in its queue, by stage.
+        ages: the age of each source's frames when they were published.
+    """
+
+    frames_out: dict[tuple[str, str], int]
+    drops: dict[tuple[str, str, str], int]
+    took: dict[str, LatencyHistogram]
+    waited: dict[str, LatencyHistogram]
+    ages: dict[str, LatencyHistogram]
+
+
 class Metrics:
     """Facts of every stage; any thread may add, any thread may read.
 
@@ -83,6 +118,7 @@ class Metrics:
         self._waited: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
         self._took: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
         self._age_s: dict[str, float] = {}
+        self._ages: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
 
     def watch(self, stage: str, drops: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         """Report what `drops` returns as the drops of `stage`, by (source, reason)."""
@@ -106,6 +142,7 @@ class Metrics:
         """Count the age of a frame at the moment when it was published."""
         with self._lock:
             self._age_s[source] = age_s
+            self._ages[source].add(age_s)
             self._took[self.CAPTURE_TO_PUBLISH].add(age_s)
 
     def frames_out(self, stage: str, source: str | None = None) -> int:
@@ -127,6 +164,18 @@ class Metrics:
                 if stage in (None, name) and source in (None, of):
                     found[reason] += count
         return found
+
+    def view(self) -> MetricsView:
+        """Return all facts at this moment."""
+        with self._lock:
+            counted: Counter[tuple[str, str, str]] = Counter()
+            for stage, dropped in self._drops:
+                counted.update({(stage, source, reason): n for (source, reason), n in dict(dropped()).items()})
+            took, waited, ages = (
+                {name: histogram.copy() for name, histogram in histograms.items()}
+                for histograms in (self._took, self._waited, self._ages)
+            )
+            return MetricsView(dict(self._out), dict(counted), took, waited, ages)
 
     def report(self) -> list[StageReport]:
         """One report per stage, in the order in which frames pass; capture to publish last."""

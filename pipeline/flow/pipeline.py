@@ -72,6 +72,8 @@ class Pipeline:
     Attributes:
         metrics: counts and times, while it runs and after.
         sources: every source that was added, the latest of each name.
+        stages: the stages after the decoders, first to last, once it has started.
+        started_s: `time.monotonic` when the engine was warm and the sources began; None before.
 
     Raises:
         OutputError: `video` has a suffix that is none of a video.
@@ -180,10 +182,12 @@ class Pipeline:
         stages = self._make_stages(self._inference)
         for stage in reversed(stages):
             self._threads += [self._spawn(stage.input.stage, stage.drive) for _ in range(stage.workers)]
+        self.stages = stages
         for stage in stages:
             stage.input.read.wait()
         with self._lock:
             self._running = True
+            self.started_s = time.monotonic()
             for source in self.sources if self._failure is None else ():
                 self._start_decoder(source)
 

@@ -51,7 +51,9 @@ class Lane(Generic[Item]):
         """
         with self.queue.changed:
             if not self.drop_oldest:
+                self.queue.waiting_producers += 1
                 self.queue.changed.wait_for(lambda: self.closed or len(self.items) < self.capacity)
+                self.queue.waiting_producers -= 1
             if self.closed:
                 self.queue.drop(item, STOPPED)
                 raise QueueClosed
@@ -80,6 +82,7 @@ class Queue(Generic[Item]):
         drops: how many items were dropped, by (source, reason).
         taken_s: `time.perf_counter` of the last `take`.
         read: set once somebody reads the queue.
+        waiting_producers: how many threads wait in `put` for room.
     """
 
     def __init__(self, stage: str, metrics: Metrics, *, producers: int = 1) -> None:
@@ -89,6 +92,8 @@ class Queue(Generic[Item]):
         self.taken_s = 0.0
         self.read = threading.Event()
         self.changed = threading.Condition()
+        self.waiting_producers = 0
+        self._working_since_s: dict[int, float] = {}  # by thread; a thread that waits for an item is not here
         self._producers = producers
         self._lanes: deque[Lane[Item]] = deque()
         self._lane_of: dict[str | None, Lane[Item]] = {}
@@ -122,6 +127,7 @@ class Queue(Generic[Item]):
         self.read.set()
         taken: list[Item] = []
         with self.changed:
+            self._working_since_s.pop(threading.get_ident(), None)
             self.changed.wait_for(lambda: any(lane.items for lane in self._lanes) or self.ended, timeout_s)
             self.taken_s = time.perf_counter()
             while len(taken) < limit and any(lane.items for lane in self._lanes):
@@ -132,6 +138,8 @@ class Queue(Generic[Item]):
                     self.metrics.count_in(self.stage, item.source, self.taken_s - put_s)
                 if lane.items or not lane.closed:
                     self._lanes.append(lane)
+            if taken:
+                self._working_since_s[threading.get_ident()] = self.taken_s
             self.changed.notify_all()
         return taken
 
@@ -148,6 +156,21 @@ class Queue(Generic[Item]):
         """Whether the queue is closed and empty."""
         with self.changed:
             return self._producers <= 0 and all(lane.closed and not lane.items for lane in self._lanes)
+
+    def leave(self) -> None:
+        """The calling thread has finished what it took."""
+        with self.changed:
+            self._working_since_s.pop(threading.get_ident(), None)
+
+    def working_s(self) -> float:
+        """For how long a reader has been working on what it took; the longest of all readers, 0 while all wait."""
+        with self.changed:
+            since_s = min(self._working_since_s.values(), default=None)
+        return 0.0 if since_s is None else time.perf_counter() - since_s
+
+    def __len__(self) -> int:
+        with self.changed:
+            return sum(len(lane.items) for lane in self._lanes)
 
     def drop(self, item: FromSource, reason: str) -> None:
         """Count an item that goes no further."""

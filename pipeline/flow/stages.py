@@ -84,6 +84,7 @@ class Stage(Generic[Item, Out]):
         except QueueClosed:
             pass
         finally:
+            self.input.leave()
             self.input.read.set()
             if self.output is not None:
                 self.output.close()

@@ -67,11 +67,13 @@ class SourceStatus:
         self._offset_s: float | None = None
         self._state: State = "connecting"
         self._since_unix_ns = time.time_ns()
+        self._moved_ns = time.monotonic_ns()
 
     def connected(self) -> None:
         """A connection was opened, or opened again."""
         with self._lock:
             self._connected = True
+            self._moved_ns = time.monotonic_ns()
 
     def picture(self, frame: Frame, offset_s: float | None = None) -> None:
         """A picture came; `offset_s` is the constant error of the camera's clock."""
@@ -79,7 +81,8 @@ class SourceStatus:
             self._newest = frame
             self._connected = True
             self._offset_s = offset_s
-            self._arrivals_ns.append(time.monotonic_ns())
+            self._moved_ns = time.monotonic_ns()
+            self._arrivals_ns.append(self._moved_ns)
 
     def failed(self, sentence: str) -> None:
         """The connection was lost, or could not be opened."""
@@ -87,17 +90,24 @@ class SourceStatus:
             self._reconnects += self._connected
             self._connected = False
             self._error = sentence
+            self._moved_ns = time.monotonic_ns()
 
     def warn(self, sentence: str) -> None:
         """Something is wrong, but the connection is still open."""
         with self._lock:
             self._error = sentence
+            self._moved_ns = time.monotonic_ns()
 
     def ended(self, sentence: str | None = None) -> None:
         """There will be no more pictures; `sentence` says why where that is an error."""
         with self._lock:
             self._ended = True
             self._error = sentence or self._error
+
+    def unmoved_s(self) -> float:
+        """For how long the iterating thread has neither brought a picture nor tried to connect; 0 after the end."""
+        with self._lock:
+            return 0.0 if self._ended else (time.monotonic_ns() - self._moved_ns) / 1e9
 
     def view(self, budget_s: float = 0.0) -> StatusView:
         """Return the status now.

@@ -44,3 +44,28 @@ def test_report_adds_sources_up_and_keeps_reasons_apart() -> None:
     assert metrics.drops("b") == {"newer frame": 3}
     assert metrics.drops().total() == 4
     assert (metrics.age_s("a"), metrics.age_s("b")) == (0.1, None)
+
+
+def test_cumulative_counts_hold_what_does_not_exceed_each_bound() -> None:
+    durations_s = np.exp(np.random.default_rng(1).uniform(np.log(2e-6), np.log(20), 2000))
+    histogram = LatencyHistogram()
+    for duration_s in durations_s:
+        histogram.add(duration_s)
+    for bound_s, count in zip(
+        (1e-7, 1e-3, 0.1, 5.0, 1e6), histogram.cumulative((1e-7, 1e-3, 0.1, 5.0, 1e6)), strict=True
+    ):
+        assert (durations_s < 0.98 * bound_s).sum() <= count <= (durations_s < 1.02 * bound_s).sum()
+    assert histogram.sum_s == pytest.approx(durations_s.sum())
+
+
+def test_view_stays_as_it_was_when_more_is_counted() -> None:
+    metrics = Metrics()
+    metrics.watch("infer", lambda: {("a", "too old"): 2})
+    metrics.count_out("infer", "a", took_s=0.5)
+    metrics.count_age("a", 0.25)
+    view = metrics.view()
+    metrics.count_out("infer", "a", took_s=0.5)
+    metrics.count_age("a", 0.25)
+    assert view.frames_out == {("infer", "a"): 1}
+    assert view.drops == {("infer", "a", "too old"): 2}
+    assert (view.took["infer"].count, view.ages["a"].count, view.ages["a"].sum_s) == (1, 1, 0.25)

@@ -1,0 +1,1 @@
+"""What runs beside the stages: steering and watching a pipeline, from this process or from elsewhere."""

@@ -1,0 +1,70 @@
+"""Whether the pipeline is alive, and whether it is ready to work.
+
+Alive: no thread works on one frame for longer than its bound. A thread that waits for a frame, or for room after it, is
+well; then the thread after it is looked at. The thread of a live source is well while it brings pictures or tries to
+connect: a camera that is off makes nothing unhealthy.
+
+Ready: the engine is warm, and a live source is live or all files are under way.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pipeline.flow.pipeline import Pipeline
+from pipeline.flow.stages import Stage
+from pipeline.sources import Source, SourceConfig
+
+
+class Health:
+    """Looks at a pipeline from any thread.
+
+    Args:
+        stall_s: longest time that a stage may take for one frame.
+        sources: settings of the sources, whose time-outs bound how long their threads may be silent.
+    """
+
+    def __init__(self, pipeline: Pipeline, stall_s: float, sources: SourceConfig) -> None:
+        self._pipeline = pipeline
+        self._stall_s = stall_s
+        self._silent_s = stall_s + 2 * (sources.open_timeout_s + sources.read_timeout_s)
+
+    def stalled(self) -> list[str]:
+        """Return one sentence for each thread that is stuck; none where the pipeline is alive."""
+        started_s = self._pipeline.started_s
+        if started_s is None:
+            return []
+        up_s = time.monotonic() - started_s
+        found = [sentence for stage in self._pipeline.stages if (sentence := self._stalled_stage(stage))]
+        return found + [
+            f"the thread of {source.name} has done nothing for {silent_s:.0f} s; its bound is {self._silent_s:.0f} s"
+            for source in list(self._pipeline.sources)
+            if source.live and (silent_s := min(source.status.unmoved_s(), up_s)) > self._silent_s
+        ]
+
+    def unready(self) -> str | None:
+        """Return why the pipeline is not ready, or None where it is."""
+        if self._pipeline.started_s is None:
+            return "the engine is warming up"
+        sources = list(self._pipeline.sources)
+        states = {source.name: _state(source) for source in sources}
+        live = [source.name for source in sources if source.live]
+        files = [source.name for source in sources if not source.live]
+        if any(states[name] == "live" for name in live):
+            return None
+        if files and all(states[name] != "connecting" for name in files):
+            return None
+        if not sources:
+            return "there is no source yet"
+        return "no source is live: " + ", ".join(f"{name} is {state}" for name, state in states.items())
+
+    def _stalled_stage(self, stage: Stage[Any, Any]) -> str | None:
+        working_s = stage.input.working_s()
+        if working_s <= self._stall_s or (stage.output is not None and stage.output.waiting_producers):
+            return None
+        return f"stage {stage.input.stage} has worked on one frame for {working_s:.0f} s; its bound is {self._stall_s:.0f} s"
+
+
+def _state(source: Source) -> str:
+    return source.status.view(source.age_budget_s if source.live else 0.0).state
