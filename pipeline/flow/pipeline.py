@@ -86,6 +86,8 @@ class Pipeline:
             check_suffix(video)
         self.metrics = Metrics()
         self.sources: list[Source] = []
+        self.stages: list[Stage[Any, Any]] = []
+        self.started_s: float | None = None
         self._config = config
         self._poses = PoseFile(poses) if poses else None
         self._video = video

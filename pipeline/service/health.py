@@ -63,7 +63,8 @@ class Health:
         working_s = stage.input.working_s()
         if working_s <= self._stall_s or (stage.output is not None and stage.output.waiting_producers):
             return None
-        return f"stage {stage.input.stage} has worked on one frame for {working_s:.0f} s; its bound is {self._stall_s:.0f} s"
+        name = stage.input.stage
+        return f"stage {name} has worked on one frame for {working_s:.0f} s; its bound is {self._stall_s:.0f} s"
 
 
 def _state(source: Source) -> str:
