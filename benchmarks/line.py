@@ -41,6 +41,9 @@ class InstantEngine:
         self._nothing = Detections.empty(tuple(classes), 1)
         return 1
 
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        """The detections are fixed."""
+
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> "Finished":
         return Finished([self._nothing] * len(images))
 

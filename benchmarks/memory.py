@@ -61,6 +61,9 @@ class Crowd:
         self._prompts = tuple(classes)
         return 1
 
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        """The detections are fixed."""
+
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Finished:
         return Finished([self._next() for _ in images])
 

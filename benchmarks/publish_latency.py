@@ -19,7 +19,7 @@ from benchmarks.chaos.subscribers import beside, flood
 from engines.detections import Detections
 from engines.prompts import parse_prompt
 from engines.scores import ScoreScale
-from pipeline.flow.tracking import PromptedTracker
+from pipeline.flow.tracking import PromptedTracker, ScoreRules
 from pipeline.frames import Frame, FramePoses, FrameTracks, now_ns
 from pipeline.outputs.messages import pose_message
 from pipeline.outputs.publisher import PublishConfig, Publisher
@@ -79,7 +79,8 @@ def publish(publisher: Publisher, messages: int) -> int:
     prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
     rng = np.random.default_rng(0)
     pose_K2 = rng.uniform(0, 60, (17, 2)).astype(np.float32)
-    tracker = PromptedTracker(lambda still, sigmas: Tracker(None, sigmas), ScoreScale(0.3, 0.7))
+    tracker = PromptedTracker(lambda still, sigmas: Tracker(None, sigmas))
+    rules = ScoreRules(ScoreScale(0.3, 0.7), still_threshold=0.0)
     pixels = np.zeros((480, 640, 3), np.uint8)
     size_bytes = 0
     for seq in range(messages):
@@ -92,7 +93,7 @@ def publish(publisher: Publisher, messages: int) -> int:
         scores_N = np.full(PEOPLE, 0.9, np.float32)
         found = Detections(boxes_N4, scores_N, np.zeros(PEOPLE, np.int64), keypoints_NK2, 1, prompts)
         frame = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receipt")
-        tracks = tracker.update(FramePoses(frame, found)).tracks
+        tracks = tracker.update(FramePoses(frame, found), rules).tracks
         stamped = Frame("camera", seq, pixels, seq * INTERVAL_S, *now_ns(), "receipt")  # the clock starts here
         publisher.serve_late_joiners()
         message = pose_message(FrameTracks(stamped, found, tracks), session=1, seq=seq, publish_unix_ns=time.time_ns())

@@ -17,7 +17,7 @@ import copy
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ class Pending:
 
 
 class Engine:
-    """One network with its prompts. `set_prompts` is thread-safe; all other methods belong to one thread."""
+    """One network with its prompts. `set_...` methods are thread-safe; all other methods belong to one thread."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Load the weights and make the backend ready.
@@ -97,7 +97,7 @@ class Engine:
         self._visual_weights, self._encoder, self.backend_name, self._backend = _in_passing_thread(_load, config)
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
-        self._thresholds = kept_of(config.model, config.score_threshold, config.nms_iou)
+        self._thresholds: tuple[float, float] = kept_of(config.model, config.score_threshold, config.nms_iou)
         self._trained = trained_categories(config.model, config.weights)
         self._encoding = threading.Lock()
         self._swapping = threading.Lock()
@@ -144,6 +144,20 @@ class Engine:
                 self._last_id += 1
                 self._waiting = (self._last_id, tuple(classes), tensors)
                 return self._last_id
+
+    @property
+    def categories(self) -> Mapping[str, str] | None:
+        """Classes that the model was trained on, each with its keypoint list; None where it takes any words."""
+        return self._trained
+
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        """Keep detections by these from the next call of `submit` on. Thread-safe.
+
+        Args:
+            score_threshold: detections above this score are kept.
+            nms_iou: detections that overlap a better one by more than this IoU are dropped.
+        """
+        self._thresholds = (score_threshold, nms_iou)
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Pending:
         """Start to look for the prompted classes in RGB images [H, W, 3] of any sizes and number.

@@ -3,6 +3,7 @@
     XPoseError
     ├── CheckpointError   weights: absent, truncated, of another model
     ├── PromptError       prompts, skeleton files, example images
+    │   └── CapacityError   more classes or keypoints than the engine has room for
     ├── InputError        images that cannot be used, arguments out of range
     ├── BackendError      a backend that this machine lacks or that failed
     └── EngineCacheError  a compiled engine that does not belong to this model or machine
@@ -21,6 +22,15 @@ class CheckpointError(XPoseError, ValueError):
 
 class PromptError(XPoseError, ValueError):
     """A prompt, a skeleton file or an example image cannot be used."""
+
+
+class CapacityError(PromptError):
+    """More classes or keypoints than the engine has room for; `classes` and `keypoints` say how many are needed."""
+
+    def __init__(self, message: str, classes: int, keypoints: int) -> None:
+        super().__init__(message)
+        self.classes = classes
+        self.keypoints = keypoints
 
 
 class InputError(XPoseError, ValueError):

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.clip import Clip, tokenize
-from engines.errors import PromptError
+from engines.errors import CapacityError, PromptError
 from engines.folders import cache_root
 from engines.prompt_tensors import PromptTensors
 from engines.skeletons import Skeleton, fold, known_skeletons, load_skeleton, nearest, skeletons_by_instance
@@ -75,6 +75,7 @@ def parse_prompt(
     examples: Sequence[Example] = (),
     object_from: Modality = "example",
     keypoints_from: Modality = "example",
+    load_list: Callable[[str], Skeleton] = load_skeleton,
 ) -> tuple[PromptClass, ...]:
     """Turn the user's words into classes.
 
@@ -84,8 +85,10 @@ def parse_prompt(
         max_classes, max_keypoints: the engine's capacity.
         examples: marked images; each belongs to the class of its name. A class without examples is prompted from text.
         object_from, keypoints_from: where the prompts of a class with examples come from.
+        load_list: returns the keypoint list that follows an @.
     Raises:
-        PromptError: an item is empty, occurs twice, or is unknown and has no keypoints; or there are too many.
+        PromptError: an item is empty, occurs twice, or is unknown and has no keypoints.
+        CapacityError: there are too many classes or keypoints.
     """
     items = [" ".join(item.split()) for item in prompt.split(",")]
     if "" in items:
@@ -99,7 +102,7 @@ def parse_prompt(
         if fold(name) in classes:
             raise PromptError(f"the class {name!r} occurs twice in {prompt!r}; each may be asked for once")
         own = [example for example in examples if fold(example.name) == fold(name)]
-        skeleton = load_skeleton(listed) if at else free or _skeleton_of(name, own)
+        skeleton = load_list(listed) if at else free or _skeleton_of(name, own)
         ordered = tuple(example.in_order_of(skeleton) for example in own)
         modalities = (object_from, keypoints_from) if own else ("text", "text")
         classes[fold(name)] = PromptClass(name, skeleton, ordered, *modalities)
@@ -114,16 +117,17 @@ def require_capacity(classes: Sequence[PromptClass], max_classes: int, max_keypo
     """Refuse prompts that exceed an engine's capacity.
 
     Raises:
-        PromptError: there is no class, there are too many, or one has too many keypoints.
+        CapacityError: there is no class, there are too many, or one has too many keypoints.
     """
+    longest = max((len(prompt_class.skeleton.keypoints) for prompt_class in classes), default=0)
     if not 1 <= len(classes) <= max_classes:
-        raise PromptError(f"{len(classes)} classes are asked for, this engine takes 1 to {max_classes} (max_classes)")
+        sentence = f"{len(classes)} classes are asked for, this engine takes 1 to {max_classes} (max_classes)"
+        raise CapacityError(sentence, len(classes), longest)
     for prompt_class in classes:
         count = len(prompt_class.skeleton.keypoints)
         if count > max_keypoints:
-            raise PromptError(
-                f"{prompt_class.name!r} has {count} keypoints, this engine takes {max_keypoints} (max_keypoints)"
-            )
+            sentence = f"{prompt_class.name!r} has {count} keypoints, this engine takes {max_keypoints} (max_keypoints)"
+            raise CapacityError(sentence, len(classes), longest)
 
 
 def require_trained(classes: Sequence[PromptClass], trained: Mapping[str, str]) -> None:

@@ -25,8 +25,10 @@ from engines.config import EngineConfig
 from engines.scores import ScoreScale, calibration_of, kept_of
 from pipeline.errors import ConfigError
 from pipeline.flow.stages import FlowConfig
+from pipeline.flow.tracking import ScoreRules
 from pipeline.outputs.publisher import PublishConfig
 from pipeline.outputs.video import VideoConfig
+from pipeline.service.config import ControlConfig
 from pipeline.sources import SourceConfig
 from trackers import StillTracker, Tracker, TrackerConfig
 
@@ -46,6 +48,7 @@ class PipelineConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     @property
     def threshold(self) -> float:
@@ -66,13 +69,19 @@ class PipelineConfig:
         sure = min(max(calibration_of(self.engine.model).sure_score, self.threshold), _LARGEST_SURE)
         return ScoreScale(sure, self.tracker.association.new_score)
 
+    @property
+    def score_rules(self) -> ScoreRules:
+        """What scores mean to the trackers."""
+        scale = self.score_scale
+        return ScoreRules(scale, float(scale.to_tracker(np.array(self.threshold, np.float32))))
+
     def make_tracker(self, still: bool, sigmas: Mapping[int, NDArray[np.float64]]) -> Tracker | StillTracker:
         """Make a tracker for one source, from the OKS sigmas [K] of each class index.
 
         Stills drop doubtful detections: a still has no track that they could continue.
         """
         if still:
-            return StillTracker(float(self.score_scale.to_tracker(np.array(self.threshold, np.float32))))
+            return StillTracker(self.score_rules.still_threshold)
         return Tracker(self.tracker, sigmas)
 
 

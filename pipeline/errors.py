@@ -8,6 +8,7 @@
     engines.errors       XPoseError
                          ├── CheckpointError    weights: absent, truncated, of another model
                          ├── PromptError        prompts, skeleton files, example images
+                         │   └── CapacityError  more classes or keypoints than the engine has room for
                          ├── InputError         images that cannot be used, arguments out of range
                          ├── BackendError       a backend that this machine lacks or that failed
                          └── EngineCacheError   a compiled engine that does not belong to this model or machine

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import ConfigError
-
 if TYPE_CHECKING:
     from engines.config import EngineConfig
     from engines.prompts import PromptClass
@@ -47,30 +45,7 @@ def parse_prompts(
         ConfigError: options that make no sense together.
         PromptError: unknown words, or an example that cannot be used.
     """
-    from engines.prompts import parse_prompt
-    from engines.visual_prompts import load_example
+    from pipeline.prompting import load_examples, prompts_of
 
-    object_from, _, keypoints_from = prompt_from.partition("/")
-    for modality in (object_from, keypoints_from or object_from):
-        if modality not in ("example", "text", "mean"):
-            raise ConfigError(
-                f"--prompt-from {prompt_from}: give example, text or mean, or two of them as in text/example"
-            )
-    images, annotations = images or [], annotations or []
-    if len(annotations) == 1:
-        annotations = [annotations[0]] * len(images)
-    if len(annotations) != len(images):
-        raise ConfigError(
-            f"{len(images)} --prompt-image with {len(annotations)} --prompt-annotation: give one annotation file for "
-            "each image, or one for all"
-        )
-    examples = [load_example(image, annotation) for image, annotation in zip(images, annotations, strict=True)]
-    return parse_prompt(
-        prompt,
-        keypoints,
-        max_classes=engine.max_classes,
-        max_keypoints=engine.max_keypoints,
-        examples=examples,
-        object_from=object_from,  # type: ignore[arg-type]
-        keypoints_from=keypoints_from or object_from,  # type: ignore[arg-type]
-    )
+    examples = load_examples(images or [], annotations or [])
+    return prompts_of(engine, prompt, keypoints, examples, prompt_from)

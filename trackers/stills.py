@@ -22,12 +22,12 @@ class StillTracker:
     again. One picture says nothing about motion: velocities and covariances are NaN.
 
     Args:
-        score_threshold: detections at or below this score are dropped.
+        score_threshold: detections at or below this score are dropped; assign it to change it.
         max_detections: the best detections of a picture, by score, are kept.
     """
 
     def __init__(self, score_threshold: float = 0.0, max_detections: int = 1000) -> None:
-        self._score_threshold = score_threshold
+        self.score_threshold = score_threshold
         self._max_detections = max_detections
         self._next_id = 1
         self._last = self.update(Detections.of(np.empty((0, 4))), 0.0)
@@ -49,7 +49,7 @@ class StillTracker:
         """
         keypoints = 0 if detections.keypoints_NK2 is None else detections.keypoints_NK2.shape[1]
         valid = take_in(detections, keypoints, 0.0, self._max_detections)
-        rows = (valid.scores_N > self._score_threshold).nonzero()[0]
+        rows = (valid.scores_N > self.score_threshold).nonzero()[0]
         count = len(rows)
         points_TK2 = valid.keypoints_NK2[rows]
         unknown_TK3 = np.full((count, keypoints, 3), np.nan)

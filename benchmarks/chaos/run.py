@@ -160,6 +160,9 @@ class CodeEngine:
         """Its one class is fixed."""
         return 1
 
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        """The detections are fixed."""
+
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> _Answer:
         """Find one object in each picture with a code, nothing in the others."""
         ready_s = time.monotonic() + self._delay_s * len(images)

@@ -54,6 +54,10 @@ class PoseEngine(Protocol):
         """Use new prompts from the next call of `submit` on; return their id. Thread-safe."""
         ...
 
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        """Keep detections by these from the next call of `submit` on. Thread-safe."""
+        ...
+
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> Pending:
         """Start to look for the prompted classes in RGB images [H,W,3] of any sizes. One thread at a time calls it."""
         ...
@@ -76,11 +80,15 @@ class Inference:
         classes: the first prompts; see `set_prompts`.
         age_budget_s: older live frames are dropped; see `is_in_time`.
         warm_up: infer once before the first frame. The first inference may compile, which takes seconds.
+
+    Attributes:
+        submitted: index of the newest frame of each source that the engine has been given.
     """
 
     def __init__(
         self, engine: PoseEngine, classes: Sequence[PromptClass], age_budget_s: float, *, warm_up: bool
     ) -> None:
+        self.submitted: dict[str, int] = {}
         self.workers = 2 * engine.in_flight - 1
         self._engine = engine
         self._age_budget_s = age_budget_s
@@ -99,6 +107,15 @@ class Inference:
         self._prompts = Prompts(self._engine.set_prompts(classes), tuple(classes))
         return self._prompts.id
 
+    @property
+    def prompts(self) -> Prompts:
+        """What the engine looks for."""
+        return self._prompts
+
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        """Keep detections by these from the next call on."""
+        self._engine.set_thresholds(score_threshold, nms_iou)
+
     def __call__(self, frames: Queue[Frame]) -> Generator[FramePoses]:
         """Infer up to `batch` frames per call, and pass their detections on after those of earlier calls."""
         while not frames.ended:
@@ -108,6 +125,7 @@ class Inference:
                 with self._room:
                     with self._turn:
                         usable, earlier = self._take(frames, passed_on)
+                        self.submitted.update({frame.source: frame.index for frame in usable})
                         images = [frame.rgb_HW3 for frame in usable if frame.rgb_HW3 is not None]
                         prompts, submitted_s = self._prompts, time.perf_counter()
                         pending = self._engine.submit(images) if images else None

@@ -2,9 +2,11 @@
 
     sources ⇒ decode ⇒ infer ⇒ track ⇒ publish ⇒ draw
 
-It ends in one of three ways: all sources end and the queues run empty; `stop` ends the sources and what is under way
-still goes through; or a stage fails and stops the others. Output files are written under a `.part` name and renamed
-at the end. After a failure they stay as parts, so that hours of work are never lost.
+It ends in one of three ways: all sources end and the queues run empty, unless it holds; `stop` ends the sources and
+what is under way still goes through; or a stage fails and stops the others.
+
+Output files are written under a `.part` name and renamed at the end. After a failure they stay as parts, so that hours
+of work are never lost.
 """
 
 from __future__ import annotations
@@ -20,18 +22,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.scores import kept_of
 from pipeline.config import PipelineConfig
 from pipeline.errors import PipelineError, SourceError
-from pipeline.flow.inference import Inference, PoseEngine
+from pipeline.flow.inference import Inference, PoseEngine, Prompts
 from pipeline.flow.metrics import Metrics
+from pipeline.flow.newest import Newest
 from pipeline.flow.publishing import Publish, Published, draw
 from pipeline.flow.queues import Lane, Queue, QueueClosed
+from pipeline.flow.roster import Roster
 from pipeline.flow.stages import Stage
 from pipeline.flow.tracking import track
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.poses import PoseFile
 from pipeline.outputs.video import VideoFile, check_suffix
 from pipeline.sources import Source, open_source
+from xpose_client.messages import StatusMessage
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
@@ -70,8 +76,10 @@ class Pipeline:
         hold: go on without sources, until `stop`; otherwise the end of the last source ends the pipeline.
 
     Attributes:
+        config: the settings that it started with.
         metrics: counts and times, while it runs and after.
-        sources: every source that was added, the latest of each name.
+        newest: the newest published frame of each source.
+        session: of its messages, ns since 1970; a source that was added again has one of its own.
         stages: the stages after the decoders, first to last, once it has started.
         started_s: `time.monotonic` when the engine was warm and the sources began; None before.
 
@@ -84,17 +92,22 @@ class Pipeline:
     ) -> None:
         if video is not None:
             check_suffix(video)
+        self.config = config
         self.metrics = Metrics()
-        self.sources: list[Source] = []
+        self.newest = Newest()
+        self.session = time.time_ns()
         self.stages: list[Stage[Any, Any]] = []
         self.started_s: float | None = None
-        self._config = config
+        self._rules = config.score_rules
+        self._roster = Roster()
+        self.metrics.watch("decode", self._roster.drops)
         self._poses = PoseFile(poses) if poses else None
         self._video = video
         self._hold = hold
         self._sessions: dict[str, int] = {}
         self._videos: dict[str, VideoFile] = {}
         self._lock = threading.RLock()
+        self._steering = threading.Lock()  # one change of prompts or thresholds at a time
         self._lanes: dict[str, Lane[Frame]] = {}
         self._decoders: list[threading.Thread] = []
         self._threads: list[threading.Thread] = []
@@ -106,6 +119,11 @@ class Pipeline:
         self._queues: tuple[Queue[Any], ...] = (self._frames, self._drawn)
         self._inference: Inference | None = None
         self._publish: Publish | None = None
+
+    @property
+    def sources(self) -> list[Source]:
+        """Every source that was added and not removed, the latest of each name."""
+        return self._roster.sources()
 
     @property
     def endpoint(self) -> str:
@@ -121,8 +139,8 @@ class Pipeline:
             SourceError: the address is malformed, or a path that does not exist.
             PipelineError: the pipeline has ended.
         """
-        source = open_source(address, self._config.source) if isinstance(address, str) else address
-        flow = self._config.flow
+        source = open_source(address, self.config.source) if isinstance(address, str) else address
+        flow = self.config.flow
         with self._lock:
             name = source.name = _free_name(source.name, self._lanes)
             source.age_budget_s = flow.age_budget_s
@@ -131,23 +149,50 @@ class Pipeline:
                 self._lanes[name] = self._frames.lane(capacity, drop_oldest=source.live)
             except QueueClosed as error:
                 raise PipelineError(f"{name}: the pipeline has ended; start another one") from error
-            if session is not None or any(other.name == name for other in self.sources):
+            used = self._roster.add(source)
+            if session is not None or used:
                 self._sessions[name] = session or time.time_ns()
-            self.sources = [*(other for other in self.sources if other.name != name), source]
-            self.metrics.watch("decode", lambda: {(name, reason): n for reason, n in dict(source.drops).items()})
             if self._running:
                 self._add_video(source, alone=False)
                 self._start_decoder(source)
         return name
 
     def remove(self, name: str) -> None:
-        """Stop a source and drop its waiting frames; unknown names are ignored. Its decoder may end later."""
+        """Stop a source, drop its frames and end its tracks. Its decoder may end later.
+
+        Raises:
+            PipelineError: there is no source of this name.
+        """
         with self._lock:
+            source = self._roster.remove(name)
+            if source is None:
+                names = ", ".join(source.name for source in self.sources) or "none"
+                raise PipelineError(f"{name}: there is no source of this name; the sources are {names}")
+            source.stop()
+            source.status.ended()
             lane = self._lanes.get(name)
             if lane is not None:
-                next(source for source in self.sources if source.name == name).stop()
                 lane.close(drop_waiting=True)
                 self._end_lane(name, lane)
+
+    def statuses(self) -> list[StatusMessage]:
+        """How each source is doing at this moment."""
+        publish = self._publish
+        return [] if publish is None else [publish.status_message(source) for source in self.sources]
+
+    def newest_of(self, name: str) -> Published | None:
+        """The newest published frame of a source; None before the first, and for a source that was removed."""
+        published = self.newest.get(name)
+        return None if published is None or self._roster.is_gone(published.frame) else published
+
+    @property
+    def prompts(self) -> Prompts:
+        """What the pipeline looks for.
+
+        Raises:
+            PipelineError: it has not started.
+        """
+        return self._started("prompts").prompts
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
         """Look for these classes from the next inferred frame on; return the id that its message carries.
@@ -156,10 +201,24 @@ class Pipeline:
             PromptError: more than the engine has room for, or classes that the model was not trained on. The old
                 prompts stay.
         """
-        with self._lock:
-            if self._inference is None:
-                raise PipelineError("set_prompts: the pipeline has not started; give the prompts to start")
-            return self._inference.set_prompts(classes)
+        inference = self._started("set_prompts")
+        with self._steering:
+            return inference.set_prompts(classes)
+
+    def set_thresholds(self, config: PipelineConfig) -> None:
+        """Apply the thresholds of `config.engine` from the next inferred frame on; its other settings change nothing.
+
+        Raises:
+            PipelineError: it has not started.
+        """
+        inference, engine = self._started("set_thresholds"), config.engine_of_pipeline
+        with self._steering:
+            inference.set_thresholds(*kept_of(engine.model, engine.score_threshold, engine.nms_iou))
+            self._rules = config.score_rules
+
+    def submitted_frames(self) -> dict[str, int]:
+        """Index of the last frame of each source that was handed to the engine, by the source's name."""
+        return {} if self._inference is None else dict(self._inference.submitted)
 
     def run(self, engine: PoseEngine, prompts: Sequence[PromptClass]) -> PipelineResult:
         """Start, wait for the end, and return how it went; see `start` and `finish`."""
@@ -177,8 +236,8 @@ class Pipeline:
         Raises:
             PromptError: as `set_prompts`.
         """
-        live = any(source.live for source in self.sources)
-        self._inference = Inference(engine, prompts, self._config.flow.age_budget_s, warm_up=live)
+        live = self._hold or any(source.live for source in self.sources)
+        self._inference = Inference(engine, prompts, self.config.flow.age_budget_s, warm_up=live)
         for source in self.sources:
             self._add_video(source, alone=len(self.sources) == 1)
         stages = self._make_stages(self._inference)
@@ -226,32 +285,46 @@ class Pipeline:
 
     def _make_stages(self, inference: Inference) -> list[Stage[Any, Any]]:
         """All stages after the decoders, first to last."""
-        config, metrics = self._config, self.metrics
+        config, metrics = self.config, self.metrics
         poses: Queue[FramePoses] = Queue("track", metrics, producers=inference.workers)
         tracks: Queue[FrameTracks] = Queue("publish", metrics)
         for queue in (poses, tracks):
             queue.lane(config.flow.stage_queue)
         self._queues = (self._frames, poses, tracks, self._drawn)
         self._publish = Publish(
-            config.publish, config.flow.age_budget_s, metrics, self._poses, lambda: self.sources, self._sessions
+            config.publish,
+            config.flow.age_budget_s,
+            metrics,
+            self._poses,
+            self._roster,
+            self.newest,
+            self.session,
+            self._sessions,
         )
+        tracking = partial(track, config.make_tracker, lambda: self._rules, self._roster)
         stages: list[Stage[Any, Any]] = [
             Stage(inference, self._frames, poses, inference.workers, counts_itself=True),
-            Stage(partial(track, config.make_tracker, config.score_scale), poses, tracks),
+            Stage(tracking, poses, tracks),
             Stage(self._publish, tracks, self._drawn if self._video else None),
         ]
         return [*stages, Stage(partial(draw, self._videos), self._drawn)] if self._video else stages
+
+    def _started(self, what: str) -> Inference:
+        if self._inference is None:
+            raise PipelineError(f"{what}: the pipeline has not started; call start first")
+        return self._inference
 
     def _add_video(self, source: Source, *, alone: bool) -> None:
         """Make the video file of a source, if videos are written; several sources have their names in its name."""
         if self._video is not None:
             named = self._video.with_stem(f"{self._video.stem}.{source.name.replace('/', '_')}")
             path = self._video if alone else named
-            self._videos[source.name] = VideoFile(path, self._config.video, rate=lambda: source.fps)
-            self._drawn.lane(self._config.video.queue, source.name, drop_oldest=source.live)
+            self._videos[source.name] = VideoFile(path, self.config.video, rate=lambda: source.fps)
+            self._drawn.lane(self.config.video.queue, source.name, drop_oldest=source.live)
 
     def _start_decoder(self, source: Source) -> None:
         lane = self._lanes[source.name]
+        self._decoders = [thread for thread in self._decoders if thread.is_alive()]
         self._decoders.append(self._spawn(f"decode {source.name}", lambda: self._decode(source, lane)))
 
     def _spawn(self, name: str, action: Callable[[], None]) -> threading.Thread:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.flow.metrics import NO_PICTURE, Metrics
+from pipeline.flow.metrics import NO_PICTURE, STOPPED, Metrics
+from pipeline.flow.newest import Newest
 from pipeline.flow.queues import Queue
+from pipeline.flow.roster import Roster
 from pipeline.flow.stages import is_in_time
 from pipeline.frames import Frame, FrameTracks
 from pipeline.outputs.messages import pose_message, skeleton_message
@@ -50,7 +52,9 @@ class Publish:
     Args:
         age_budget_s: older live results are dropped, and a live source whose newest picture is older is late.
         poses: file for the messages; None writes none.
-        sources: returns those whose states are published.
+        roster: the sources whose states are published.
+        newest: gets each published frame.
+        session: of the messages, ns since 1970.
         sessions: session of each source that has one of its own, by name.
 
     Attributes:
@@ -63,7 +67,9 @@ class Publish:
         age_budget_s: float,
         metrics: Metrics,
         poses: PoseFile | None,
-        sources: Callable[[], Iterable[Source]],
+        roster: Roster,
+        newest: Newest,
+        session: int,
         sessions: Mapping[str, int],
     ) -> None:
         self.endpoint = ""
@@ -71,17 +77,20 @@ class Publish:
         self._age_budget_s = age_budget_s
         self._metrics = metrics
         self._poses = poses
-        self._sources = sources
+        self._roster = roster
+        self._newest = newest
         self._outlets: list[Callable[[Message], None]] = []
-        self._session = time.time_ns()
+        self._session = session
         self._sessions = sessions
         self._next_beat_s = 0.0
+        self._removals = 0
         self._seq: dict[str, int] = {}
         self._skeletons: dict[str, SkeletonMessage] = {}
 
     def __call__(self, frames: Queue[FrameTracks]) -> Generator[Published]:
         """Open the socket and the file, publish every frame, close them."""
         with ExitStack() as opened:
+            opened.callback(self._newest.end)
             publisher = opened.enter_context(Publisher(self._config)) if self._config.endpoint else None
             if publisher is not None:
                 self.endpoint = publisher.endpoint
@@ -94,8 +103,14 @@ class Publish:
                 if publisher is not None:
                     publisher.serve_late_joiners()
                     self._beat(publisher)
-                if tracked is not None and is_in_time(tracked.frame, frames, self._age_budget_s):
-                    yield self._publish(tracked)
+                if tracked is None:
+                    continue
+                if self._roster.is_gone(tracked.frame):
+                    frames.drop(tracked, STOPPED)
+                elif is_in_time(tracked.frame, frames, self._age_budget_s):
+                    published = self._publish(tracked)
+                    self._newest.put(published)
+                    yield published
 
     def _publish(self, tracked: FrameTracks) -> Published:
         source, found = tracked.source, tracked.detections
@@ -120,20 +135,32 @@ class Publish:
         return self._sessions.get(source, self._session)
 
     def _beat(self, publisher: Publisher) -> None:
-        """Publish the states of all sources when it is time."""
-        now_s = time.monotonic()
-        if now_s >= self._next_beat_s:
+        """Publish the states of all sources when it is time, and at once where a source was removed."""
+        now_s, removals = time.monotonic(), self._roster.removals
+        if now_s >= self._next_beat_s or removals != self._removals:
+            self._removals = removals
             self._next_beat_s = max(self._next_beat_s, now_s - self._config.beat_s / 2) + self._config.beat_s
-            for source in self._sources():
-                publisher.publish(self._status_message(source))
+            reported = self._roster.reported()
+            for source in reported:
+                publisher.publish(self.status_message(source))
+            self._forget_removed(publisher, {source.name for source in reported})
+
+    def _forget_removed(self, publisher: Publisher, reported: set[str]) -> None:
+        """Late joiners get nothing of a removed source but its end, for as long as that is reported."""
+        present = {source.name for source in self._roster.sources()}
+        publisher.keep_only(present, reported)
+        for name in self._skeletons.keys() - present:
+            del self._skeletons[name], self._seq[name]
+            self._newest.forget(name)
 
     def _end(self, publisher: Publisher) -> None:
         """Publish that every source has ended."""
-        for source in self._sources():
+        for source in self._roster.reported():
             source.status.ended()
-            publisher.publish(self._status_message(source))
+            publisher.publish(self.status_message(source))
 
-    def _status_message(self, source: Source) -> StatusMessage:
+    def status_message(self, source: Source) -> StatusMessage:
+        """Return the state of one source, made now. For any thread."""
         view = source.status.view(self._age_budget_s if source.live else 0.0)
         return StatusMessage(
             schema=SCHEMA,

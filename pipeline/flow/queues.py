@@ -111,6 +111,7 @@ class Queue(Generic[Item]):
             if self._producers <= 0:
                 raise QueueClosed
             lane = self._lane_of[source] = Lane(self, capacity, drop_oldest)
+            self._lanes = deque(other for other in self._lanes if other.items or not other.closed)
             self._lanes.append(lane)
             return lane
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.scores import ScoreScale
+from pipeline.flow.metrics import STOPPED
 from pipeline.flow.queues import Queue
+from pipeline.flow.roster import Roster
 from pipeline.frames import FramePoses, FrameTracks
 from trackers import Detections as TrackerDetections
 from trackers import StillTracker, Tracker
@@ -24,31 +26,41 @@ MakeTracker = Callable[[bool, Mapping[int, NDArray[np.float64]]], Tracker | Stil
 """Makes a tracker, for stills (True) or for video, from the OKS sigmas [K] of each class index."""
 
 
-class PromptedTracker:
-    """A tracker of one source that follows the prompts: tracks of a removed class end on the first frame without it.
+@dataclass(frozen=True)
+class ScoreRules:
+    """What scores mean to the trackers.
 
-    Args:
-        scale: between the scores of the model, which are published, and those of the tracker.
+    Attributes:
+        scale: between the scores of the model, which are published, and those of the trackers.
+        still_threshold: in stills, detections above this score are kept; on the trackers' scale.
     """
 
-    def __init__(self, make_tracker: MakeTracker, scale: ScoreScale) -> None:
+    scale: ScoreScale
+    still_threshold: float
+
+
+class PromptedTracker:
+    """A tracker of one source that follows the prompts: tracks of a removed class end on the first frame without it."""
+
+    def __init__(self, make_tracker: MakeTracker) -> None:
         self._make = make_tracker
-        self._scale = scale
         self._tracker: Tracker | StillTracker | None = None
         self._last: Detections | None = None
 
-    def update(self, poses: FramePoses) -> FrameTracks:
+    def update(self, poses: FramePoses, rules: ScoreRules) -> FrameTracks:
         """Return the frame's tracks. Predictions of live frames are for now, others for the frame's own time."""
         frame, found = poses.frame, poses.detections
         tracker = self._follow_prompts(found, still=frame.still)
+        if isinstance(tracker, StillTracker):
+            tracker.score_threshold = rules.still_threshold
         if frame.pts_s is None and not frame.still:
             raise ValueError(f"frame {frame.index} of {frame.source} is no still but has no time")
-        scores_N = self._scale.to_tracker(found.scores_N)
+        scores_N = rules.scale.to_tracker(found.scores_N)
         time_s = frame.pts_s or 0.0
         tracks = tracker.update(TrackerDetections(found.boxes_N4, scores_N, found.class_N, found.keypoints_NK2), time_s)
         if frame.live:
             tracks = tracker.predict_to(time_s + frame.age_s)
-        return FrameTracks(frame, found, replace(tracks, scores_T=self._scale.to_model(tracks.scores_T)))
+        return FrameTracks(frame, found, replace(tracks, scores_T=rules.scale.to_model(tracks.scores_T)))
 
     def _follow_prompts(self, found: Detections, *, still: bool) -> Tracker | StillTracker:
         last, self._last = self._last, found
@@ -69,12 +81,22 @@ def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) ->
     return {index: places[key] for index, key in enumerate(keys) if key in places}
 
 
-def track(make_tracker: MakeTracker, scale: ScoreScale, frames: Queue[FramePoses]) -> Generator[FrameTracks]:
-    """Give identities. Each source has a tracker of its own; one that is added again has a new one."""
-    trackers: dict[str, PromptedTracker] = defaultdict(lambda: PromptedTracker(make_tracker, scale))
+def track(
+    make_tracker: MakeTracker, rules: Callable[[], ScoreRules], roster: Roster, frames: Queue[FramePoses]
+) -> Generator[FrameTracks]:
+    """Give identities. Each source has a tracker of its own; one that is added again has a new one.
+
+    Args:
+        rules: returns those in force.
+        roster: tells which frames are of sources that were removed.
+    """
+    trackers: dict[str, PromptedTracker] = defaultdict(lambda: PromptedTracker(make_tracker))
     newest: dict[str, int] = {}
     for poses in frames:
+        if roster.is_gone(poses.frame):
+            frames.drop(poses, STOPPED)
+            continue
         if poses.frame.index <= newest.get(poses.source, -1):  # the source was added again
             del trackers[poses.source]
         newest[poses.source] = poses.frame.index
-        yield trackers[poses.source].update(poses)
+        yield trackers[poses.source].update(poses, rules())

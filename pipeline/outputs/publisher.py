@@ -10,6 +10,7 @@ messages after `send_queue` of them and sees the gap in the sequence numbers.
 import errno
 import re
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Self
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
-from xpose_client.messages import POSES, SEPARATOR, Message, encode
+from xpose_client.messages import POSES, SEPARATOR, STATUS, Message, encode
 
 _SUBSCRIBE = b"\x01"
 _READ_FOR_S = 0.005  # longest time that one call spends on reading subscriptions
@@ -120,6 +121,13 @@ class Publisher:
                 self._socket.send(self._last[topic])
             self._next_answer_s = now_s + _ANSWER_EVERY_S + len(topics) * _ANSWER_MESSAGE_S
         return read
+
+    def keep_only(self, sources: Container[str], reported: Container[str]) -> None:
+        """Forget what late joiners would be sent of other sources; of those in `reported`, their states are kept."""
+        for topic in list(self._last):
+            prefix, _, name = topic.removesuffix(SEPARATOR).decode().partition("/")
+            if name not in (reported if f"{prefix}/" == STATUS else sources):
+                del self._last[topic]
 
     def close(self) -> None:
         """Close the socket, waiting for messages on their way for at most `linger_s`."""

@@ -59,6 +59,7 @@ class FakeEngine:
         self.in_flight = in_flight
         self.images = 0
         self.batches: list[int] = []
+        self.thresholds: tuple[float, float] | None = None
         self.on_submit: Callable[[int], None] = lambda images: None
         self._prompts: tuple[PromptClass, ...] = ()
         self._prompt_id = 0
@@ -69,6 +70,9 @@ class FakeEngine:
             self._prompt_id += 1
             self._prompts = tuple(classes)
             return self._prompt_id
+
+    def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
+        self.thresholds = (score_threshold, nms_iou)
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> FakePending:
         start_s = time.monotonic()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines.scores import ScoreScale
-from pipeline.flow.tracking import PromptedTracker
+from pipeline.flow.tracking import PromptedTracker, ScoreRules
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.messages import pose_message, skeleton_message
 from tests.pipeline.fakes import LAMP, MUG, FakeSource, seen
@@ -32,8 +32,8 @@ def tracked(frame: Frame | None = None) -> FrameTracks:
     frame = frame or next(iter(FakeSource(1, name="cam/1")))
     found = seen((MUG, LAMP), 5, 30.0)
     found.keypoints_NK2[0, 1] = np.nan
-    tracker = PromptedTracker(lambda still, sigmas: Tracker(None, sigmas), ScoreScale(0.3, 0.7))
-    return tracker.update(FramePoses(frame, found))
+    tracker = PromptedTracker(lambda still, sigmas: Tracker(None, sigmas))
+    return tracker.update(FramePoses(frame, found), ScoreRules(ScoreScale(0.3, 0.7), still_threshold=0.0))
 
 
 def message() -> PoseMessage:

@@ -1,0 +1,89 @@
+"""The sources of a pipeline, while they come and go.
+
+A source that was removed is reported as "ended" for a few seconds and then forgotten. Frames of it may still be on
+their way through the stages: `is_gone` tells them from those of a later source with the same name.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+from pipeline.frames import Frame
+from pipeline.sources import Source
+
+_REPORTED_FOR_S = 5.0
+
+
+class Roster:
+    """Sources by name. All methods are for any thread.
+
+    Attributes:
+        removals: how many sources were removed so far.
+    """
+
+    def __init__(self) -> None:
+        self.removals = 0
+        self._lock = threading.Lock()
+        self._sources: dict[str, Source] = {}
+        self._leaving: dict[str, tuple[Source, float]] = {}  # with the time when they are forgotten
+        self._names: set[str] = set()
+        self._removed_ns: dict[str, int] = {}
+        self._past_drops: Counter[tuple[str, str]] = Counter()
+
+    def add(self, source: Source) -> bool:
+        """Take up a source, in place of an ended one with its name; return whether the name was used before."""
+        with self._lock:
+            used = source.name in self._names
+            self._names.add(source.name)
+            ended = self._sources.pop(source.name, None)
+            if ended is not None:
+                self._past_drops.update(_drops_of(ended))
+            self._sources[source.name] = source
+            return used
+
+    def remove(self, name: str) -> Source | None:
+        """Take out a source and return it, if there is one of this name; what it has captured so far is gone."""
+        with self._lock:
+            source = self._sources.pop(name, None)
+            if source is not None:
+                self._forget(name)
+                self._leaving[name] = (source, time.monotonic() + _REPORTED_FOR_S)
+                self._removed_ns[name] = time.monotonic_ns()
+                self.removals += 1
+            return source
+
+    def sources(self) -> list[Source]:
+        """Every source that was added and not removed, in order; the latest of each name."""
+        with self._lock:
+            return list(self._sources.values())
+
+    def reported(self) -> list[Source]:
+        """The sources, with those that were removed a moment ago."""
+        with self._lock:
+            now_s = time.monotonic()
+            for name in [name for name, (_, forget_s) in self._leaving.items() if now_s >= forget_s]:
+                self._forget(name)
+            leaving = {name: source for name, (source, _) in self._leaving.items()}
+            return list({**leaving, **self._sources}.values())
+
+    def is_gone(self, frame: Frame) -> bool:
+        """Whether the frame was captured by a source that has been removed since."""
+        return frame.capture_monotonic_ns <= self._removed_ns.get(frame.source, 0)
+
+    def drops(self) -> Counter[tuple[str, str]]:
+        """Pictures that never became a frame, by (source, reason), of all sources that there were."""
+        with self._lock:
+            drops = Counter(self._past_drops)
+            for source in (*self._sources.values(), *(source for source, _ in self._leaving.values())):
+                drops.update(_drops_of(source))
+            return drops
+
+    def _forget(self, name: str) -> None:
+        if name in self._leaving:
+            self._past_drops.update(_drops_of(self._leaving.pop(name)[0]))
+
+
+def _drops_of(source: Source) -> dict[tuple[str, str], int]:
+    return {(source.name, reason): count for reason, count in dict(source.drops).items()}

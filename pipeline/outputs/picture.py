@@ -1,0 +1,45 @@
+"""One frame with its poses as a JPEG."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from pipeline.errors import OutputError
+from pipeline.frames import Frame
+from pipeline.outputs.overlay import Canvas, OverlayConfig, draw
+from xpose_client.messages import PoseMessage, SkeletonMessage
+
+
+def jpeg_of(
+    frame: Frame,
+    message: PoseMessage,
+    skeletons: SkeletonMessage,
+    *,
+    overlay: OverlayConfig | None = None,
+    longest_side: int = 1920,
+    quality: int = 85,
+) -> bytes:
+    """Draw a message on its frame and encode it.
+
+    Args:
+        overlay: what is drawn; None draws nothing.
+        longest_side: larger frames are scaled down to this; px.
+        quality: of the JPEG, 1 to 100.
+    Raises:
+        OutputError: the frame has no picture, or cannot be encoded.
+    """
+    rgb_HW3 = frame.rgb_HW3
+    if rgb_HW3 is None:
+        raise OutputError(f"{frame.source}: frame {frame.index} has no picture ({frame.error}); try the next one")
+    zoom = min(1.0, longest_side / max(rgb_HW3.shape[:2]))
+    size = max(1, round(frame.width * zoom)), max(1, round(frame.height * zoom))
+    canvas_HW3: Canvas = rgb_HW3.copy()
+    if zoom != 1:
+        canvas_HW3 = np.asarray(cv2.resize(rgb_HW3, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if overlay is not None:
+        draw(canvas_HW3, message, skeletons, overlay, zoom)
+    done, encoded = cv2.imencode(".jpg", canvas_HW3[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise OutputError(f"{frame.source}: frame {frame.index} of {size[0]} x {size[1]} px cannot be encoded as JPEG")
+    return encoded.tobytes()

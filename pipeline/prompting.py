@@ -1,0 +1,110 @@
+"""From what people ask for to classes, with errors that name the way to a larger engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engines.config import EngineConfig
+    from engines.errors import CapacityError
+    from engines.prompts import PromptClass
+    from engines.skeletons import Skeleton
+    from engines.visual_prompts import Example
+
+
+def load_examples(images: Sequence[Path], annotations: Sequence[Path]) -> list[Example]:
+    """Load example images with their annotation files: one for each image, or one for all.
+
+    Raises:
+        ConfigError: the numbers of files do not fit.
+        PromptError: a file cannot be used.
+    """
+    from engines.visual_prompts import load_example
+
+    if len(annotations) == 1:
+        annotations = [annotations[0]] * len(images)
+    if len(annotations) != len(images):
+        raise ConfigError(
+            f"{len(images)} --prompt-image with {len(annotations)} --prompt-annotation: give one annotation file for "
+            "each image, or one for all"
+        )
+    return [load_example(image, annotation) for image, annotation in zip(images, annotations, strict=True)]
+
+
+def prompts_of(
+    engine: EngineConfig,
+    prompt: str,
+    keypoints: str | None = None,
+    examples: Sequence[Example] = (),
+    prompt_from: str = "example",
+    load_list: Callable[[str], Skeleton] | None = None,
+) -> tuple[PromptClass, ...]:
+    """Turn words and examples into classes.
+
+    Args:
+        engine: its capacity counts.
+        prompt: class names, separated by commas; `name@list` chooses the keypoints of one class.
+        keypoints: keypoint names, separated by commas, for all classes that name no list of their own.
+        examples: marked images; each belongs to the class of its name.
+        prompt_from: example, text or mean; or two of them, for the object and for its keypoints, as in text/example.
+        load_list: returns the keypoint list of a name; by default a published list or a .toml file.
+    Raises:
+        ConfigError: `prompt_from` is none of these.
+        PromptError: the words or examples cannot be used, or exceed the capacity.
+    """
+    from engines.errors import CapacityError
+    from engines.prompts import parse_prompt
+    from engines.skeletons import load_skeleton
+
+    object_from, _, keypoints_from = prompt_from.partition("/")
+    for modality in (object_from, keypoints_from or object_from):
+        if modality not in ("example", "text", "mean"):
+            raise ConfigError(
+                f"--prompt-from {prompt_from}: give example, text or mean, or two of them as in text/example"
+            )
+    try:
+        return parse_prompt(
+            prompt,
+            keypoints,
+            max_classes=engine.max_classes,
+            max_keypoints=engine.max_keypoints,
+            examples=examples,
+            object_from=object_from,  # type: ignore[arg-type]
+            keypoints_from=keypoints_from or object_from,  # type: ignore[arg-type]
+            load_list=load_list or load_skeleton,
+        )
+    except CapacityError as error:
+        raise CapacityError(f"{error}; {_how_to_enlarge(engine, error)}", error.classes, error.keypoints) from error
+
+
+def _how_to_enlarge(engine: EngineConfig, needed: CapacityError) -> str:
+    """Say how to get an engine with room for what was asked."""
+    from engines.skeletons import MAX_KEYPOINTS
+
+    larger = replace(
+        engine,
+        max_classes=max(engine.max_classes, needed.classes),
+        max_keypoints=max(engine.max_keypoints, needed.keypoints),
+    )
+    keys = [key for key in ("max_classes", "max_keypoints") if getattr(larger, key) != getattr(engine, key)]
+    settings = " ".join(f"--set engine.{key}={getattr(larger, key)}" for key in keys)
+    if engine.backend == "eager":
+        return f"start again with {settings}"
+    size = None if larger.size is None else f"{larger.size[0]}x{larger.size[1]}"
+    options = {
+        "--model": larger.model,
+        "--weights": larger.weights,
+        "--backend": "" if larger.backend == "auto" else larger.backend,
+        "--size": size,
+        "--batch": larger.batch if larger.batch > 1 else "",
+        "--precision": "" if larger.precision == "fp32" else larger.precision,
+        "--classes": larger.max_classes,
+        "--keypoints": larger.max_keypoints if larger.max_keypoints != MAX_KEYPOINTS else "",
+    }
+    command = " ".join(f"{option} {value}" for option, value in options.items() if value)
+    return f"build a larger one with `python run_pipeline.py build-engine {command}` and start it with {settings}"
