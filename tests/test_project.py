@@ -25,7 +25,7 @@ PIPELINE_ALLOWED = {
     "sources": {"errors", "frames", "names", "synthetic"},
     "outputs": {"errors", "frames"},
     "flow": {"config", "errors", "frames", "sources", "outputs"},
-    "service": {"config", "errors", "flow", "frames", "names", "outputs", "sources"},
+    "service": {"config", "errors", "flow", "frames", "names", "outputs", "sources", "prompting"},
     "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources"},
     "synthetic": set(),
 }
