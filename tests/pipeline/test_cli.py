@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import zmq
 
-from pipeline.cli import _Signals, main
+from pipeline.cli import main
 from pipeline.outputs.publisher import PublishConfig, Publisher
 from tests.clients.python.made import pose
 from tests.pipeline.fakes import FakeEngine
@@ -396,8 +396,16 @@ def test_live_run_that_a_signal_ends_exits_with_0() -> None:
 
 
 def test_handler_of_signals_takes_no_lock() -> None:
-    """It runs while the interrupted code holds every lock of the pipeline."""
-    with _Signals() as signals:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert signals.first == signal.SIGTERM
+    """It runs while the interrupted code holds every lock of the pipeline.
+
+    The signals are raised in a process of its own. In this one they would run on faulthandler's stack of a few KiB.
+    """
+    code = """
+import signal
+from pipeline.cli import _Signals
+with _Signals() as signals:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    assert signals.first == signal.SIGTERM
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=50, check=True)
