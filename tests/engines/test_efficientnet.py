@@ -110,8 +110,16 @@ def test_without_the_package_the_command_to_install_it_is_told(monkeypatch: pyte
 
 
 @pytest.mark.skipif(find_spec(imagenet.PACKAGE) is None, reason="the ImageNet weights' package is not installed")
-def test_the_packaged_weights_fit() -> None:
-    EfficientNetLite0().load_state_dict(imagenet.backbone_weights(imagenet.published_weights()))
+def test_the_packaged_weights_are_those_of_every_layer() -> None:
+    weights = imagenet.backbone_weights(imagenet.published_weights())
+    backbone = EfficientNetLite0()
+    assert {name: tensor.shape for name, tensor in weights.items()} == {
+        name: tensor.shape for name, tensor in backbone.state_dict().items()
+    }
+    backbone.load_state_dict(weights)
+    with torch.inference_mode():
+        maps = backbone(torch.zeros(1, 3, 64, 64))
+    assert all(feature_map.isfinite().all() and feature_map.any() for feature_map in maps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -90,7 +90,7 @@ def as_arrays(inputs: OnnxInputs) -> dict[str, NDArray[np.generic]]:
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs._asdict().items()}
 
 
-def check_numbers(model: XPose, graph: bytes, inputs: OnnxInputs, run: Runner) -> None:
+def assert_numbers_of_pytorch(model: XPose, graph: bytes, inputs: OnnxInputs, run: Runner) -> None:
     with torch.no_grad():
         expected = Detector(model)(normalise(inputs.images_BHW3), *inputs[1:])
     for name, got, wanted in zip(OUTPUTS, run(graph, as_arrays(inputs)), expected, strict=True):
@@ -114,7 +114,7 @@ def test_small_networks_give_pytorch_s_numbers_whatever_the_prompts(
 ) -> None:
     model, graph = exported
     inputs = onnx_inputs(model, images_of(2, 72, 104), random_prompts(*keypoints))
-    check_numbers(model, graph, inputs, RUNNERS[runtime])
+    assert_numbers_of_pytorch(model, graph, inputs, RUNNERS[runtime])
 
 
 def test_the_graph_is_standard_onnx(exported: tuple[XPose, bytes]) -> None:
@@ -146,7 +146,7 @@ def test_nano_runs_from_its_files_alone(tmp_path: Path) -> None:
     model = load_weights("nano")[0].eval().requires_grad_(False)
     inputs = OnnxInputs(**{name: torch.from_numpy(array) for name, array in arrays.items()})
     for run in RUNNERS.values():
-        check_numbers(model, path.read_bytes(), inputs, run)
+        assert_numbers_of_pytorch(model, path.read_bytes(), inputs, run)
 
 
 def test_what_cannot_be_exported_is_said_before_anything_is_written(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The command line with an engine that takes as long as the first argument says, in seconds; run as a script.
 
-Prints "inferring" when the first inference begins.
+Prints "inferring" when the inference of the first picture begins. The warm-up before it is black, and no picture is.
 """
 
 import sys
@@ -15,10 +15,13 @@ from tests.pipeline.fakes import FakeEngine, FakePending
 
 
 class SlowEngine(FakeEngine):
-    """Says when it begins."""
+    """Says when it begins with the pictures of a source."""
+
+    begun = False
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> FakePending:
-        if self.images == 0:
+        if not self.begun and images[0].any():
+            self.begun = True
             print("inferring", flush=True)
         return super().submit(images)
 

@@ -387,12 +387,14 @@ def test_two_signals_at_once_end_as_one_and_keep_the_output(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl", "p.skeletons.jsonl"]
 
 
-def test_live_run_that_a_signal_ends_exits_with_0() -> None:
+def test_live_run_that_a_signal_ends_exits_with_0(tmp_path: Path) -> None:
+    poses = tmp_path / "p.jsonl"
     with mjpeg_camera() as address:
-        process = start_slow_run(0.01, "--source", address)
+        process = start_slow_run(0.01, "--source", address, "--poses", str(poses))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 0
+    assert poses.read_text(), "the signal came while the camera was read"
 
 
 def test_handler_of_signals_takes_no_lock() -> None:

@@ -116,13 +116,13 @@ def test_a_detection_that_straddles_two_people_stretches_no_skeleton(frames: int
     straddling[::2] = right[::2]
     union = np.concatenate((left.min(axis=0), right.max(axis=0)))
     for frame in range(30, 30 + frames):
-        check_near(tracker.update(Detections.of(union, keypoints=straddling[None]), frame / 30), left, right)
+        assert_near(tracker.update(Detections.of(union, keypoints=straddling[None]), frame / 30), left, right)
     for frame in range(30 + frames, 45):
         after = NOBODY if then_hidden else Detections.of(both, keypoints=np.stack((left, right)))
-        check_near(tracker.update(after, frame / 30), left, right)
+        assert_near(tracker.update(after, frame / 30), left, right)
 
 
-def check_near(tracks: Tracks, *poses: NDArray[np.float64]) -> None:
+def assert_near(tracks: Tracks, *poses: NDArray[np.float64]) -> None:
     """Every track is one of the poses, to a fifth of a body's length."""
     assert len(tracks) >= 1
     for keypoints in (tracks.keypoints_TK2, tracks.keypoints_predicted_TK2):

@@ -56,13 +56,18 @@ def test_coasting_track_looks_different() -> None:
     assert (drawn([track(points)]) != drawn([track(points, measured=False)])).any()
 
 
-@pytest.mark.parametrize("size", [1, 16, 100])
+@pytest.mark.parametrize("size", [4, 16, 100])
 @pytest.mark.parametrize(
     "box_xyxy", [(0, 0, 0, 0), (-1e9, -1e9, 1e9, 1e9), (90, 90, 10, 10), (1e6, 1e6, 2e6, 2e6), (-50, -50, -10, -10)]
 )
-def test_any_coordinates_can_be_drawn(box_xyxy: tuple[float, float, float, float], size: int) -> None:
+def test_track_at_any_coordinates_is_drawn_without_an_error_and_so_is_the_next_one(
+    box_xyxy: tuple[float, float, float, float], size: int
+) -> None:
     left, top, right, bottom = box_xyxy
-    drawn([track([(left, top), (right, bottom)], box_xyxy)], OverlayConfig(), size)
+    anywhere = track([(left, top), (right, bottom)], box_xyxy)
+    across = track([(0.0, size / 2), (float(size), size / 2)])
+    alone = drawn([anywhere], OverlayConfig(), size)
+    assert (drawn([anywhere, across], OverlayConfig(), size) != alone).any()
 
 
 def test_nothing_is_drawn_where_nothing_is_asked_for() -> None:
