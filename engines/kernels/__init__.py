@@ -1,6 +1,6 @@
 """Deformable attention: plain reference, compiled CPU kernel, CUDA kernel and TensorRT plugin behind one operator.
 
-`cpu` holds a compiled form of Swin's window attention, too.
+`cpu` also holds a compiled form of Swin's window attention.
 """
 
 from engines.kernels.operator import ms_deform_attn

@@ -38,12 +38,12 @@ def find_compiler() -> str | None:
 
 
 def build_library(name: str, compiler: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
-    """Return a library from the cache; compile it the first time. Two processes at once both get a whole file.
+    """Return a library from the cache; the first call compiles it. Several processes may do this at the same time.
 
     Args:
         name: the file name begins with it.
         compiler: path of a C++ compiler.
-        sources: files that end in ".cpp" are compiled; the others are included by them.
+        sources: files that end in ".cpp" are compiled; the others are headers that these include.
         flags: compiler flags, with the libraries to link.
     Raises:
         OSError: the cache cannot be written. subprocess.SubprocessError: the compiler failed or hung.

@@ -1,11 +1,11 @@
-"""The compiled CPU forms of deformable and of window attention, built on first use, called through ctypes.
+"""Compiled CPU kernels of deformable attention and of window attention, called through ctypes.
 
-Importing this module defines the operator of window attention, which a loaded program needs by name; it compiles
-nothing. The first call runs the machine's own C++ compiler once (a few seconds) and keeps the library in the user's
-cache folder, under a hash of the sources, the compiler and the processor. A machine without a compiler is told so once,
-in the log, and `available()` is false.
+Importing this module compiles nothing. It defines the operator of window attention, because a loaded exported program
+looks the operator up by name. The first call compiles the kernels with the machine's own C++ compiler, which takes a
+few seconds, and keeps the library in the user's cache folder under a hash of the sources, the compiler and the
+processor. Without a compiler, `available()` is False and the log says so once.
 
-Shape suffixes as in `engines.kernels.reference` and, of windows, as in `engines.xpose.swin`; R is 2 or 4.
+Shape suffixes: as in `engines.kernels.reference`; those of windows as in `engines.xpose.swin`; R is 2 or 4.
 """
 
 import ctypes
@@ -31,15 +31,15 @@ _FLAGS = (
     "-fopenmp",
     "-Wno-psabi",
 )
-_MAX_SAMPLES = 64  # kMaxSamples in the source
+_MAX_SAMPLES = 64  # kMaxSamples in deform_attn_cpu.cpp
 _DEPTHS = (16, 32, 64)
-_WINDOW = 4  # kWindow in the source
+_WINDOW = 4  # kWindow in window_attn_cpu.cpp
 _WINDOW_DEPTHS = (12, 24)
-_SERIAL_ROWS = 1 << 14  # below this many sampled rows, waking the other threads costs more than they save
+_SERIAL_ROWS = 1 << 14  # with fewer sampled rows, waking other threads costs more time than they save
 
 
 class _Shape(ctypes.Structure):
-    """`struct Shape` in the source."""
+    """`struct Shape` of deform_attn_cpu.cpp."""
 
     _fields_ = (
         ("batch", ctypes.c_int64),
@@ -56,7 +56,7 @@ class _Shape(ctypes.Structure):
 
 
 class _WindowShape(ctypes.Structure):
-    """`struct WindowShape` in the source."""
+    """`struct WindowShape` of window_attn_cpu.cpp."""
 
     _fields_ = (
         ("batch", ctypes.c_int64),
@@ -73,14 +73,14 @@ class _WindowShape(ctypes.Structure):
 def _library() -> ctypes.CDLL | None:
     compiler = find_compiler()
     if compiler is None:
-        _LOG.warning("no C++ compiler found (g++, clang++ or $CXX): attention runs its plain, slower forms")
+        _LOG.warning("no C++ compiler found (g++, clang++ or $CXX): attention runs in plain PyTorch, which is slower")
         return None
     try:
         sources = [Path(__file__).resolve().parent / name for name in _SOURCES]
         library = ctypes.CDLL(str(build_library("attention_cpu", compiler, sources, _FLAGS)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = reason_of(error)
-        _LOG.warning("attention runs its plain, slower forms: %s did not compile the others: %s", compiler, reason)
+        _LOG.warning("attention runs in plain PyTorch, which is slower: %s cannot compile it: %s", compiler, reason)
         return None
     pointer, shape = ctypes.c_void_p, ctypes.POINTER(_Shape)
     for name, tensors in (("forward_float32", 5), ("forward_bfloat16", 5), ("backward_float32", 9)):
@@ -92,7 +92,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def available(value_BSMD: Tensor, offsets_BQMLP2: Tensor) -> bool:
-    """Whether the compiled form takes these tensors; compiles it on the first call."""
+    """Whether the compiled kernel takes these tensors. The first call compiles it."""
     levels, points = offsets_BQMLP2.shape[3:5]
     return (
         value_BSMD.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -127,7 +127,10 @@ def _plain(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def forward(
     value_BSMD: Tensor, sizes: Sequence[int], reference_BQLR: Tensor, offsets_BQMLP2: Tensor, logits_BQMLP: Tensor
 ) -> Tensor:
-    """Return out_BQC in the dtype of the value; `sizes` is height, width, height, width, … of the levels."""
+    """Return out_BQC in the dtype of the value.
+
+    `sizes` holds the height and the width of each level in turn, in cells.
+    """
     batch, _, heads, depth = value_BSMD.shape
     dtype = torch.bfloat16 if value_BSMD.dtype == torch.bfloat16 else torch.float32
     function = _loaded().xpose_forward_bfloat16 if dtype == torch.bfloat16 else _loaded().xpose_forward_float32
@@ -146,7 +149,7 @@ def backward(
     offsets_BQMLP2: Tensor,
     logits_BQMLP: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients by value, reference, offsets and logits, each in the dtype of its tensor."""
+    """Return the gradients with respect to value, reference, offsets and logits, each in the dtype of its tensor."""
     tensors = (value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
     inputs = [_plain(tensor) for tensor in (grad_out_BQC, *tensors)]
     made = (torch.empty_like, torch.zeros_like, torch.empty_like, torch.empty_like)
@@ -158,12 +161,12 @@ def backward(
 
 
 def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
-    """Whether the compiled form of window attention takes what a map with this weight makes of tokens.
+    """Whether the compiled kernel of window attention can follow the linear map with this weight.
 
-    It has no gradient. A program that is exported on a CPU calls it by name.
+    The kernel has no gradient. A program that is exported on a CPU calls it by name.
 
     Args:
-        weight: of the queries, keys and values.
+        weight: weight of the linear map that makes queries, keys and values.
         depth: channels of a head.
         window: tokens along a side.
     """
@@ -185,11 +188,11 @@ def window_attention(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
     """Attend inside shifted windows of 4 x 4 tokens; H and W are multiples of 4.
 
     Args:
-        qkv_BHWC: queries, keys and values side by side, in the places that their tokens have in the image.
+        qkv_BHWC: queries, keys and values side by side, at the places of their tokens in the image.
         bias_MTT: added to the scores of each (query, key).
-        shift: tokens that the windows are shifted right and down by, around the edges.
+        shift: by how many tokens the windows move right and down; they wrap around the edges.
     Returns:
-        out_BHWC, a third as wide.
+        out_BHWC with a third of the channels.
     """
     batch, height, width, channels = qkv_BHWC.shape
     heads = bias_MTT.shape[0]

@@ -1,8 +1,9 @@
 """Deformable attention on NVIDIA GPUs: a kernel compiled by NVRTC, loaded and launched through PyTorch.
 
-Value type, heads, channels, levels and points are compiled in, so that every loop unrolls. Batch, queries, tokens and
-level sizes are arguments of the launch, so a new prompt or a new image size needs no compilation. Compiled kernels are
-kept on disk (`nvrtc.cubin`). The TensorRT plugin embeds the same kernel. Importing this module does nothing.
+Value type, heads, channels, levels and points are compile-time constants, so that every loop unrolls. Batch, queries,
+tokens and level sizes are arguments of the launch, so a new prompt or a new image size needs no compilation. Compiled
+kernels are kept on disk (`nvrtc.cubin`). The TensorRT plugin embeds the same kernel. Importing this module does
+nothing.
 
 Shape suffixes as in `engines.kernels.reference`; R is 2 or 4.
 """
@@ -20,14 +21,15 @@ SOURCE = "deform_attn.cu"
 KERNEL = "xpose_deform_attn"
 BLOCK_THREADS = 256
 BLOCKS_PER_PROCESSOR = 3
-"""Blocks that one multiprocessor should hold at once. It bounds a thread's registers: 80 for 3 blocks, 64 for 4. With
-64 more variants spill; without a bound the compiler takes up to 255, and too few threads hide the latency of reads."""
+"""Blocks that one multiprocessor should hold at once. This bounds the registers of a thread: 80 for 3 blocks, 64 for 4.
+With 64 registers, more variants spill. Without a bound the compiler uses up to 255, and then too few threads run at
+once to hide the latency of reads."""
 LOAD_BYTES = 16
 """One thread computes this many bytes of the output."""
 MAX_LEVELS = 5
 """kMaxLevels in the source."""
 VALUE_CODES = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 17}
-"""XPOSE_VALUE in the source."""
+"""Value of the macro XPOSE_VALUE for each dtype."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: `sizes` is height, width, height, width, … of the levels, in cells."""
+    """One launch; `sizes` holds the height and the width of each level in turn, in cells."""
 
     variant: Variant
     batch: int
@@ -79,7 +81,7 @@ class Launch:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The kernel's int arguments, which stand between its inputs and its output."""
+        """The kernel's int arguments, which come between its inputs and its output."""
         absent = (0,) * (2 * MAX_LEVELS - len(self.sizes))
         return self.queries, self.tokens, *self.sizes, *absent
 

@@ -1,7 +1,7 @@
 // The arithmetic of one sampling point. The CPU kernel uses all of it, the CUDA kernel the location (xpose_frame).
 //
 // Everything here runs in float32, whatever the type of the values. A location is clamped to the neighbourhood of its
-// level before it becomes an integer, so any location is safe. One that is not a number counts as outside.
+// level before it becomes an integer, so any location is safe. NaN counts as outside.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -18,15 +18,15 @@ struct XposeFrame {
     float base, scale;
 };
 
-// `reference` is (x, y), whose offsets are in cells, or (cx, cy, w, h), whose offsets are in half boxes shared out over
-// the points; all are fractions of the level, which has `size` cells along `axis` (0 for x, 1 for y).
+// `reference` is (x, y), with offsets in cells, or (cx, cy, w, h), with offsets in units of half the box divided by the
+// number of points. It is in fractions of the level, which has `size` cells along `axis` (0 for x, 1 for y).
 XPOSE_INLINE XposeFrame xpose_frame(const float* reference, int reference_size, int axis, int size, int points) {
     const float cells = (float)size;
     const float scale = reference_size == 2 ? 1.0f : reference[2 + axis] * cells * (0.5f / (float)points);
     return {reference[axis] * cells, scale};
 }
 
-// The two cells along one axis between whose centres a coordinate lies.
+// The two cells along one axis whose centres are on either side of a coordinate.
 struct XposeAxis {
     int low, high;                   // clamped into the level, so that they may always be read
     float weight_low, weight_high;   // bilinear; 0 for a cell outside
@@ -35,7 +35,7 @@ struct XposeAxis {
 
 XPOSE_INLINE XposeAxis xpose_axis(float cells, int size) {
     const float centred = cells - 0.5f;
-    const float above = centred > -2.0f ? centred : -2.0f;  // a comparison with what is not a number is false
+    const float above = centred > -2.0f ? centred : -2.0f;  // a comparison with NaN is false
     const float near_level = above < (float)size ? above : (float)size;
     const float floored = XPOSE_FLOOR(near_level);
     const float fraction = near_level - floored;

@@ -1,8 +1,8 @@
 // Deformable attention for CPUs: one pass forward, one pass backward.
 //
-// Built by engines/kernels/cpu.py with the machine's own compiler. Each (query, head) first turns its points into a
-// list of row addresses and weights, which vectorises over the points, then sums the rows, which vectorises over the
-// channels. Shape suffixes as in reference.py: B, S, M, D, Q, L, P; R is 2 or 4.
+// engines/kernels/cpu.py compiles this file with the machine's own compiler. For each (query, head), the first step
+// turns the points into a list of row addresses and weights; it vectorises over the points. The second step sums the
+// rows; it vectorises over the channels. Shape suffixes as in reference.py: B, S, M, D, Q, L, P; R is 2 or 4.
 #include <vector>
 
 #include "deform_attn.h"
@@ -24,7 +24,7 @@ inline Lanes load(const Bfloat16* at) {
     memcpy(&halves, at, sizeof halves);
     return (Lanes)(__builtin_convertvector(halves, Words) << 16);
 }
-inline void store(Bfloat16* at, const Lanes& lanes) {  // to nearest even; a sum of finite values, so no NaN to preserve
+inline void store(Bfloat16* at, const Lanes& lanes) {  // rounds to nearest even; the input is a finite sum, never NaN
     const Words bits = (Words)lanes;
     const Halves halves = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Halves);
     memcpy(at, &halves, sizeof halves);
@@ -36,7 +36,7 @@ struct Shape {
     const int32_t* sizes_L2;
 };
 
-// Loops over points run in whole blocks, whose length the compiler knows; what lies past the last point is unused.
+// Loops over points run in whole blocks of a length that the compiler knows. Results past the last point are not used.
 constexpr int kBlock = 16;
 #define XPOSE_BLOCKS(i, samples)                                   \
     for (int block = 0; block < (samples); block += kBlock)        \
@@ -54,7 +54,7 @@ inline void softmax(const float* logits, int samples, float* weights) {
     XPOSE_BLOCKS(i, samples) weights[i] *= inverse;
 }
 
-// Where the level of each point lies, the same for every query; `token` is the level's first.
+// The level of each point, the same for every query: its first token, its width and its height.
 struct Levels {
     int32_t token[kMaxSamples], width[kMaxSamples], height[kMaxSamples];
 };
@@ -71,7 +71,7 @@ Levels levels_of(const Shape& shape) {
     return levels;
 }
 
-// The points of one (query, head): the four tokens around each, and the bilinear weights along both axes.
+// The points of one (query, head): the four tokens around each point, and the bilinear weights along both axes.
 struct Samples {
     int32_t token[4][kMaxSamples];  // top left, top right, bottom left, bottom right
     float left[kMaxSamples], right[kMaxSamples], top[kMaxSamples], bottom[kMaxSamples];
@@ -102,7 +102,7 @@ inline void locate(const Shape& shape, const Levels& levels, const float* refere
     }
 }
 
-// One (query, head). Two sums per lane, so that one addition need not wait for the one before it.
+// One (query, head). There are two sums per lane, so that an addition does not wait for the one before it.
 template <typename T, int kVectors>
 void forward_head(const Shape& shape, const Levels& levels, const T* value_SD, const float* reference_LR,
                   const float* offsets_LP2, const float* logits_LP, T* out_D) {
@@ -126,7 +126,8 @@ void forward_head(const Shape& shape, const Levels& levels, const T* value_SD, c
     for (int v = 0; v < kVectors; ++v) store(out_D + v * kLanes, sum[0][v] + sum[1][v]);
 }
 
-// Head by head over a run of queries: neighbours sample the same rows of the same head, which then stay in the cache.
+// Computes one head after another for a run of queries. Neighbouring queries sample the same rows of the same head, so
+// these rows stay in the cache.
 template <typename T, int kVectors>
 void forward(const Shape& shape, const T* value, const float* reference, const float* offsets, const float* logits,
              T* out) {
@@ -163,7 +164,8 @@ inline float total_of(const Lanes& lanes) {
     return total;
 }
 
-// One (query, head); offsets receive the gradient by location, in cells, which backward_locations finishes.
+// One (query, head). `grad_offsets_LP2` receives the gradient with respect to the locations, in cells, which
+// backward_locations converts.
 template <int kVectors>
 void backward_query(const Shape& shape, const Levels& levels, const float* grad_D, const float* value_SD,
                     const float* reference_LR, const float* offsets_LP2, const float* logits_LP, float* grad_value_SD,
@@ -200,8 +202,9 @@ void backward_query(const Shape& shape, const Levels& levels, const float* grad_
     for (int i = 0; i < samples_LP; ++i) grad_logits_LP[i] = weights[i] * (grad_weights[i] - mean);
 }
 
-// All queries of one (image, head) go to one thread, on copies of that head's channels alone: no two threads meet, and
-// neighbouring tokens lie side by side, where in the full tensors they would crowd into a few sets of the cache.
+// One thread computes all queries of one (image, head) on a copy of the channels of that head. So no two threads write
+// to the same memory, and the rows of neighbouring tokens are adjacent. In the full tensors these rows are far apart
+// and compete for a few sets of the cache.
 template <int kVectors>
 void backward(const Shape& shape, const Inputs& in, const Gradients& grads) {
     constexpr int depth = kVectors * kLanes;
@@ -227,7 +230,7 @@ void backward(const Shape& shape, const Inputs& in, const Gradients& grads) {
     }
 }
 
-// Turn the gradients by location, in cells, into those by reference and by offset.
+// Converts gradients with respect to locations, in cells, to gradients with respect to references and offsets.
 void backward_locations(const Shape& shape, const Inputs& in, const Gradients& grads) {
     const int size = shape.reference_size, samples_LP = shape.levels * shape.points;
 #pragma omp parallel for schedule(static) num_threads(shape.threads)
@@ -275,7 +278,7 @@ extern "C" void xpose_forward_bfloat16(const Shape* shape, const Bfloat16* value
     forward_any(*shape, value, reference, offsets, logits, out);
 }
 
-// The gradient by reference must come zeroed: it is added to.
+// The caller sets the gradient with respect to the reference to zero, because this function adds to it.
 extern "C" void xpose_backward_float32(const Shape* shape, const float* grad_out, const float* value,
                                        const float* reference, const float* offsets, const float* logits,
                                        float* grad_value, float* grad_reference, float* grad_offsets,

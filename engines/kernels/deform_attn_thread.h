@@ -8,7 +8,7 @@
 // On the GPU the exchanges are warp shuffles (deform_attn.cu). On the host they are reads from an array of lanes
 // (tests/engines/kernels/deform_attn_host.cpp).
 //
-// Known when this is compiled (engines/kernels/cuda.py), through these macros:
+// engines/kernels/cuda.py sets these macros:
 //   XPOSE_VALUE      type of values and output: 32 for float32, 16 for float16, 17 for bfloat16
 //   XPOSE_HEADS, XPOSE_DEPTH, XPOSE_LEVELS, XPOSE_POINTS
 //   XPOSE_REFERENCE  numbers of one reference: 2 or 4
@@ -45,7 +45,7 @@ XPOSE_INLINE constexpr int xpose_own(int samples, int lanes) {
 constexpr int kOwn = xpose_own(kSamples, kLanes);
 constexpr int kOwners = kSamples / kOwn;
 
-// What a sample's owner tells the others: the first cell, then weights.
+// What the owner of a sample passes to the other lanes: the first cell, then weights.
 constexpr int kSampleWords = XPOSE_FLOAT16 ? 4 : 5;
 
 static_assert(XPOSE_VALUE == 32 || XPOSE_FLOAT16 || XPOSE_BFLOAT16, "values are float32, float16 or bfloat16");
@@ -54,7 +54,7 @@ static_assert(kLanes <= 32 && (kLanes & (kLanes - 1)) == 0, "a head must have a 
 static_assert(XPOSE_REFERENCE == 2 || XPOSE_REFERENCE == 4, "a reference has 2 or 4 numbers");
 static_assert(XPOSE_LEVELS <= kMaxLevels, "at most 5 levels");
 
-// What is known only at launch.
+// Arguments of the launch.
 struct XposeShape {
     int queries, tokens;
     int height[XPOSE_LEVELS], width[XPOSE_LEVELS];
@@ -132,7 +132,7 @@ XPOSE_INLINE unsigned xpose_pair(float lower, float upper) {
     return xpose_half_bits((_Float16)lower) | (unsigned)xpose_half_bits((_Float16)upper) << 16;
 }
 
-// One rounding per step, as the GPU's fused multiply-add has: in double, a product and a sum of halves are exact.
+// One rounding per step, like the GPU's fused multiply-add. In double, a product and a sum of halves are exact.
 XPOSE_INLINE _Float16 xpose_blend_one(unsigned top, unsigned bottom, float a, float b, float c, float d) {
     _Float16 sum = (_Float16)((double)xpose_lower(top) * a);
     sum = (_Float16)((double)xpose_upper(top) * b + (double)sum);
@@ -155,7 +155,7 @@ XPOSE_INLINE float xpose_upper(unsigned word) { return xpose_float(word & 0xffff
 
 XPOSE_INLINE unsigned xpose_bfloat16_bits(float value) {
     const unsigned bits = xpose_bits(value);
-    if (value != value) return 0x7fc0u;                          // not a number
+    if (value != value) return 0x7fc0u;                          // NaN
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;           // to nearest, ties to even
 }
 XPOSE_INLINE unsigned xpose_pair(float lower, float upper) {
@@ -202,7 +202,7 @@ struct XposePair {
 };
 
 // A cell's weight falls off linearly from 1 at its centre to 0 at its neighbours' centres, so a location outside the
-// level gets the right weights too. A location that is not a number counts as outside.
+// level gets the right weights too. NaN counts as outside.
 XPOSE_INLINE XposePair xpose_axis_pair(float cells, int size) {
     const float near_level = fminf(fmaxf(cells - 0.5f, -2.0f), (float)size);  // fmaxf of NaN and a number is the number
     const float first = fminf(fmaxf(floorf(near_level), 0.0f), (float)(size > 1 ? size - 2 : 0));
@@ -242,7 +242,7 @@ XPOSE_INLINE void xpose_weigh(XposeLane& lane, int index, long long group, const
         const int level = (index * kOwn + slot) / XPOSE_POINTS;
         int height = shape.height[0], width = shape.width[0], start = 0, begin = 0;
 #pragma unroll
-        for (int other = 1; other < XPOSE_LEVELS; ++other) {  // selections keep the sizes out of local memory
+        for (int other = 1; other < XPOSE_LEVELS; ++other) {  // select: indexing would put sizes into local memory
             begin += shape.height[other - 1] * shape.width[other - 1];
             height = level >= other ? shape.height[other] : height;
             width = level >= other ? shape.width[other] : width;
@@ -295,10 +295,10 @@ XPOSE_INLINE void xpose_add(float* sum, const unsigned* words, const XposeChunk&
     }
 }
 
-// `exchange.word(slot, word, owner)` gives a word of the sample that the lane `owner` holds at `slot`. `value` points at
-// the channels of this lane in the image's first token. Every sample reads its first token, the next one, and the two
-// below them; a level of one row has none below, so there the first two are read twice. A level of one column at the
-// very beginning is why there must be three tokens.
+// `exchange.word(slot, word, owner)` gives a word of the sample that the lane `owner` holds at `slot`. `value` points
+// at the channels of this lane in the image's first token. Every sample reads its first token, the next one, and the
+// two below them. A level of one row has none below, so the first two are read twice. There must be at least three
+// tokens, because the first level may have only one column.
 template <class Exchange>
 XPOSE_INLINE XposeChunk xpose_gather(const Exchange& exchange, const XposeShape& shape, const unsigned char* value,
                                      float total) {

@@ -1,4 +1,4 @@
-// What the CPU kernels compute with: vectors as wide as the processor's, and an exponential that vectorises.
+// For the CPU kernels: vectors as wide as those of the processor, and an exponential that vectorises.
 #pragma once
 
 #include <stdint.h>
@@ -6,8 +6,8 @@
 
 namespace {
 
-// Sums run in explicit vectors as wide as the processor's: left to itself the compiler gathers across points,
-// and vectors wider than the processor's it takes apart through memory.
+// Sums use explicit vectors of the processor's own width. Without them the compiler vectorises across points with
+// gathers. It splits wider vectors through memory.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX__)

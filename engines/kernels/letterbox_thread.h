@@ -1,12 +1,12 @@
 // One thread of the letterbox kernel: one pixel of the network's input, all three channels. Compiles for the host too.
 //
 // The same steps as engines/preprocess.py: area averaging to shrink, bilinear to enlarge, rounded to 8 bits, bars of a
-// fixed colour, then (value / 255 - mean) / deviation. Known when compiled, through macros:
+// fixed colour, then (value / 255 - mean) / deviation. Macros that the compilation sets:
 //   XPOSE_HALF            1 for float16 output, 0 for float32
 //   XPOSE_HEIGHT, XPOSE_WIDTH            size of the input, in pixels
 //   XPOSE_MEAN, XPOSE_DEVIATION, XPOSE_BAR           {red, green, blue}; the bar's in grey levels
 //   XPOSE_NV12            1 for a luma plane and a plane of interleaved chroma at half the size, 0 for RGB
-//   XPOSE_LUMA_BLACK, XPOSE_LUMA_GAIN, XPOSE_RED_V, XPOSE_GREEN_U, XPOSE_GREEN_V, XPOSE_BLUE_U      for NV12 alone
+//   XPOSE_LUMA_BLACK, XPOSE_LUMA_GAIN, XPOSE_RED_V, XPOSE_GREEN_U, XPOSE_GREEN_V, XPOSE_BLUE_U      only for NV12
 #pragma once
 
 #include "deform_attn.h"
@@ -22,7 +22,7 @@ typedef _Float16 XposePixel;
 
 // The image in pixels, the bytes from one row to the next in every plane, and the image's place in the input.
 struct XposeImage {
-    const unsigned char *pixels, *chroma;  // chroma: NV12 alone
+    const unsigned char *pixels, *chroma;  // chroma: only for NV12
     int width, height, row_bytes, left, top, content_width, content_height;
 };
 
@@ -45,11 +45,11 @@ XPOSE_INLINE XposeColour xpose_colour(const XposeImage& image, int x, int y) {
 #endif
 }
 
-// The source pixels along one axis that one pixel of the content is computed from, and their weights.
+// Along one axis: the source pixels from which one pixel of the content is computed, and their weights.
 struct XposeTaps {
     int first, last;  // both inclusive, inside the image
     bool area;
-    float begin, end;  // area: the stretch covered; bilinear: weights of first and last
+    float begin, end;  // area averaging: the interval that is covered; bilinear: weights of first and last
 };
 
 XPOSE_INLINE XposeTaps xpose_taps(int index, int source, int content, bool area) {

@@ -121,7 +121,7 @@ def compile_source(
 
     Args:
         name: file name.
-        macros: what is compiled in.
+        macros: names and values of the preprocessor macros.
         capability: (major, minor), for instance (9, 0).
         target: "cubin" for one GPU, or "ptx" for the driver to finish.
     Raises:
@@ -188,7 +188,7 @@ def _key(name: str, macros: Mapping[str, object], capability: tuple[int, int]) -
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write through a temporary file, so that no process ever reads a part."""
+    """Write to a temporary file and rename it, so that no process reads an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name

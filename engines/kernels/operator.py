@@ -25,14 +25,15 @@ def ms_deform_attn(
     offsets_BQMLP2: Tensor,
     logits_BQMLP: Tensor,
 ) -> Tensor:
-    """Sample `value` bilinearly around the reference points and sum by softmaxed weights, per head.
+    """Sample `value` bilinearly around the reference points; return the sum weighted by the softmax, per head.
 
     Args:
         value_BSMD: projected tokens, levels concatenated, padded tokens already zero; float64, 32, 16 or bfloat16.
         sizes_L2: (height, width) of each level, in cells; S = sum(height * width).
-        reference_BQLR: (x, y), or (centre x, centre y, width, height), as fractions of each level, multiplied by the
-            level's valid ratios already.
-        offsets_BQMLP2: (x, y), in cells of the level for a 2-d reference, in halves of the box over P for a 4-d one.
+        reference_BQLR: (x, y), or (centre x, centre y, width, height), as fractions of each level, already multiplied
+            by the level's valid ratios.
+        offsets_BQMLP2: (x, y). The unit is a cell of the level for a 2-d reference, and half the box divided by P for a
+            4-d reference.
         logits_BQMLP: before their softmax over L * P.
     Returns:
         out_BQC with C = M * D in the dtype of `value`; locations, weights and sums are float32 (float64 for a float64
@@ -119,7 +120,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    """Compiled on CPUs; elsewhere through the plain form."""
+    """Use the compiled kernel on CPUs, and plain PyTorch elsewhere."""
     tensors = ctx.saved_tensors
     if grad_out.device.type == "cpu" and cpu.available(tensors[0], tensors[2]):
         return *_compiled_backward(grad_out, *tensors, ctx.sizes), None

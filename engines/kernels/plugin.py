@@ -1,10 +1,11 @@
 """Deformable attention as a TensorRT plugin whose kernel is embedded in the plan, and its torch-tensorrt converter.
 
-A quickly deployable plugin: at build time TensorRT asks for the kernel's PTX and its launch, and writes both into the
-plan, which then runs with no Python and no library beside it. The source and its compilation are those of `cuda.py`.
+It is a quickly deployable plugin. At build time TensorRT asks for the PTX and the launch parameters of the kernel and
+writes both into the plan. The plan then runs without Python and without any other library. The kernel is that of
+`cuda.py`.
 
-`tensorrt` and `torch_tensorrt` are imported on use. The plugin's interface is read from annotations, so they must be
-real types: this file must not postpone them.
+`tensorrt` and `torch_tensorrt` are imported on use. TensorRT reads the plugin's interface from the type annotations, so
+this file must not use `from __future__ import annotations`.
 """
 
 import functools
@@ -15,12 +16,12 @@ from engines.kernels import cuda, nvrtc
 from engines.kernels.operator import parse_sizes
 
 PLUGIN = "xpose::ms_deform_attn"
-"""The operator's own name, by which the converter finds the plugin."""
+"""The name of the PyTorch operator. The converter finds the plugin by it."""
 
 
 @functools.cache
 def register_plugin() -> None:
-    """Register the plugin in TensorRT's registry; a second call does nothing.
+    """Register the plugin in TensorRT's registry. A second call does nothing.
 
     Value and output have the same type: FP32, FP16 or BF16. Reference, offsets and logits are always FP32, so that
     locations and softmax never pass through half precision.
@@ -76,7 +77,7 @@ def register_plugin() -> None:
 
 @functools.cache
 def register_converter() -> None:
-    """Let torch-tensorrt put the plugin in the operator's place; a second call does nothing.
+    """Make torch-tensorrt replace the operator by the plugin. A second call does nothing.
 
     Raises:
         ImportError: TensorRT or torch-tensorrt is not installed.

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: the form that every kernel is measured against.
+"""Multi-scale deformable attention in plain PyTorch, the reference for every kernel.
 
 Shape suffixes: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels,
 P points per level, C = M * D.
@@ -14,10 +14,10 @@ from torch.nn import functional
 
 
 def sampling_locations(sizes_L2: Sequence[tuple[int, int]], reference_BQLR: Tensor, offsets_BQMLP2: Tensor) -> Tensor:
-    """Where each point samples, as (x, y) fractions of its level, in the dtype of the offsets.
+    """Return the sampling locations as (x, y) fractions of their level, in the dtype of the offsets.
 
-    A 2-d reference (x, y) is offset in cells of the level; a 4-d reference (centre x, centre y, width, height) is
-    offset in units of half the box, shared out over the points.
+    The unit of an offset is a cell of the level for a 2-d reference (x, y), and half the box divided by the number of
+    points for a 4-d reference (centre x, centre y, width, height).
     """
     reference_BQ1L1R = reference_BQLR[:, :, None, :, None, :].to(offsets_BQMLP2.dtype)
     if reference_BQLR.shape[-1] == 2:
@@ -36,7 +36,7 @@ def ms_deform_attn_reference(
     *,
     compute: torch.dtype | None = None,
 ) -> Tensor:
-    """Softmax the logits, sample bilinearly and sum, by `grid_sample`; differentiable in every tensor.
+    """Apply softmax to the logits, sample with `grid_sample`, and sum. Differentiable in every tensor.
 
     Locations, weights and sums have the dtype `compute`; None means float64 for a float64 value and else float32. The
     result has the dtype of `value`. The other arguments are as in `engines.kernels.ms_deform_attn`.

@@ -1,8 +1,8 @@
 // Swin's attention inside windows of 4 x 4 tokens for CPUs: forward only.
 //
-// Built by engines/kernels/cpu.py with the machine's own compiler. Windows are found by their addresses, so that nothing
-// is rolled, cut or transposed; the scores of one query and head vectorise over the keys. Shape suffixes as in
-// engines/xpose/swin.py: B, H, W, T, M; D channels of a head.
+// engines/kernels/cpu.py compiles this file with the machine's own compiler. The tokens of a window are addressed where
+// they are in the map, so no tensor is rolled, split or transposed. The scores of one query and head vectorise over the
+// keys. Shape suffixes as in engines/xpose/swin.py: B, H, W, T, M; D channels of a head.
 #include "lanes.h"
 
 namespace {
@@ -16,7 +16,8 @@ struct WindowShape {
     int32_t heads, depth, shift, threads;
 };
 
-// Where the tokens of a window lie in the map, and which of them the roll has brought together: equal regions belong.
+// The places of a window's tokens in the map, and the region of each. Only tokens of the same region attend to each
+// other: the roll brings tokens of distant regions into one window.
 struct Window {
     int64_t token[kTokens];
     int32_t region[kTokens];
@@ -38,7 +39,7 @@ inline Window window_at(const WindowShape& shape, int64_t image, int64_t top, in
     return window;
 }
 
-// One head of one window. `qkv` and `out` are at the head's channels of the map's first token.
+// One head of one window. `qkv` and `out` point at the channels of this head in the first token of the map.
 template <int kDepth>
 void attend(const Window& window, int64_t channels, const float* qkv, const float* bias_TT, float* out) {
     const float scale = 1.0f / __builtin_sqrtf((float)kDepth);

@@ -1,4 +1,4 @@
-"""What `XPose.forward` accepts, checked from shapes alone so that an exported graph carries none of it."""
+"""Checks of the inputs of `XPose.forward`. They read shapes only, so an exported graph contains no part of them."""
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ def check_inputs(
     object_valid_BC: Tensor | None,
     keypoint_valid: Tensor | None,
 ) -> None:
-    """Raise InputError where shapes do not belong together; arguments as in `XPose.forward`."""
+    """Raise InputError if the shapes do not match; the arguments are those of `XPose.forward`."""
     batch, channels, height, width = _shape("pixels", pixels_B3HW, 4)
     classes = _shape("objects", objects_BC512, 3)[1]
     if keypoints.dim() not in (3, 4):

@@ -1,4 +1,4 @@
-"""The sizes of the network, and the three that we name."""
+"""The sizes of a network, and the three networks that have names."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ BACKBONES = ("swin", "efficientnet_lite0")
 
 @dataclass(frozen=True)
 class XPoseConfig:
-    """Every size of one X-Pose network; encoder, decoder and heads are the same for all.
+    """All sizes of one X-Pose network. The structure of encoder, decoder and heads is the same for every network.
 
-    Backbone: one of `BACKBONES`. "swin" has the sizes below; "efficientnet_lite0" has sizes of its own.
+    Backbone: one of `BACKBONES`. "swin" uses the sizes below; "efficientnet_lite0" has fixed sizes of its own.
     Swin: `embed_dim` channels after the patches, doubled per stage; `depths` blocks and `num_heads` heads per stage;
     attention in windows of `window` x `window` cells.
-    Levels: Swin's stages `level_stages` feed one level each, and one more level halves the last of them; strides 8, 16
-    and 32 of EfficientNet feed one level each.
-    `queries` boxes are selected in the image, `groups` of them become one box and its keypoints after `box_layers`.
+    Levels: with Swin, each stage in `level_stages` gives one level, and one more level halves the last of them. With
+    EfficientNet, the maps at strides 8, 16 and 32 give one level each.
+    Queries: the network selects `queries` boxes in the image. After `box_layers`, the best `groups` of them become
+    groups of one box and its keypoints.
     Sources: X-Pose (ECCV 2024), section 4 and its released configuration; Swin, arXiv:2103.14030.
     """
 
@@ -41,9 +42,9 @@ class XPoseConfig:
     fusion_heads: int = 4
     max_keypoints: int = 68
     text_dim: int = 512
-    visual_width: int = 768  # of CLIP's image tower: the width of a visual prompt's keypoint token
-    label_book: int = 2000  # labels that training's denoising queries may carry, plus one for "unknown"
-    drop_path: float = 0.2  # of the last Swin block in training, growing linearly from 0 at the first
+    visual_width: int = 768  # width of CLIP's image tower, and of the keypoint token of a visual prompt
+    label_book: int = 2000  # labels of the denoising queries in training; one more label means "unknown"
+    drop_path: float = 0.2  # drop rate of the last Swin block in training; it grows linearly from 0 at the first block
     fusion_drop_path: float = 0.1
     input_hw: tuple[int, int] = (800, 1333)
 
@@ -60,12 +61,12 @@ class XPoseConfig:
 
     @property
     def extra_level(self) -> bool:
-        """Whether the neck halves the backbone's last map to get one more level."""
+        """Whether the neck makes one more level by halving the last map of the backbone."""
         return self.backbone == "swin"
 
     @property
     def levels(self) -> int:
-        """How many feature maps the neck makes."""
+        """Number of feature maps that the neck makes."""
         return len(self.level_widths) + self.extra_level
 
     @classmethod
@@ -75,7 +76,7 @@ class XPoseConfig:
 
     @classmethod
     def swin_l(cls) -> "XPoseConfig":
-        """The larger network of the paper, on Swin-L for 384 px; its weights were never released."""
+        """The larger network of the paper, with Swin-L for 384 px. Its weights were never released."""
         return cls(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window=12)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The decoder: queries look at each other, at the classes and at the image, and move their boxes.
+"""The decoder: queries attend to each other, to the classes and to the image, and refine their boxes.
 
 Shape suffixes: B batch, Q queries, N image tokens, S the same as sampled, C classes, D channels, L levels, M heads,
 T tokens of a group. References are (centre x, centre y, width, height) as fractions of the unpadded image.
@@ -15,19 +15,19 @@ from engines.xpose.encoder import DeformableAttention, Encoded
 from engines.xpose.layers import Attention, LayerNorm, Linear, Mlp, geometry_dtype, sine_code, to_dtype
 
 QUERY_TEMPERATURE = 10000.0
-TABLE_KEYPOINTS = 17  # the first table holds COCO's keypoints, the second the rest
+TABLE_KEYPOINTS = 17  # the first table holds the 17 keypoints of COCO, the second table the rest
 
 
 class Groups(NamedTuple):
-    """Queries after the expansion: each group is one box token and then its keypoint tokens."""
+    """Queries after the expansion. Each group is one box token followed by its keypoint tokens."""
 
     x_BGTD: Tensor
     reference_BGT4: Tensor
-    class_BG: Tensor  # int64: the class whose keypoints the group asks for
-    valid_BGT: Tensor | None  # bool, True on the box and on real keypoints; None: all are
+    class_BG: Tensor  # int64: the class whose keypoints the group looks for
+    valid_BGT: Tensor | None  # bool, True for the box and for real keypoints; None: all are real
 
     def attention_mask(self) -> Tensor | None:
-        """Which tokens the others of their group may see: [B * G, 1, 1, T]."""
+        """Mask [B * G, 1, 1, T]: True for tokens to which the others of their group may attend."""
         return None if self.valid_BGT is None else self.valid_BGT.flatten(0, 1)[:, None, None]
 
 
@@ -60,13 +60,14 @@ class DecoderLayer(nn.Module):
         """Return [B, Q, D].
 
         Args:
-            x_BQD: contents of the queries; with `groups` > 1, equal runs of Q / groups that see only themselves.
-            position_BQD: code of their references, added to queries and keys.
+            x_BQD: contents of the queries. With `groups` > 1 they are runs of Q / groups queries; each run attends only
+                to itself.
+            position_BQD: position codes of their references, added to queries and keys.
             reference_BQL4: references times the valid ratio of each level.
             value_BSMD: this layer's projection of the memory.
             encoded: text and sizes of the levels.
-            attention_mask: True where a query may see another; broadcasts to [B * groups, heads, q, q].
-            groups: how many runs.
+            attention_mask: True where a query may attend to another; broadcasts to [B * groups, heads, q, q].
+            groups: number of runs.
         """
         batch = x_BQD.shape[0]
         placed, content = (torch.unflatten(t, 1, (groups, -1)).flatten(0, 1) for t in (x_BQD + position_BQD, x_BQD))
@@ -82,7 +83,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers, the code of their references, and the sizes that keypoints start from."""
+    """The layers, the position code of their references, and the initial sizes of keypoints."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         groups: int = 1,
     ) -> Tensor:
-        """Code the references and run layer `index`; arguments as in `DecoderLayer.forward`."""
+        """Compute the position code of the references and run layer `index`; see `DecoderLayer.forward`."""
         ratio_BL4 = encoded.geometry.valid_ratio_BL2.repeat(1, 1, 2)
         reference_BQL4 = reference_BQ4[:, :, None] * ratio_BL4[:, None]
         position_BQD = self.ref_point_head(self.code_references(reference_BQL4[:, :, 0]))
@@ -116,13 +117,13 @@ class Decoder(nn.Module):
         return layer(x_BQD, position_BQD, reference_BQL4, value_BSMD, encoded, attention_mask, groups)  # type: ignore[no-any-return]
 
     def code_references(self, reference_BQ4: Tensor) -> Tensor:
-        """Sine code in the order centre y, centre x, width, height: [B, Q, 2 D]."""
+        """Return the sine code [B, Q, 2 D] in the order centre y, centre x, width, height."""
         channels = self.norm.normalized_shape[0] // 2
         x, y, width, height = (reference_BQ4 * (2 * math.pi)).unbind(-1)
         codes = [sine_code(angle, channels, QUERY_TEMPERATURE) for angle in (y, x, width, height)]
         return torch.cat(codes, dim=-1)
 
     def keypoint_sizes(self, keypoints: int) -> Tensor:
-        """Width and height that each keypoint slot starts with, as fractions of its box: [K, 2]."""
+        """Return the initial width and height of each keypoint slot, as fractions of its box: [K, 2]."""
         table = torch.cat((self.hw.weight, self.hw_append.weight))[:keypoints]
         return to_dtype(table, geometry_dtype(table.dtype)).sigmoid()

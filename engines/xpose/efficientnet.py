@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: a convolutional backbone for CPUs, of inverted residual blocks with ReLU6.
+"""EfficientNet-Lite0: a convolutional backbone for CPUs, made of inverted residual blocks with ReLU6.
 
-It has no batch norms: those of the published weights are folded into the convolutions when they are imported
-(`training.imagenet`), so training, inference and every exported form run the same plain convolutions.
+It has no batch norms. The import of the published weights (`training.imagenet`) folds them into the convolutions, so
+training, inference and exported graphs run the same plain convolutions.
 
 Shape suffixes: B batch, H height, W width, C channels.
 
@@ -23,7 +23,7 @@ class StageSize(NamedTuple):
 
     blocks: int
     kernel: int
-    stride: int  # of the first block
+    stride: int  # stride of the first block
     expansion: int
     width: int
 
@@ -52,7 +52,7 @@ def _convolution(into: int, out: int, kernel: int, stride: int = 1, groups: int 
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel, narrow; the input is added where the size stays the same."""
+    """An inverted residual block: expand, depthwise convolution, project. Adds its input where the size is the same."""
 
     def __init__(self, into: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class InvertedResidual(nn.Module):
         return x_BCHW + y if self.residual else y
 
     def _filter(self, y_BCHW: Tensor) -> Tensor:
-        """The depthwise convolution; in float32 under autocast: its bf16 backward is many times slower on CPUs."""
+        """Apply the depthwise convolution, under autocast in float32: its bf16 backward is much slower on CPUs."""
         if not torch.is_autocast_enabled(y_BCHW.device.type):
             return self.depthwise(y_BCHW)  # type: ignore[no-any-return]
         with torch.autocast(y_BCHW.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""The encoder: image and text attend to each other, then text to itself, then the image to its neighbourhood.
+"""The encoder. In each layer, image and text attend to each other, then text to itself, then the image around itself.
 
 Shape suffixes: B batch, N image tokens, C classes, D channels, L levels, M heads, P points, S tokens sampled.
 """
@@ -17,16 +17,16 @@ from engines.xpose.layers import Attention, DropPath, LayerNorm, Linear, to_dtyp
 
 
 class Encoded(NamedTuple):
-    """An image and its prompts, each aware of the other."""
+    """An encoded image and its encoded prompts."""
 
     memory_BND: Tensor
     text_BCD: Tensor
-    object_valid_BC: Tensor | None  # bool, True on real classes; None: all are
+    object_valid_BC: Tensor | None  # bool, True for real classes; None: all are real
     geometry: Geometry
 
 
 class DeformableAttention(nn.Module):
-    """Sample a pyramid at a few learned places around each reference. Source: Deformable DETR, arXiv:2010.04159."""
+    """Sample a pyramid at a few learned offsets around each reference. Source: Deformable DETR, arXiv:2010.04159."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class DeformableAttention(nn.Module):
         self.output_proj = Linear(dim, dim)
 
     def values(self, memory_BND: Tensor, padding_BN: Tensor | None) -> Tensor:
-        """Project the pyramid: [B, S, M, D / M], zero on padding."""
+        """Project the pyramid to values [B, S, M, D / M]; they are zero on padding."""
         value_BSD = self.value_proj(memory_BND)
         if padding_BN is not None:
             value_BSD = value_BSD.masked_fill(padding_BN[..., None], 0.0)
@@ -54,11 +54,11 @@ class DeformableAttention(nn.Module):
 
 
 class TwoWayAttention(nn.Module):
-    """Attention between image and text in both directions, on one set of scores.
+    """Attention between image and text in both directions, with one set of scores.
 
-    Every class is a few numbers and the image is thousands of tokens, so the wide projections of the image are folded
-    into the text: scores are V (Wv_h^T K_h), the image's update is A (S_h Wo_h^T), and the text gathers V itself before
-    projecting it. Same numbers, without an image-sized tensor of the attention's width.
+    There are few classes but thousands of image tokens, so the projections of the image are folded into the text. The
+    scores are V (Wv_h^T K_h), the update of the image is A (S_h Wo_h^T), and the text sums V before the projection. The
+    results are the same, without an image-sized tensor of the attention's width.
     """
 
     def __init__(self, dim: int, width: int, heads: int) -> None:
@@ -74,7 +74,7 @@ class TwoWayAttention(nn.Module):
     def forward(
         self, image_BND: Tensor, text_BCD: Tensor, padding_BN: Tensor | None, object_valid_BC: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return what to add to the image [B, N, D] and to the text [B, C, D]."""
+        """Return the updates that are added to the image [B, N, D] and to the text [B, C, D]."""
         image_BND = to_dtype(image_BND, self.v_proj.weight.dtype)
         key_BMCE = self._split(self.l_proj(text_BCD))  # E = width / heads
         value_BMCE = self._split(self.values_l_proj(text_BCD))
@@ -110,7 +110,7 @@ class TwoWayAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Two-way attention, pre-norm; the residual is the normed stream, as it was trained."""
+    """Two-way attention, pre-norm. The residual is the normalised stream, as in the released network."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class FusionLayer(nn.Module):
     def forward(
         self, image_BND: Tensor, text_BCD: Tensor, padding_BN: Tensor | None, object_valid_BC: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return both streams, updated."""
+        """Return the updated image and text."""
         image_BND, text_BCD = self.layer_norm_v(image_BND), self.layer_norm_l(text_BCD)
         to_image_BND, to_text_BCD = self.attn(image_BND, text_BCD, padding_BN, object_valid_BC)
         image_BND = image_BND + self.drop_path(self.gamma_v * to_image_BND)
@@ -133,7 +133,7 @@ class FusionLayer(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Each class attends to itself only, then a feed-forward; post-norm."""
+    """Self-attention in which each class attends only to itself, then a feed-forward; post-norm."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class TextLayer(nn.Module):
 
 
 class ImageLayer(nn.Module):
-    """Each token samples the pyramid around itself, then a feed-forward; post-norm."""
+    """Deformable attention of each image token, then a feed-forward; post-norm."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class ImageLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Fusion, text layer, image layer, repeated."""
+    """Layers of fusion, text layer and image layer."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
         object_valid_BC: Tensor | None,
         geometry: Geometry,
     ) -> Encoded:
-        """Encode image tokens with their positions (added to queries, never to values) and the classes."""
+        """Encode image tokens and classes. Positions are added to the queries of the image, never to its values."""
         for fusion, text_layer, image_layer in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
             image_BND, text_BCD = fusion(image_BND, text_BCD, geometry.padding_BN, object_valid_BC)
             text_BCD = text_layer(text_BCD)

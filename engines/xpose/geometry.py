@@ -1,7 +1,7 @@
-"""Where the tokens of the pyramid are: positions, reference points, proposals, and which of them are padding.
+"""The geometry of the pyramid's tokens: position codes, reference points, proposals and padding.
 
-All of it depends on sizes and padding alone, never on pixels; without padding it is kept between images. It is float32
-even under a float64 network, as in the released code: their rounding is part of its numbers.
+All of it depends only on sizes and padding, not on pixels. Without padding it is cached between images. It is float32
+even in a float64 network, as in the released code: this rounding is part of the reference numbers.
 
 Shape suffixes: B batch (1 where nothing is padded), L levels, N tokens of all levels, D channels, H height, W width,
 2 is (x, y), 4 is (centre x, centre y, width, height), all as fractions of the unpadded image.
@@ -18,18 +18,18 @@ from torch.nn import functional
 from engines.xpose.layers import sine_code
 
 IMAGE_TEMPERATURE = 20.0
-PROPOSAL_SIDE = 0.05  # of the image, at the finest level; doubled per level
-PROPOSAL_MARGIN = 0.01  # a proposal with any number outside of (0.01, 0.99) is not offered
+PROPOSAL_SIDE = 0.05  # fraction of the image at the finest level; it doubles per level
+PROPOSAL_MARGIN = 0.01  # a proposal with any coordinate outside of (0.01, 0.99) is not offered
 
 
 class Geometry(NamedTuple):
-    """What the encoder, the selection and the decoder need to know about places."""
+    """Positions and shapes for the encoder, the selection and the decoder."""
 
     sizes: tuple[tuple[int, int], ...]  # (height, width) of each level, in cells
     position_BND: Tensor  # sine codes
     valid_ratio_BL2: Tensor  # unpadded share of each level
-    reference_BNL2: Tensor  # each token's centre, as the fraction of each level that it is sampled at
-    proposal_BN4: Tensor  # logits of the boxes proposed around each token; +inf where not offered
+    reference_BNL2: Tensor  # the centre of each token, as a fraction of each level in which it is sampled
+    proposal_BN4: Tensor  # logits of the box proposed at each token; +inf where none is offered
     offered_BN1: Tensor  # bool
     padding_BN: Tensor | None  # bool, True on padding
 
@@ -37,13 +37,13 @@ class Geometry(NamedTuple):
 def pyramid_geometry(
     sizes: tuple[tuple[int, int], ...], dim: int, padding_BHW: Tensor | None, device: torch.device
 ) -> Geometry:
-    """Lay out the pyramid.
+    """Compute the geometry of a pyramid.
 
     Args:
         sizes: (height, width) of each level, in cells.
         dim: channels of the position code.
         padding_BHW: True on padding, at pixel resolution; None where nothing is padded.
-        device: where they are needed.
+        device: device of the results.
     """
     if padding_BHW is not None:
         masks = [_resize_mask(padding_BHW, size) for size in sizes]
@@ -100,7 +100,7 @@ def _geometry(sizes: tuple[tuple[int, int], ...], dim: int, masks: list[Tensor],
 
 
 def _valid_cells(padding_BHW: Tensor) -> Tensor:
-    """Count unpadded columns of the first row and rows of the first column: [B, 2]."""
+    """Count the unpadded columns of the first row and the unpadded rows of the first column: [B, 2]."""
     valid = (~padding_BHW).float()
     return torch.stack((valid[:, 0].sum(-1), valid[:, :, 0].sum(-1)), dim=-1)
 
@@ -112,7 +112,7 @@ def _cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _position(padding_BHW: Tensor, dim: int) -> Tensor:
-    """Sine code of each cell, rows before columns: [B, H, W, D]."""
+    """Return the sine code of each cell, rows before columns: [B, H, W, D]."""
     valid = (~padding_BHW).float()
     down, right = valid.cumsum(1), valid.cumsum(2)
     down = down / (down[:, -1:] + 1e-6) * (2 * math.pi)

@@ -1,4 +1,4 @@
-"""Initial values of all parameters, as the released model is built (they matter when training from scratch)."""
+"""Initial values of all parameters, as in the released model. They matter when you train from scratch."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ LAYER_SCALE = 1e-4
 
 
 def initialise_transformer(transformer: nn.Module, level_embed: nn.Parameter) -> None:
-    """Xavier for every matrix; then what attention, sampling and fusion start from."""
+    """Xavier for every matrix, then the special initial values of attention, sampling and fusion."""
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
@@ -40,14 +40,14 @@ def _initialise_sampling(attention: DeformableAttention) -> None:
 
 
 def initialise_backbone(backbone: nn.Module) -> None:
-    """Bias tables only: the linear maps keep PyTorch's defaults, since pretrained weights are expected."""
+    """Initialise the bias tables only. Linear maps keep PyTorch's defaults, because pretrained weights replace them."""
     for module in backbone.modules():
         if isinstance(module, WindowAttention):
             nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
 
 def initialise_neck(input_proj: nn.Module) -> None:
-    """Xavier convolutions without bias."""
+    """Xavier for the convolutions, and zero biases."""
     for module in input_proj.modules():
         if isinstance(module, Conv2d):
             nn.init.xavier_uniform_(module.weight)
@@ -56,7 +56,7 @@ def initialise_neck(input_proj: nn.Module) -> None:
 
 
 def initialise_heads(bbox: Mlp, pose: Mlp, proposal: Mlp) -> None:
-    """Boxes and keypoints start on their references; the proposals' head starts as a copy of the boxes'."""
+    """Boxes and keypoints start at their references. The head of the proposals starts as a copy of the box head."""
     for head in (bbox, pose):
         last = head.layers[-1]
         nn.init.zeros_(last.get_parameter("weight"))

@@ -1,7 +1,8 @@
-"""The small parts that every block of the network is made of.
+"""The building blocks of the network.
 
-Mixed precision is decided by parameters alone: a linear map or convolution works in the dtype of its weight, a norm in
-the dtype of its own, and `geometry_dtype` says in what references, positions and locations are kept.
+The dtypes of the parameters decide about mixed precision. A linear map or convolution computes in the dtype of its
+weight, and a norm in the dtype of its parameters. `geometry_dtype` returns the dtype of references, positions and
+locations.
 
 Shape suffixes: B batch, Q queries, S keys, D channels, H height, W width.
 """
@@ -13,21 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CLAMP = 1e-3  # of the logit, as in the released code: every reference below re-enters a layer as 0.001
+CLAMP = 1e-3  # for the logit, as in the released code: a smaller reference enters the next layer as 0.001
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast where needed; exported graphs then hold no cast that does nothing."""
+    """Cast only where the dtype differs, so that exported graphs contain no cast without effect."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def to_weight(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Cast where needed to the dtype of a weight; under autocast the operation itself casts both."""
+    """Cast to the dtype of a weight where it differs. Under autocast the operation casts by itself."""
     return tensor if torch.is_autocast_enabled(tensor.device.type) else to_dtype(tensor, weight.dtype)
 
 
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Coordinates stay in float32 when the network computes in half precision, and in float64 when it does so."""
+    """Return the dtype of coordinates: float64 in a float64 network, else float32, also in half precision."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -80,7 +81,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Mlp(nn.Module):
-    """Linear maps with ReLU between them and none after the last."""
+    """Linear maps with ReLU between them, and no ReLU after the last."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         super().__init__()
@@ -105,10 +106,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(dim, dim)
 
     def forward(self, query_BQD: Tensor, key_BSD: Tensor, value_BSD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend; `mask` broadcasts to [B, heads, Q, S] and is True where a query may look.
-
-        Returns [B, Q, D].
-        """
+        """Return [B, Q, D]; `mask` broadcasts to [B, heads, Q, S] and is True where a query may attend to a key."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
             self._split(functional.linear(to_weight(source, weight), weight, bias))
@@ -121,13 +119,13 @@ class Attention(nn.Module):
         return torch.unflatten(x_BSD, -1, (self.heads, -1)).transpose(1, 2)
 
     def attend_to_itself(self, x_BSD: Tensor) -> Tensor:
-        """The same when each token sees only itself: the softmax is 1, queries and keys have no influence."""
+        """Attend each token to itself only: the softmax is 1, so queries and keys do not matter."""
         weight, bias = self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]
         return self.out_proj(functional.linear(to_weight(x_BSD, weight), weight, bias))  # type: ignore[no-any-return]
 
 
 class DropPath(nn.Module):
-    """Skip a residual branch per sample in training; the survivors are scaled up. Source: arXiv:1603.09382."""
+    """In training, drop a residual branch per sample and scale up those that are kept. Source: arXiv:1603.09382."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -143,7 +141,7 @@ class DropPath(nn.Module):
 
 
 def circle_of_offsets(heads: int, levels: int, points: int) -> Tensor:
-    """Initial sampling offsets: head h looks along the angle 2 pi h / heads, its p-th point p cells away.
+    """Initial sampling offsets: head h samples along the angle 2 pi h / heads, its p-th point p cells away.
 
     Returns [heads * levels * points * 2], x before y. Source: Deformable DETR, arXiv:2010.04159, appendix A.4.
     """

@@ -1,6 +1,6 @@
-"""X-Pose: boxes and keypoints of anything that its prompts name.
+"""X-Pose: the boxes and keypoints of all objects that match its prompts.
 
-`forward` is one line of public pieces, which training composes in its own way:
+`forward` calls these public methods in turn. Training combines them in its own way:
 
     encode_prompts → encode → select_queries → decoder layers → expand → decoder layers → predict
 
@@ -34,23 +34,23 @@ class XPoseOutput(NamedTuple):
 
     boxes_BG4: Tensor  # centre x, centre y, width, height
     logits_BGC: Tensor  # raw; -inf for invalid classes
-    class_BG: Tensor  # int64: the class whose keypoints were asked for
-    keypoints_BGK2: Tensor  # x, y; meaningless where that class has no such keypoint
+    class_BG: Tensor  # int64: the class whose keypoints were looked for
+    keypoints_BGK2: Tensor  # x, y; undefined where that class has no such keypoint
 
 
 class Prompts(NamedTuple):
-    """What depends on the prompts alone: compute it once per set of prompts and use it for every image."""
+    """The part that depends only on the prompts. Compute it once per set of prompts and use it for every image."""
 
     text_BCD: Tensor  # classes
     object_valid_BC: Tensor | None
-    keypoints_BCKD: Tensor  # contents that keypoint tokens start from
-    keypoint_offsets_BCK2: Tensor  # where they start, as logits relative to the box's centre
-    keypoint_sizes_K2: Tensor  # how large, as fractions of the box
+    keypoints_BCKD: Tensor  # initial contents of the keypoint tokens
+    keypoint_offsets_BCK2: Tensor  # initial positions, as logits relative to the centre of the box
+    keypoint_sizes_K2: Tensor  # initial sizes, as fractions of the box
     keypoint_valid_BCK: Tensor | None
 
 
 class Selected(NamedTuple):
-    """The queries that the image itself proposed, best first."""
+    """The queries that were selected from the image tokens, best first."""
 
     reference_logits_BQ4: Tensor  # not detached; +inf in all four where a cell has no proposal
     features_BQD: Tensor
@@ -59,7 +59,7 @@ class Selected(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """Holds the encoder, the decoder and what stands between them, under the released names."""
+    """Holds the encoder, the decoder and the layers between them, under the released names."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
 
 
 class XPose(nn.Module):
-    """The network without CLIP; its parameters have the released names (a shared head has the first of its names)."""
+    """The network without CLIP. Parameters have the released names; a shared head has the first of its names."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class XPose(nn.Module):
         self.pose_hw_embed = nn.ModuleList([Mlp(dim, dim, 2, layers=3)])
         self.projection = Mlp(config.text_dim, dim, dim, layers=3)
         self.projection_kpt = Mlp(config.text_dim, dim, dim, layers=3)
-        self.label_enc = nn.Embedding(config.label_book + 1, dim)  # training's denoising queries
-        self.pos_proj = Linear(dim, config.visual_width)  # visual prompts: a keypoint's place
-        self.padding = nn.Embedding(1, config.visual_width)  # visual prompts: a keypoint out of sight
+        self.label_enc = nn.Embedding(config.label_book + 1, dim)  # denoising queries of training
+        self.pos_proj = Linear(dim, config.visual_width)  # visual prompts: the position of a keypoint
+        self.padding = nn.Embedding(1, config.visual_width)  # visual prompts: a keypoint that is not visible
         initialise_backbone(self.backbone)
         initialise_neck(self.input_proj)
         initialise_transformer(self.transformer, self.transformer.level_embed)
@@ -111,12 +111,12 @@ class XPose(nn.Module):
             pixels_B3HW: RGB, normalised by ImageNet's mean and deviation; zero on padding.
             objects_BC512: CLIP embeddings of the classes.
             keypoints: CLIP embeddings of the keypoints: [B, K, 512], one list for all classes, or [B, C, K, 512], one
-                list per class; a box takes the list of its own best class.
+                list per class. A box uses the list of its own best class.
             padding_BHW: bool, True on padding (right and bottom).
             object_valid_BC: bool, True on real classes.
             keypoint_valid: bool, True on real keypoints, [B, K] or [B, C, K] like `keypoints`.
         Raises:
-            InputError: shapes that do not belong together, or more keypoints than the network has slots.
+            InputError: shapes do not match, or there are more keypoints than the network has slots.
         """
         check_inputs(self.config, pixels_B3HW, objects_BC512, keypoints, padding_BHW, object_valid_BC, keypoint_valid)
         prompts = self.encode_prompts(objects_BC512, keypoints, object_valid_BC, keypoint_valid)
@@ -129,7 +129,7 @@ class XPose(nn.Module):
         object_valid_BC: Tensor | None = None,
         keypoint_valid: Tensor | None = None,
     ) -> Prompts:
-        """Compute what depends on the prompts alone; arguments as in `forward`."""
+        """Compute the part that depends only on the prompts; the arguments are those of `forward`."""
         classes = objects_BC512.shape[1]
         content = self.projection_kpt(keypoints)
         offsets = to_dtype(self._head("pose")(content), geometry_dtype(content.dtype))
@@ -146,7 +146,7 @@ class XPose(nn.Module):
         )
 
     def detect(self, pixels_B3HW: Tensor, prompts: Prompts, padding_BHW: Tensor | None = None) -> XPoseOutput:
-        """Run the network on images whose prompts are encoded already."""
+        """Run the network on images with encoded prompts."""
         encoded = self.encode(pixels_B3HW, prompts, padding_BHW)
         x_BQD, reference_BQ4 = self.first_queries(self.select_queries(encoded))
         decoder, config = self.transformer.decoder, self.config
@@ -186,7 +186,7 @@ class XPose(nn.Module):
         return encoder(image_BND, position_BND, prompts.text_BCD, prompts.object_valid_BC, geometry)  # type: ignore[no-any-return]
 
     def select_queries(self, encoded: Encoded) -> Selected:
-        """Choose the tokens that look most like a prompted class; fewer than `queries` tokens are all taken."""
+        """Select the `queries` tokens with the best class scores; all of them if there are fewer."""
         transformer, geometry = self.transformer, encoded.geometry
         offered_BND = encoded.memory_BND.masked_fill(~geometry.offered_BN1, 0.0)
         features_BND = transformer.enc_output_norm(transformer.enc_output(offered_BND))
@@ -199,17 +199,17 @@ class XPose(nn.Module):
         return Selected(offset_BQ4 + proposal_BQ4, features_BQD, index_BQ, score_BN)
 
     def first_queries(self, selected: Selected) -> tuple[Tensor, Tensor]:
-        """Contents [B, Q, D] (learned, tied to the rank) and references [B, Q, 4] that enter the first layer."""
+        """Return the inputs of the first layer: contents [B, Q, D] (learned, one per rank) and references [B, Q, 4]."""
         batch, queries = selected.index_BQ.shape
         content_BQD = self.transformer.tgt_embed.weight[:queries].expand(batch, -1, -1)
         return content_BQD, selected.reference_logits_BQ4.sigmoid()
 
     def refine_boxes(self, x_BQD: Tensor, reference_BQ4: Tensor) -> Tensor:
-        """Move references by the box head: [B, Q, 4]. Takes raw contents between layers, normed ones to predict."""
+        """Refine references with the box head: [B, Q, 4]. Takes raw contents between layers, normed ones to predict."""
         return self._move("bbox", x_BQD, reference_BQ4)
 
     def refine_groups(self, x_BGTD: Tensor, reference_BGT4: Tensor) -> Tensor:
-        """Move the references of box tokens and of keypoint tokens: [B, G, T, 4]."""
+        """Refine the references of box tokens and of keypoint tokens: [B, G, T, 4]."""
         box = self.refine_boxes(x_BGTD[:, :, :1], reference_BGT4[:, :, :1])
         x_BGKD, reference_BGK4 = x_BGTD[:, :, 1:], reference_BGT4[:, :, 1:]
         place = self._move("pose", x_BGKD, reference_BGK4[..., :2])
@@ -217,7 +217,7 @@ class XPose(nn.Module):
         return torch.cat((box, torch.cat((place, size), dim=-1)), dim=2)
 
     def expand(self, x_BQD: Tensor, reference_BQ4: Tensor, encoded: Encoded, prompts: Prompts) -> Groups:
-        """Turn the best boxes into groups: each with the keypoints of its own best class."""
+        """Turn the best boxes into groups. Each gets the keypoints of its own best class."""
         logits_BQC = class_logits(x_BQD, encoded.text_BCD, encoded.object_valid_BC)
         index_BG = top_queries(logits_BQC.amax(-1), min(self.config.groups, logits_BQC.shape[1]))
         class_BG = gather_queries(logits_BQC, index_BG).argmax(-1)
@@ -225,13 +225,13 @@ class XPose(nn.Module):
         return self.form_groups(box_BGD, reference_BG4, class_BG, prompts)
 
     def form_groups(self, box_BGD: Tensor, reference_BG4: Tensor, class_BG: Tensor, prompts: Prompts) -> Groups:
-        """Put the keypoint tokens of each box's class beside it.
+        """Append to each box the keypoint tokens of its class.
 
         Args:
             box_BGD: contents of the boxes.
             reference_BG4: their references.
-            class_BG: int64, row of the prompted classes.
-            prompts: of the same images.
+            class_BG: int64, index of the prompted class.
+            prompts: encoded prompts of the same images.
         """
         image_B1 = torch.arange(class_BG.shape[0], device=class_BG.device)[:, None]
         keypoints_BGKD = to_dtype(prompts.keypoints_BCKD, box_BGD.dtype)[image_B1, class_BG]
@@ -251,7 +251,7 @@ class XPose(nn.Module):
         )
 
     def predict(self, x_BGTD: Tensor, reference_BGT4: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes [B, G, 4], class logits [B, G, C] and keypoints [B, G, K, 2] of a layer's raw output.
+        """Return boxes [B, G, 4], class logits [B, G, C] and keypoints [B, G, K, 2] from the raw output of a layer.
 
         `reference_BGT4` are the references that entered the layer.
         """
@@ -261,7 +261,7 @@ class XPose(nn.Module):
         return boxes_BG4, logits_BGC, self._move("pose", h_BGTD[:, :, 1:], reference_BGT4[:, :, 1:, :2])
 
     def predict_boxes(self, x_BQD: Tensor, reference_BQ4: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        """Boxes [B, Q, 4] and class logits [B, Q, C] of a box layer's raw output, which training also scores."""
+        """Return boxes [B, Q, 4] and class logits [B, Q, C] from the raw output of a box layer, for training."""
         h_BQD = self.transformer.decoder.norm(x_BQD)
         return self.refine_boxes(h_BQD, reference_BQ4), class_logits(h_BQD, encoded.text_BCD, encoded.object_valid_BC)
 

@@ -1,4 +1,4 @@
-"""Class scores, and the choice of the tokens and queries that go on.
+"""Class scores, and the selection of tokens and queries.
 
 Shape suffixes: B batch, Q queries or tokens, C classes, D channels.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def class_logits(query_BQD: Tensor, text_BCD: Tensor, object_valid_BC: Tensor | None) -> Tensor:
-    """Similarity of each query to each class, [B, Q, C]: raw, unscaled, -inf for invalid classes."""
+    """Return the similarity of each query to each class, [B, Q, C]: unscaled dot products, -inf for invalid classes."""
     logits_BQC = query_BQD.to(text_BCD.dtype) @ text_BCD.transpose(1, 2)
     if object_valid_BC is None:
         return logits_BQC
@@ -17,13 +17,13 @@ def class_logits(query_BQD: Tensor, text_BCD: Tensor, object_valid_BC: Tensor | 
 
 
 def top_queries(scores_BQ: Tensor, count: int) -> Tensor:
-    """Indices of the `count` best scores, best first: [B, count].
+    """Return the indices of the `count` best scores, best first: [B, count].
 
-    The rank decides which learned content a query starts from, so the order matters as much as the set.
+    The order matters, because the learned initial content of a query depends on its rank.
     """
     return scores_BQ.topk(count, dim=1).indices
 
 
 def gather_queries(x_BQD: Tensor, index_BG: Tensor) -> Tensor:
-    """Take the rows `index_BG` of each image: [B, G, D]."""
+    """Return the rows `index_BG` of each image: [B, G, D]."""
     return x_BQD.gather(1, index_BG[..., None].expand(-1, -1, x_BQD.shape[-1]))

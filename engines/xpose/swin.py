@@ -1,4 +1,4 @@
-"""Swin: the backbone, windowed attention in four stages.
+"""Swin, the backbone: windowed attention in four stages.
 
 Shape suffixes: B batch, H height, W width, C channels, N windows, T tokens of a window, M heads.
 
@@ -16,11 +16,11 @@ from engines.xpose.config import XPoseConfig
 from engines.xpose.layers import Conv2d, DropPath, LayerNorm, Linear, to_dtype
 
 PATCH = 4  # pixels
-OTHER_REGION = -100.0  # added to the scores of pairs that the roll has brought together
+OTHER_REGION = -100.0  # added to the scores of pairs from distant regions, which the roll has put into one window
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each (query, key) of a window: [T, T] int64."""
+    """Return the row of the bias table for each (query, key) of a window: [T, T] int64."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     rows_T, columns_T = rows.flatten(), columns.flatten()
     down = rows_T[:, None] - rows_T[None, :] + window - 1
@@ -47,14 +47,14 @@ def _kept_region_mask(height: int, width: int, window: int, device: torch.device
 
 
 def region_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """What to add to the scores of shifted windows, [N, T, T] float32: it depends on the size alone, so it is kept."""
+    """Return the mask that is added to the scores of shifted windows, [N, T, T] float32. It is cached per size."""
     if torch.compiler.is_compiling():
         return _region_mask(height, width, window, device)
     return _kept_region_mask(height, width, window, device)
 
 
 def to_windows(x_BHWC: Tensor, window: int) -> Tensor:
-    """Cut into windows, row-major: [B, H, W, C] -> [B * N, T, C]; H and W are multiples of `window`."""
+    """Split into windows, row-major: [B, H, W, C] -> [B * N, T, C]; H and W are multiples of `window`."""
     batch, height, width, channels = x_BHWC.shape
     x = x_BHWC.reshape(batch, height // window, window, width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window * window, channels)
@@ -67,7 +67,7 @@ def from_windows(x_NTC: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 def pad_to_multiple(x_BHWC: Tensor, multiple: int) -> Tensor:
-    """Zeros on the right and at the bottom."""
+    """Add zeros on the right and at the bottom."""
     down, right = -x_BHWC.shape[1] % multiple, -x_BHWC.shape[2] % multiple
     return functional.pad(x_BHWC, (0, 0, 0, right, 0, down)) if down or right else x_BHWC
 
@@ -86,7 +86,7 @@ class WindowAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor, shift: int) -> Tensor:
-        """[B, H, W, C] -> [B, H, W, C]; windows are shifted right and down by `shift` tokens, around the edges."""
+        """[B, H, W, C] -> [B, H, W, C]. Windows move right and down by `shift` tokens and wrap around the edges."""
         _, height, width, channels = x_BHWC.shape
         if cpu.window_attention_available(self.qkv.weight, channels // self.heads, self.window):
             return self.proj(cpu.window_attention(self.qkv(x_BHWC), self._bias(), shift))  # type: ignore[no-any-return]
@@ -107,13 +107,13 @@ class WindowAttention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _bias(self) -> Tensor:
-        """What to add to the scores of each head's (query, key): [M, T, T]."""
+        """Return the bias for the scores of each (query, key) of each head: [M, T, T]."""
         bias_TTM = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return torch.unflatten(bias_TTM, 0, self.relative_position_index.shape).permute(2, 0, 1)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around an exact GELU."""
+    """Two linear maps with an exact GELU between them."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention, shifted by half a window in every second block, then a feed-forward; pre-norm."""
+    """Window attention, then a feed-forward; pre-norm. Every second block shifts its windows by half a window."""
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, drop_path: float) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class SwinBlock(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
         _, height, width, _ = x_BHWC.shape
-        y = pad_to_multiple(self.norm1(x_BHWC), self.window)  # after the norm: a padded token is all bias, and is seen
+        y = pad_to_multiple(self.norm1(x_BHWC), self.window)  # after the norm: a padded token takes part
         y = self.attn(y, self.shift)
         x = x_BHWC + self.drop_path(y[:, :height, :width])
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
@@ -178,7 +178,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one stride, and the merging into the next."""
+    """The blocks at one stride, and the patch merging before the next stage."""
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, drop_paths: list[float], merge: bool) -> None:
         super().__init__()
@@ -189,14 +189,14 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(dim) if merge else None
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        """Run the blocks: [B, H, W, C] -> [B, H, W, C]; the merging is the caller's."""
+        """Run the blocks: [B, H, W, C] -> [B, H, W, C]. The caller does the merging."""
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
         return x_BHWC
 
 
 class Swin(nn.Module):
-    """The backbone: four stages at strides 4, 8, 16, 32; those of `level_stages` are normed and returned."""
+    """The backbone: four stages at strides 4, 8, 16 and 32. The outputs of `level_stages` are normed and returned."""
 
     def __init__(self, config: XPoseConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Boxes, identities and skeletons drawn on a frame.
 
 Legend: H, W = size of the canvas in px; K keypoints. Colours are RGB; each identity keeps its own.
-Measured keypoints are light, coasting ones dark; a track that coasts as a whole has only the corners of its box.
+Measured keypoints are light and coasting ones dark. A track that coasts as a whole shows only the corners of its box.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Point = tuple[int, int]
 _GOLDEN_RATIO = 0.618034
 _INK: Colour = (18, 20, 24)
 _PAPER: Colour = (250, 250, 248)
-_BRIGHT = 140  # luma (ITU-R BT.601) from which dark letters read better than light ones
+_BRIGHT = 140  # luma (ITU-R BT.601); on brighter colours, dark letters are easier to read
 _SUBPIXEL_BITS = 3
-_REFERENCE_SIDE = 480  # px; lines and letters grow with the canvas from here
+_REFERENCE_SIDE = 480  # px; on larger canvases, lines and letters are scaled up
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class OverlayConfig:
     """What is drawn.
 
     Attributes:
-        boxes, labels, caption: the box of each track, its class with number and score, and the line at the bottom.
-        scale: size of lines and letters, relative to what suits the canvas.
+        boxes: the box of each track.
+        labels: the class, number and score of each track.
+        caption: the line at the bottom with source, time, frame and number of objects.
+        scale: factor on the size of lines and letters, which otherwise follows the size of the canvas.
     """
 
     boxes: bool = True
@@ -49,7 +51,7 @@ class OverlayConfig:
 
 
 def colour_of(track_id: int) -> Colour:
-    """A bright colour; neighbouring ids are far apart on the colour circle."""
+    """Return a bright colour. The colours of consecutive ids are far apart on the colour circle."""
     red, green, blue = colorsys.hsv_to_rgb((track_id * _GOLDEN_RATIO + 0.12) % 1.0, 0.72, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -70,7 +72,7 @@ def draw(
         if config.boxes:
             _draw_box(canvas_HW3, track, colour, unit, zoom)
         _draw_skeleton(canvas_HW3, track, list(classes[track.class_name].edges), colour, unit, zoom)
-    for track in message.tracks:  # after all figures, so that no limb hides a label
+    for track in message.tracks:  # after all skeletons, so that no limb hides a label
         if config.labels:
             _draw_label(canvas_HW3, track, unit, zoom)
     if config.caption:
@@ -94,7 +96,7 @@ def _draw_skeleton(
     canvas_HW3: Canvas, track: TrackMessage, edges: list[tuple[int, int]], colour: Colour, unit: float, zoom: float
 ) -> None:
     points = [None if x is None or y is None else (x * zoom, y * zoom) for x, y in track.keypoints]
-    # Limbs shrink with the figure: a person of 60 px must not drown in its own skeleton.
+    # Limbs get thinner with the size of the box, so that the skeleton does not cover a person of 60 px.
     left, top, right, bottom = track.box_xyxy
     figure = min(1.0, max(0.35, max(right - left, bottom - top) * zoom / (220 * unit))) * unit
     limb, halo = max(1, round(2.6 * figure)), max(2, round(4.6 * figure))
@@ -112,7 +114,7 @@ def _draw_skeleton(
 
 
 def _draw_label(canvas_HW3: Canvas, track: TrackMessage, unit: float, zoom: float) -> None:
-    """A chip on top of the box, or inside it where there is no room above."""
+    """A label above the box, or inside the box where there is no room above."""
     text = f"{track.class_name} {track.id}  {track.score:.2f}" + ("" if track.measured else "  coasting")
     size = max(9, round(11 * unit))
     width, height = _text_size(text, size)
@@ -146,7 +148,9 @@ def _shade(canvas_HW3: Canvas, start: Point, end: Point, colour: Colour, strengt
 
 
 def _subpixel(point: tuple[float, float]) -> Point:
-    """OpenCV's fixed point, far from where its integers end; its pixel centres are whole numbers, ours are halves."""
+    """Convert to OpenCV's fixed point, clamped far below its overflow. OpenCV's pixel centres are at whole numbers,
+    ours are at halves.
+    """
     x, y = ((min(max(value, -1e5), 1e5) - 0.5) * (1 << _SUBPIXEL_BITS) for value in point)
     return round(x), round(y)
 

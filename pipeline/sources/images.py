@@ -1,13 +1,13 @@
 """A folder of images, or one image, as unrelated stills.
 
-The folder is read in lexicographic order of the file names, not recursively; hidden files and files whose names do
-not end like an image's are passed over. A file that cannot be read becomes a frame without pixels that carries the
-reason, and a SourceError at the end counts such files. Of a file with several pages (TIFF stack, animation) the first
-is read, and a warning says how many were left out.
+The files of a folder are read in lexicographic order of their names. Subfolders, hidden files and files without the
+suffix of an image are skipped. A file that cannot be read becomes a frame without pixels that carries the reason. At
+the end a SourceError gives the number of such files. Only the first page of a file with several pages (TIFF stack,
+animation) is read, and a warning says how many pages were skipped.
 
-Pixels are what PIL makes of the file, as in the official inference script: alpha is dropped, not blended; palettes are
-looked up; of 16 bits the upper 8 remain. Unlike there, a camera's EXIF orientation is applied, as every viewer does:
-width, height and coordinates are those of the upright picture.
+PIL decodes the pixels, as in the official inference script: alpha is dropped, not blended; palette colours are looked
+up; 16-bit values keep their upper 8 bits. Unlike the official script, this module applies the EXIF orientation, as
+image viewers do. Width, height and coordinates are those of the upright picture.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from pipeline.sources.base import Source, SourceConfig
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"}
 )
-_HEAD_BYTES = 65536  # the animation chunk of a PNG stands before its pixels, often behind a colour profile
-_PAGED_FORMATS = ("TIFF", "WEBP", "PNG")  # the further pictures of a JPEG are previews of the first
+_HEAD_BYTES = 65536  # the animation chunk of a PNG comes before its pixels, often after a colour profile
+_PAGED_FORMATS = ("TIFF", "WEBP", "PNG")  # the other pictures of a JPEG are previews of the first
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _log = logging.getLogger(__name__)
 
 
 def is_still(path: Path) -> bool:
-    """Whether a file is read as a still: by its name, or as TIFF or WebP, which FFmpeg does not read whole.
+    """Whether a file is read as a still: its name says so, or it is a TIFF or WebP, which FFmpeg does not read fully.
 
     An animated PNG is a video under any name: FFmpeg reads all its pictures.
     """
     head = b""
     if path.is_file():
-        with suppress(OSError), path.open("rb") as file:  # who reads it later says why it cannot be read
+        with suppress(OSError), path.open("rb") as file:  # the source reports an unreadable file later
             head = file.read(_HEAD_BYTES)
     if head.startswith(b"\x89PNG"):
         before_pixels, _, _ = head.partition(b"IDAT")
@@ -54,7 +54,7 @@ def is_still(path: Path) -> bool:
 
 
 class ImageSource(Source):
-    """Stills: each frame stands alone, carries its file name, and has no presentation time."""
+    """Stills. The frames are unrelated; each has its file name and no presentation time."""
 
     def __init__(self, path: Path, config: SourceConfig) -> None:
         super().__init__(config.name or (path.resolve().name if path.is_dir() else path.stem))
@@ -105,14 +105,15 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Read any image that PIL knows as upright uint8 rgb_HW3.
 
     Raises:
-        SourceError: not an image, damaged, or of a kind without a defined way to 8-bit RGB (such as floats).
+        SourceError: the file is no image, is damaged, or has pixels without a defined conversion to 8-bit RGB (such as
+            floats).
     """
     try:
         with Image.open(path) as image:
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format in _PAGED_FORMATS:
                 _log.warning(
-                    "%s: %d of %d pages are left out, only the first is read; save the pages as a video or as images",
+                    "%s: only the first page is read, %d of %d are skipped; save the pages as a video or as images",
                     path.name, pages - 1, pages,
                 )  # fmt: skip
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
@@ -128,13 +129,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
             raise ValueError("pixels of more than 16 bits; store it with 8 or 16")
         return Image.fromarray((grey_HW >> 8).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info:  # PIL warns where it would have to guess
+    if "transparency" in image.info:  # PIL warns where the conversion is ambiguous
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def _one_line(error: Exception, path: Path) -> str:
-    """The words of `error` without the path, which the sentence around it names."""
+    """Return the text of `error` without the path, because the sentence around it already names the file."""
     words = " ".join(str(error).split()).replace(repr(str(path)), "").strip(" :")
     return words or type(error).__name__
 

@@ -1,9 +1,9 @@
-"""Drawn figures with known keypoints, for demonstrations and tests where no footage is at hand.
+"""Drawn figures with known keypoints, for demonstrations and tests without footage.
 
     testsrc://?size=640x480&rate=30&frames=300&seed=0&categories=person,dog
 
-Every part may be left out; these are the defaults, except that all categories take part. The frames come as fast as
-they are drawn, none is lost, and the same address gives the same pixels.
+Every part is optional. The values above are the defaults, except for `categories`, which defaults to all. Frames come
+as fast as they can be drawn, and none is lost. The same address always gives the same pixels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TestSource(Source):
         """Read the address.
 
         Raises:
-            SourceError: an unknown key or category, or a value that makes no sense.
+            SourceError: a key or category is unknown, or a value is invalid.
         """
         super().__init__(config.name or "testsrc")
         values = _values(uri)
@@ -47,7 +47,7 @@ class TestSource(Source):
             size_hw=_size_hw(values),
             rate=rate,
         )
-        """The scenes themselves, whose instances hold the true keypoints of the frame with the same index."""
+        """The scenes. The instances of a scene have the true keypoints of the frame with the same index."""
 
     def __iter__(self) -> Generator[Frame]:
         for index in range(self.frame_count):

@@ -1,6 +1,6 @@
 """Four-legged animals with the 17 AP-10K keypoints: dog, cow, horse and zebra.
 
-Own frame: the animal looks along +z, its left is at +x, paws point down (+y).
+Axes of an animal: it looks along +z, its left is at +x, and its paws point down (+y).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.synthetic.geometry import Floats, View, capsule, circle, hull, rot
 
 @dataclass(frozen=True)
 class Species:
-    """Mean proportions in figure units (body and neck together are about 1 long) and the colours of the coat."""
+    """Mean proportions in figure units (body plus neck is about 1) and the colours of the coat."""
 
     body: float
     girth: float
@@ -62,7 +62,7 @@ _LEGS = (
     ("left", "back", 1.0, math.pi * 0.75),
     ("right", "back", -1.0, math.pi * 1.75),
 )
-"""Side, end, sign of x and phase of the gait."""
+"""For each leg: side, end, sign of x and phase of the gait."""
 
 
 class Quadruped:
@@ -91,7 +91,7 @@ class Quadruped:
         self._gait_hz = rng.uniform(0.4, 1.2)
         self._gait_phase = rng.uniform(0.0, 2.0 * math.pi)
         self._leg_phase = rng.normal(0.0, 0.5, 4)
-        self._lie = 1.0 if rng.random() < 0.88 else rng.uniform(0.35, 0.6)  # leg length left when crouching
+        self._lie = 1.0 if rng.random() < 0.88 else rng.uniform(0.35, 0.6)  # a crouching animal has shorter legs
         self._neck_deg = species.neck_rise_deg + rng.normal(0.0, 16.0)
         self._graze_deg = rng.uniform(0.0, 25.0)
         self._head_yaw_deg = rng.normal(0.0, 25.0)

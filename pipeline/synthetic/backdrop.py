@@ -1,4 +1,4 @@
-"""Backgrounds, clutter and the photographic faults (blur, noise, light) of a synthetic scene."""
+"""Backgrounds, clutter and photographic defects (blur, noise, light) of a synthetic scene."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NOISE_TILE = 1024
 
 
 def _as_image(values: NDArray[Any]) -> Image:
-    """Clipped to 0..255, in place."""
+    """Clip to 0..255, in place."""
     clipped: Image = np.clip(values, 0, 255, out=values).astype(np.uint8)
     return clipped
 
 
 def paint_background(rng: np.random.Generator, height: int, width: int) -> Image:
-    """A gradient, room, landscape, tiling or cloud texture, uint8 [height, width, 3]."""
+    """Draw a gradient, room, landscape, tiling or cloud texture, uint8 [height, width, 3]."""
     kind = int(rng.choice(5, p=(0.15, 0.3, 0.2, 0.2, 0.15)))
     canvas = _gradient(rng, height, width)
     if kind == 1:
@@ -44,7 +44,7 @@ def _gradient(rng: np.random.Generator, height: int, width: int) -> Image:
 
 
 def _paint_floor(rng: np.random.Generator, canvas: Image) -> None:
-    """A floor or meadow below a horizon, sometimes with a skirting board or converging boards."""
+    """Draw a floor or meadow below a horizon, sometimes with a skirting board or converging boards."""
     height, width = canvas.shape[:2]
     horizon = int(height * rng.uniform(0.3, 0.85))
     floor = np.array(draw_colour(rng, (0.0, 0.5)), dtype=np.float32)
@@ -70,7 +70,7 @@ def _paint_tiling(rng: np.random.Generator, canvas: Image) -> None:
 
 
 def _add_clouds(rng: np.random.Generator, canvas: Image, strength: float) -> Image:
-    """Coloured noise of several octaves: foliage, plaster, fabric, blurred crowds."""
+    """Draw coloured noise of several octaves, which resembles foliage, plaster, fabric or blurred crowds."""
     height, width = canvas.shape[:2]
     tint = np.float32(rng.uniform(0.0, 0.5))
     texture = np.zeros((height, width, 3), np.float32)
@@ -83,7 +83,7 @@ def _add_clouds(rng: np.random.Generator, canvas: Image, strength: float) -> Ima
 
 
 def draw_clutter(rng: np.random.Generator, size_px: float) -> Part:
-    """One meaningless shape around the origin, `size_px` across: a slab, disc, pole, polygon or branch."""
+    """Draw one random shape around the origin, `size_px` across: a slab, disc, pole, polygon or branch."""
     colour: Colour = draw_colour(rng)
     kind = int(rng.integers(5))
     turn = rng.uniform(0.0, math.pi)
@@ -107,13 +107,13 @@ def draw_clutter(rng: np.random.Generator, size_px: float) -> Part:
 
 @functools.lru_cache(maxsize=2)
 def _noise(down: int, across: int) -> NDArray[np.float32]:
-    """A fixed tile of unit Gaussian noise, repeated; scenes take windows of it, a tenth of the cost of drawing it."""
+    """A fixed tile of unit Gaussian noise, repeated. Scenes use windows of it, at a tenth of the cost of new noise."""
     tile = np.random.default_rng(20260101).normal(0.0, 1.0, (_NOISE_TILE, _NOISE_TILE, 3)).astype(np.float32)
     return np.tile(tile, (down, across, 1))
 
 
 def add_noise(rng: np.random.Generator, canvas: Image, std: float) -> Image:
-    """Adds Gaussian sensor noise of `std` grey levels."""
+    """Add Gaussian sensor noise of `std` grey levels."""
     height, width = canvas.shape[:2]
     fits = height <= _NOISE_TILE and width <= _NOISE_TILE
     tile = _noise(1, 1) if fits else _noise(1 + height // _NOISE_TILE, 1 + width // _NOISE_TILE)
@@ -123,20 +123,20 @@ def add_noise(rng: np.random.Generator, canvas: Image, std: float) -> Image:
 
 
 def light_field(gain_3: Floats, light_22: Floats, height: int, width: int) -> NDArray[np.float32]:
-    """A colour cast times a slow change of light given at the four corners, float32 [height, width, 3]."""
+    """Return a colour cast times a gradient of light between the four corners, float32 [height, width, 3]."""
     field = cv2.resize(light_22.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(cv2.merge([field * np.float32(gain) for gain in gain_3]), dtype=np.float32)
 
 
 def relight(canvas: Image, light_HW3: NDArray[np.float32], offset: float) -> Image:
-    """Multiplies by the light and adds an offset in grey levels."""
+    """Multiply by the light and add an offset in grey levels."""
     lit = np.asarray(cv2.multiply(canvas, light_HW3, dtype=cv2.CV_32F), dtype=np.float32)
     lit += np.float32(offset)
     return _as_image(lit)
 
 
 def blur(canvas: Image, sigma_px: float, smear_px: float, smear_turn: float) -> Image:
-    """Defocus by `sigma_px` and motion smear of `smear_px` along `smear_turn` (radians)."""
+    """Add defocus of `sigma_px` and motion blur of `smear_px` along `smear_turn` (radians)."""
     blurred = canvas
     if sigma_px > 0.25:
         blurred = cv2.GaussianBlur(blurred, (0, 0), sigma_px).astype(np.uint8, copy=False)

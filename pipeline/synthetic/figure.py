@@ -1,4 +1,4 @@
-"""What a figure hands to the painter: outlines in paint order, and keypoints that know which parts carry them."""
+"""What a figure passes to the painter: outlines in paint order, and keypoints with the parts that they lie on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Pattern:
-    """A print on the parts that carry it.
+    """A textile pattern or the pattern of a coat, drawn on some parts.
 
-    kind: "stripes", "checks" or "blotches"; period_px: length of one repeat; turn_rad: direction of the stripes;
-    colour: of the print; seed: of the blotches.
+    Attributes:
+        kind: "stripes", "checks" or "blotches".
+        period_px: length of one repeat.
+        turn_rad: direction of the stripes.
+        colour: colour of the pattern.
+        seed: random seed of the blotches.
     """
 
     kind: str
@@ -29,13 +33,13 @@ class Pattern:
     seed: int
 
     def scaled(self, scale_px: float) -> Pattern:
-        """The print of a figure painted at `scale_px` per unit; `period_px` of a drawn print is in figure units."""
+        """Return the pattern for a figure of `scale_px` pixels per unit. Before, `period_px` is in figure units."""
         return replace(self, period_px=max(2.0, self.period_px * scale_px))
 
 
 @dataclass
 class Part:
-    """One painted outline. `marks` are painted straight after it and belong to it (highlights, eyes, pockets)."""
+    """One painted outline. `marks` (highlights, eyes, pockets) are painted right after it and count as part of it."""
 
     name: str
     outline_N2: Floats
@@ -51,10 +55,10 @@ class Figure:
 
     Attributes:
         parts: in paint order, farthest first.
-        keypoints_K2: pixels (x, y), exact, also outside the image.
-        hosts_K: names of the parts that carry each keypoint: it shows unless something painted after the last of
-            them covers its pixel. Empty: the slot has no such point on this figure (flag 0).
-        facing_K: False where the point lies on a side that is turned away.
+        keypoints_K2: pixels (x, y), exact even outside the image.
+        hosts_K: names of the parts that each keypoint lies on. A keypoint is visible unless something that is painted
+            after the last of them covers its pixel. Empty: this figure has no such keypoint (flag 0).
+        facing_K: False where the keypoint lies on a side that faces away from the camera.
     """
 
     parts: list[Part]
@@ -64,7 +68,7 @@ class Figure:
 
 
 class Model(Protocol):
-    """One individual: its looks and motion are drawn once, its figure is a pure function of view and time."""
+    """One individual. Its appearance and motion are drawn at random once; its figure depends only on view and time."""
 
     yaw_range_deg: tuple[float, float]
     pitch_range_deg: tuple[float, float]
@@ -74,13 +78,13 @@ class Model(Protocol):
 
 
 def shaded(colour: Colour, gain: float) -> Colour:
-    """The colour made brighter (gain > 1) or darker, kept within 0..255."""
+    """Return the colour, brighter (gain > 1) or darker, clipped to 0..255."""
     red, green, blue = (min(255.0, max(0.0, channel * gain)) for channel in colour)
     return red, green, blue
 
 
 def draw_colour(rng: np.random.Generator, saturation: tuple[float, float] = (0.0, 0.9)) -> Colour:
-    """A random colour; muted ones are as likely as vivid ones."""
+    """Return a random colour. Muted and vivid ones are equally likely."""
     value = rng.uniform(30.0, 245.0)
     tint_3 = rng.uniform(0.0, 1.0, 3)
     strength = rng.uniform(*saturation)
@@ -89,6 +93,6 @@ def draw_colour(rng: np.random.Generator, saturation: tuple[float, float] = (0.0
 
 
 def draw_pattern(rng: np.random.Generator) -> Pattern:
-    """A print for clothes, its period in figure units (see `Pattern.scaled`)."""
+    """Return a random pattern for clothes. Its period is in figure units (see `Pattern.scaled`)."""
     kind = ("stripes", "checks", "blotches")[int(rng.integers(3))]
     return Pattern(kind, rng.uniform(0.03, 0.12), rng.uniform(0.0, np.pi), draw_colour(rng), int(rng.integers(2**31)))

@@ -1,6 +1,6 @@
-"""Soft figures: garments with their DeepFashion2 landmarks, whose outline bends and sways.
+"""Garments with their DeepFashion2 landmarks. Their outlines bend and sway.
 
-A garment is seen from the front, so its wearer's right lies at the image's left. It is flat: yaw foreshortens it.
+A garment is seen from the front, so its wearer's right is on the left of the image. It is flat, so yaw foreshortens it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CUTS: dict[str, tuple[_Landmarks, dict[int, int], _Landmarks, tuple[int, ...]]]
     "trousers": (_TROUSERS_RIGHT, _TROUSERS_MIRROR, _TROUSERS_MIDDLE, (0, *range(3, 14), 2, 1)),
     "skirt": (_SKIRT_RIGHT, _SKIRT_MIRROR, _SKIRT_MIDDLE, (0, 3, 4, 5, 6, 7, 2, 1)),
 }
-"""Per garment: right half, mirror numbers, middle points, and the order of the landmarks around the outline."""
+"""For each garment: right half, numbers of the mirrored landmarks, middle points, and order around the outline."""
 
 GARMENTS = tuple(_CUTS)
 
@@ -77,7 +77,7 @@ class Garment:
         ]
 
     def _bent(self, points_K2: Floats, time_s: float) -> Floats:
-        """The soft deformation: two standing waves that sway with time, in figure units."""
+        """Return the deformation: two standing waves that change with time, in figure units."""
         sway = 2.0 * math.pi * self._sway_hz * time_s
         x = points_K2[:, 0] + self._bend * np.sin(self._wave[0] * points_K2[:, 1] + self._phase[0] + sway)
         y = points_K2[:, 1] + self._bend * np.sin(self._wave[1] * points_K2[:, 0] + self._phase[1] + 0.7 * sway)
@@ -105,7 +105,7 @@ class Garment:
         return Figure(parts, pixels_K2, hosts, np.ones(len(pixels_K2), dtype=bool))
 
     def _hems(self, cloth: Part, pixels_K2: Floats, width: float) -> None:
-        """Trim along cuffs, waist and collar, which tells the landmarks apart as it does on real clothes."""
+        """Draw trim along cuffs, waist and collar. It distinguishes the landmarks, as on real clothes."""
         edges = {
             "short sleeve top": ((8, 9), (21, 22), (14, 15), (15, 16), (1, 2), (2, 3), (3, 4), (4, 5)),
             "trousers": ((0, 1), (1, 2), (5, 6), (10, 11), (1, 8)),

@@ -1,7 +1,8 @@
-"""Rotations, a weak-perspective camera and the outlines that figures are painted from.
+"""Rotations, a weak-perspective camera, and the outlines that figures consist of.
 
 Axes of a figure: x to the image's right, y down, z towards the camera; a figure at yaw 0 faces the camera,
-so its own left is at +x. Lengths are figure units (a person is about 1 unit tall) until `View.project`.
+so its own left is at +x. Lengths are in figure units (a person is about 1 unit tall); `View.project` converts to
+pixels.
 
 Shape letters: N points, 2 = (x, y) in pixels, 3 = (x, y, z) in figure units.
 """
@@ -36,13 +37,13 @@ def rotation(yaw: float, pitch: float, roll: float) -> Floats:
 
 @dataclass(frozen=True)
 class View:
-    """Where a figure stands before the camera.
+    """Position and orientation of a figure in front of the camera.
 
     Attributes:
         rotation_33: figure axes to camera axes.
         scale_px: pixels per figure unit at the figure's centre.
         centre_px: image position (x, y) of the figure's origin.
-        distance: camera distance in figure units; smaller gives stronger perspective.
+        distance: distance of the camera in figure units. A smaller one gives stronger perspective.
     """
 
     rotation_33: Floats
@@ -51,7 +52,7 @@ class View:
     distance: float
 
     def project(self, points_N3: Floats) -> tuple[Floats, Floats]:
-        """Returns pixels_N2 and depth_N (figure units, larger is nearer to the camera)."""
+        """Return pixels_N2 and depth_N (figure units; larger is nearer to the camera)."""
         turned_N3 = points_N3 @ self.rotation_33.T
         depth_N = turned_N3[:, 2]
         zoom_N = self.scale_px * self.distance / np.maximum(self.distance - depth_N, 0.3 * self.distance)

@@ -1,4 +1,4 @@
-"""Hands with the 21 OneHand10K keypoints, left or right, palm or back, with any fingers curled."""
+"""Hands with the 21 OneHand10K keypoints: left or right, palm or back, with any of the fingers curled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.synthetic.figure import Colour, Figure, Part, draw_colour, shaded
 from pipeline.synthetic.geometry import Floats, View, capsule, hull
 from pipeline.synthetic.people import SKIN_TONES
 
-# Root (x, y) on a right hand seen from its back with the thumb at -x, spread in degrees, and three segment lengths.
+# For each finger of a right hand seen from its back (thumb at -x): root (x, y), spread in degrees, segment lengths.
 _FINGERS: tuple[tuple[str, tuple[float, float], float, tuple[float, float, float]], ...] = (
     ("thumb", (-0.13, 0.22), -48.0, (0.16, 0.13, 0.11)),
     ("forefinger", (-0.13, -0.05), -9.0, (0.20, 0.12, 0.09)),
@@ -46,7 +46,7 @@ class Hand:
         self._light = rng.uniform(-0.4, 0.4, 2)
 
     def _points(self, time_s: float) -> Floats:
-        """[23, 3]: wrist, four points for each finger, then the two ends of the forearm."""
+        """Return [23, 3]: wrist, four points for each finger, then the two ends of the forearm."""
         sway = self._motion_deg * np.sin(2.0 * math.pi * self._motion_hz * time_s + self._motion_phase)
         curl_5 = np.radians(np.clip(self._curl_deg + sway, 0.0, 95.0))
         points = [np.array([0.0, _WRIST_Y, 0.0])]

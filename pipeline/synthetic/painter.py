@@ -1,4 +1,4 @@
-"""Paints figures into an image and keeps, for every pixel, the number of the part that shows there."""
+"""Paints figures into an image and stores, for every pixel, the number of the part that is visible there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.synthetic.figure import Figure, Part, Pattern
 from pipeline.synthetic.geometry import Floats
 
 _SUBPIXEL_BITS = 4
-_FAR_PX = 16_000.0  # outlines are clipped to this before they become fixed-point numbers
+_FAR_PX = 16_000.0  # outlines are clipped to this before the conversion to fixed-point numbers
 
 
 class Painter:
@@ -18,7 +18,7 @@ class Painter:
 
     Attributes:
         rgb_HW3: uint8 colours.
-        owner_HW: int32 number of the part that shows at each pixel; 0 is background.
+        owner_HW: int32 number of the part that is visible at each pixel; 0 is background.
     """
 
     def __init__(self, background_HW3: NDArray[np.uint8]) -> None:
@@ -28,9 +28,10 @@ class Painter:
         self._count = 0
 
     def paint(self, parts: list[Part], anchor_2: Floats) -> tuple[int, tuple[int, int, int, int]]:
-        """Paints parts in order; returns the number of the first and the pixel window (x0, y0, x1, y1) they touch.
+        """Paint parts in order. Return the number of the first and the window (x0, y0, x1, y1) in pixels that they
+        cover.
 
-        `anchor_2` is the point in pixels to which prints are attached.
+        `anchor_2` is the origin of the patterns, in pixels.
         """
         first = self._count + 1
         corners = []
@@ -63,7 +64,7 @@ class Painter:
         return x0, y0, x1, y1
 
     def _print(self, parts: list[Part], first: int, window: tuple[int, int, int, int], anchor_2: Floats) -> None:
-        """Lays each pattern over the pixels of the parts that carry it."""
+        """Draw each pattern on the pixels of its parts."""
         numbers: dict[Pattern, list[int]] = {}
         for number, part in enumerate(parts, start=first):
             if part.pattern is not None:
@@ -81,14 +82,14 @@ class Painter:
             region[inked] = (region[inked] * 0.25 + np.array(pattern.colour) * 0.75).astype(np.uint8)
 
     def covered(self, first: int, count: int, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-        """Which pixels of the window show one of `count` parts from number `first` on."""
+        """Return which pixels of the window show one of the `count` parts that start at number `first`."""
         x0, y0, x1, y1 = window
         owner = self.owner_HW[y0:y1, x0:x1]
         shown: NDArray[np.bool_] = (owner >= first) & (owner < first + count)
         return shown
 
     def flags(self, figure: Figure, first: int) -> NDArray[np.int64]:
-        """Per keypoint: 2 seen, 1 hidden by itself or by something in front, 0 outside or no such point."""
+        """Return for each keypoint: 2 visible, 1 hidden by the figure or by something in front, 0 outside or absent."""
         height, width = self.rgb_HW3.shape[:2]
         last_of = {part.name: number for number, part in enumerate(figure.parts, start=first)}
         flags_K = np.zeros(len(figure.hosts_K), np.int64)

@@ -1,7 +1,7 @@
 """People with the 17 COCO keypoints: a 3-D stick figure with thick limbs, clothes and a face.
 
-Kinematics are in the person's own frame (facing +z, left at +x), so left and right stay true from every side,
-and the far limbs of a side view are hidden by the near ones as in a photograph.
+Kinematics use the person's own frame (facing +z, left at +x), so left and right are correct from every side. In a side
+view the near limbs hide the far ones, as in a photograph.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEAD_POINTS = {
     "left_ear": (0.92, 0.1, 0.0),
     "right_ear": (-0.92, 0.1, 0.0),
 }
-"""Points of the head in head radii, in the frame of the face."""
+"""Points of the head, in units of its radius, in the frame of the face."""
 
 
 class Person:
@@ -93,7 +93,7 @@ class Person:
         return dict(zip(ANGLES, pose.tolist(), strict=True))
 
     def _joints(self, pose: dict[str, float]) -> dict[str, Floats]:
-        """3-D joints in figure units; the origin is half way up the body."""
+        """Return the 3-D joints in figure units. The origin is at half the height of the body."""
         turn = rotation(pose["twist"] * 0.5, pose["lean"], pose["sway"])
         pelvis = np.zeros(3)
         neck = pelvis + turn @ np.array([0.0, -self._torso, 0.0])
@@ -148,7 +148,7 @@ class Person:
     def _limbs(self, view: View, at: dict[str, Floats], depth: dict[str, float]) -> list[Part]:
         scale, parts = view.scale_px, []
         arm, leg = self._arm_radius * scale, self._leg_radius * scale
-        segments = (  # name, ends, radii, cloth, how much of it is covered, how much nearer than its ends it is drawn
+        segments = (  # name, ends, radii, cloth, covered fraction, how much nearer than its ends it is painted
             ("upper_arm", "shoulder", "elbow", arm * 1.25, arm, self._shirt, self._sleeve, 0.012),
             ("forearm", "elbow", "wrist", arm, arm * 0.75, self._shirt, self._sleeve - 1.0, 0.02),
             ("thigh", "hip", "knee", leg * 1.3, leg * 0.9, self._bottoms, self._leg_cover, -0.004),
@@ -172,7 +172,7 @@ class Person:
     def _limb(
         self, view: View, name: str, start: Floats, end: Floats, wide: float, narrow: float, cloth: Colour, cover: float
     ) -> Part:
-        """A limb segment whose first `cover` (0..1) of the length wears `cloth`; the rest is skin."""
+        """Return a limb segment. `cloth` covers the fraction `cover` (0..1) from its start; the rest is skin."""
         base = cloth if cover >= 1.0 else self._skin
         part = Part(name, capsule(start, end, wide, narrow), shaded(base, 0.9), 0.0)
         light = self._light * wide
@@ -281,7 +281,7 @@ class Person:
 
 
 def _swing(sideways: float, forward: float, bend: float, turn: float, bend_sign: float) -> tuple[Floats, Floats]:
-    """Unit directions of the two segments of a limb that hangs straight down at zero angles."""
+    """Return the unit directions of the two segments of a limb. At zero angles the limb hangs straight down."""
     upper = np.array(
         [math.sin(sideways), math.cos(sideways) * math.cos(forward), math.cos(sideways) * math.sin(forward)]
     )

@@ -1,4 +1,4 @@
-"""Named poses of people, from which every drawn pose starts."""
+"""Named poses of people. Every random pose starts from one of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ANGLES = (
     *("left_abduct", "left_flex", "left_elbow", "left_turn", "left_thigh", "left_spread", "left_knee"),
     *("right_abduct", "right_flex", "right_elbow", "right_turn", "right_thigh", "right_spread", "right_knee"),
 )
-"""Joint angles of a pose, in degrees. Flex and thigh swing forward, abduct and spread sideways, lean bows forward."""
+"""Joint angles of a pose, in degrees. Flex and thigh swing forward, abduct and spread sideways; lean bends forward."""
 
 _Arm = tuple[float, float, float, float]  # abduct, flex, elbow, turn
 _Leg = tuple[float, float, float]  # thigh, spread, knee
@@ -25,7 +25,7 @@ def _pose(
     lean: float = 0.0,
     sway: float = 0.0,
 ) -> Floats:
-    """A pose in the order of `ANGLES`; the right side copies the left one unless given."""
+    """Return a pose in the order of `ANGLES`. The right side copies the left one unless it is given."""
     right_arm, right_leg = right_arm or left_arm, right_leg or left_leg
     return np.array([lean, sway, 0.0, 0.0, 0.0, *left_arm, *left_leg, *right_arm, *right_leg], dtype=np.float64)
 
@@ -53,7 +53,7 @@ POSES: dict[str, Floats] = {
 
 
 def draw_pose(rng: np.random.Generator, spread_deg: float = 14.0) -> Floats:
-    """One pose in degrees, in the order of `ANGLES`: a named pose, half of the time mirrored, with each joint moved."""
+    """Return a random pose in degrees, in the order of `ANGLES`: a named pose, perhaps mirrored, with noise."""
     pose = POSES[list(POSES)[int(rng.integers(len(POSES)))]].copy()
     if rng.random() < 0.5:
         pose = np.concatenate([pose[:5], pose[12:], pose[5:12]])

@@ -1,4 +1,4 @@
-"""Rigid figures: tables and chairs (Keypoint-5 names) and cars (CarFusion names), painted face by face."""
+"""Rigid figures: tables and chairs (Keypoint-5 names) and cars (CarFusion names). Each face is painted on its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WOOD: tuple[Colour, ...] = (
     (48, 46, 46),
 )
 
-# Corners of a box by sign (x, y, z) and its faces by corner number; each face turns outwards.
+# Corners of a box by the signs of (x, y, z), and its faces by corner numbers; each face is oriented outwards.
 _CORNERS_8x3 = np.array(
     [[-1, -1, -1], [1, -1, -1], [1, -1, 1], [-1, -1, 1], [-1, 1, -1], [1, 1, -1], [1, 1, 1], [-1, 1, 1]], dtype=float
 )
@@ -37,7 +37,7 @@ _SHADE = {"top": 1.08, "bottom": 0.5, "near": 0.92, "far": 0.8, "right": 0.7, "l
 def box_parts(
     name: str, view: View, centre_3: Floats, half_3: Floats, colour: Colour, depth_bias: float = 0.0
 ) -> list[Part]:
-    """The faces of a box that look towards the camera, called `name.face`, all at the depth of the box's centre."""
+    """Return the faces of a box that face the camera, named `name.face`. All have the depth of its centre."""
     pixels_82, _ = view.project(centre_3 + _CORNERS_8x3 * half_3)
     depth = float((view.rotation_33 @ centre_3)[2]) + depth_bias
     parts = []
@@ -60,8 +60,8 @@ def _faces_of(name: str) -> tuple[str, ...]:
 class Table:
     """One table; see `pipeline.synthetic.figure.Model`.
 
-    Corners are numbered as seen: 1 far left, 2 far right, 3 near right, 4 near left, and the legs likewise; the
-    yaw stays within 40 degrees so that this never changes.
+    Corners are numbered as the camera sees them: 1 far left, 2 far right, 3 near right, 4 near left. Legs have the same
+    numbers. The yaw stays within 40 degrees, so that this order never changes.
     """
 
     yaw_range_deg = (-40.0, 40.0)
@@ -101,7 +101,7 @@ class Table:
 class Chair:
     """One chair; see `pipeline.synthetic.figure.Model`.
 
-    Right and left are those of somebody who sits on it; "top" corners are at the backrest, "bottom" ones in front.
+    Right and left are those of a person who sits on it. "top" corners are at the backrest, "bottom" corners in front.
     """
 
     yaw_range_deg = (-180.0, 180.0)
@@ -165,7 +165,7 @@ class Chair:
 
 
 class Car:
-    """One car; see `pipeline.synthetic.figure.Model`. It drives along +z; right and left are the driver's."""
+    """One car; see `pipeline.synthetic.figure.Model`. It drives along +z. Right and left are those of the driver."""
 
     yaw_range_deg = (-180.0, 180.0)
     pitch_range_deg = (2.0, 30.0)
@@ -181,7 +181,7 @@ class Car:
         self._glass = shaded((70.0, 85.0, 98.0), rng.uniform(0.5, 1.6))
 
     def _points(self) -> dict[str, Floats]:
-        """Named 3-D points; the y of the sill is 0 below which wheels reach."""
+        """Return named 3-D points. The sill is at y = 0; the wheels reach below it."""
         points: dict[str, Floats] = {}
         front, back = self._half, -self._half
         roof_front, roof_back = front - self._hood - self._windscreen, back + self._tail + self._rear
@@ -249,7 +249,7 @@ class Car:
         return Figure([*far, *parts, *near], np.stack(keypoints), hosts, facing)
 
     def _panels(self, points: dict[str, Floats], at: dict[str, Floats]) -> list[Part]:
-        """Body and cabin panels that look towards the camera; far panels are culled, so the cabin goes first."""
+        """Return the panels of body and cabin that face the camera. The cabin is painted first."""
         sides = ("front_low", "front_belt", "hood", "boot", "back_belt", "back_low")
         panels: list[tuple[str, tuple[str, ...], Colour, float]] = [
             ("glass_front", ("hood_right", "roof_front_right", "roof_front_left", "hood_left"), self._glass, 1.0),

@@ -1,7 +1,7 @@
 """Seeded scenes with exact keypoints: single pictures and coherent video.
 
-A scene is a pure function of (seed, config, time): a video frame can be rendered alone, in any order, and
-`render_scene` is the video's picture at time 0. Used by the test source of the pipeline and by training.
+A scene is a pure function of (seed, config, time). So a frame of a video can be rendered by itself, in any order, and
+`render_scene` returns the frame at time 0. The test source of the pipeline and training use this module.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ CATEGORIES: dict[str, str] = {
     "table": "table", "chair": "chair", "car": "car",
     "short sleeve top": "short_sleeved_shirt", "trousers": "trousers", "skirt": "skirt",
 }  # fmt: skip
-"""Category (the text of its prompt) to the name of its skeleton in configs/skeletons."""
+"""Maps a category (the text of its prompt) to the name of its skeleton in configs/skeletons."""
 
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What scenes contain. Pairs are (lowest, highest), drawn uniformly.
+    """What scenes contain. Pairs are (lowest, highest); values between them are drawn uniformly.
 
     Attributes:
         size_hw: height and width in pixels.
-        categories: drawn from with equal chance.
-        instances: how many figures; (0, 0) gives empty scenes.
-        scale: nominal length of a figure as a fraction of the image's shorter side.
-        max_roll_deg: in-plane rotation; each kind of figure has its own, smaller or equal, bound as well.
-        upside_down: chance that a figure ignores `max_roll_deg` and takes its kind's own bound.
-        clutter: how many meaningless shapes behind the figures.
-        occluders: how many meaningless shapes among and in front of them.
-        truncation: how far a figure's centre may leave the image's middle, 0 (inside a margin) to 1 (on the edge).
+        categories: categories of the figures; each is equally likely.
+        instances: number of figures; (0, 0) gives empty scenes.
+        scale: nominal length of a figure as a fraction of the shorter side of the image.
+        max_roll_deg: largest in-plane rotation. Each kind of figure also has a limit of its own.
+        upside_down: probability that a figure ignores `max_roll_deg` and uses only the limit of its kind.
+        clutter: number of random shapes behind the figures.
+        occluders: number of random shapes between and in front of the figures.
+        truncation: how near to the edge the centre of a figure may be: 0 (inside a margin) to 1 (on the edge).
         blur_px: standard deviation of defocus.
         smear_px: length of motion blur.
         noise_std: sensor noise in grey levels.
-        min_visible: figures of which less than this fraction shows are not listed.
+        min_visible: a figure is not listed if a smaller fraction of it is visible.
     """
 
     size_hw: tuple[int, int] = (320, 320)
@@ -98,12 +98,12 @@ class Instance:
 
     Attributes:
         category: a key of `CATEGORIES`.
-        box_xyxy: float32 pixels around what was painted of it inside the image, hidden parts included.
+        box_xyxy: float32 pixels; the box around its part inside the image, including hidden parts.
         keypoints_K2: float32 pixels in the order of its skeleton, exact even where hidden or outside.
-        visible_K: int64, 2 seen, 1 hidden by itself or by something in front, 0 outside or no such point.
-        area: pixels that show it.
-        id: number of the individual, the same through a video.
-        visible_fraction: share of its painted pixels that still shows.
+        visible_K: int64: 2 visible, 1 hidden by the figure or by something in front, 0 outside or not existing.
+        area: number of visible pixels.
+        id: number of the individual, the same in all frames of a video.
+        visible_fraction: fraction of its painted pixels that is visible.
     """
 
     category: str
@@ -117,7 +117,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 RGB [height, width, 3], and the figures listed from far to near."""
+    """A picture, uint8 RGB [height, width, 3], and its figures from far to near."""
 
     rgb_HW3: NDArray[np.uint8]
     instances: list[Instance] = field(default_factory=list)
@@ -125,7 +125,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Path:
-    """Where something is at a time: slow sines around a rest position, so that it stays in the picture for ever."""
+    """Position as a function of time: slow sines around a rest position, so that it never leaves the picture."""
 
     rest_2: Floats
     reach_2: Floats
@@ -144,7 +144,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class _Actor:
-    """One individual with its place, size and turn through time."""
+    """One individual with its position, size and orientation over time."""
 
     category: str
     model: Model
@@ -155,7 +155,7 @@ class _Actor:
     distance: float
 
     def figure(self, time_s: float) -> tuple[Figure, Floats]:
-        """The projected figure and the point its prints are attached to."""
+        """Return the projected figure and the origin of its patterns."""
         centre_2 = self.path.at(time_s)
         slow = math.sin(2.0 * math.pi * self.path.hz_2[0] * time_s + self.path.phase_2[1])
         yaw, pitch, roll = self.turn_rad
@@ -170,7 +170,7 @@ class SceneVideo:
     """A scene that moves.
 
     Args:
-        seed: of everything that is drawn.
+        seed: seed of all random choices.
         config: what the scene contains.
         size_hw: height and width in pixels; replaces `config.size_hw`.
         rate: frames per second.
@@ -197,7 +197,7 @@ class SceneVideo:
         self._light_HW3 = backdrop.light_field(gain_3, rng.uniform(0.7, 1.15, (2, 2)), height, width)
 
     def frame(self, index: int) -> Scene:
-        """The scene at `index / rate` seconds; any index at any time gives the same picture."""
+        """Return the scene at `index / rate` seconds. The order of the calls does not matter."""
         time_s = index / self.rate
         painter = Painter(self._background_HW3.copy())
         for part, path in self._clutter:
@@ -270,7 +270,7 @@ class SceneVideo:
         )
 
     def _free_place(self, rng: np.random.Generator, scale_px: float) -> Floats:
-        """The best of four places: the one farthest from the figures that are there already."""
+        """Return the best of four random positions: the one farthest from the existing figures."""
         height, width = self.config.size_hw
         size_2 = np.array([width, height], dtype=float)
         margin_2 = np.minimum(size_2 / 2, scale_px / 2 * (1.0 - self.config.truncation))
@@ -283,7 +283,7 @@ class SceneVideo:
 
 
 def render_scene(seed: int | np.random.Generator, config: SceneConfig) -> Scene:
-    """One picture; the same seed (or a generator in the same state) gives the same picture."""
+    """Return one picture. The same seed (or a generator in the same state) gives the same picture."""
     number = int(seed.integers(2**62)) if isinstance(seed, np.random.Generator) else int(seed)
     return SceneVideo(number, config, config.size_hw).frame(0)
 

@@ -130,7 +130,7 @@ def test_without_a_compiler_the_plain_form_runs_and_says_so_once(
         torch.testing.assert_close(got.double(), _exact(case), atol=1e-4, rtol=1e-4)
         _gradients(case, torch.float32)
         assert [record.message for record in caplog.records] == [
-            "no C++ compiler found (g++, clang++ or $CXX): attention runs its plain, slower forms"
+            "no C++ compiler found (g++, clang++ or $CXX): attention runs in plain PyTorch, which is slower"
         ]
     finally:
         cpu._library.cache_clear()

@@ -163,7 +163,7 @@ def test_pages_that_are_left_out_are_counted_under_any_name(
 ) -> None:
     frame = only(_stack(tmp_path / f"stack{suffix}", kind))
     assert frame.rgb_HW3 is not None
-    assert "3 of 4 pages are left out" in caplog.text
+    assert "only the first page is read, 3 of 4 are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".png", ".apng", ".dat"])
