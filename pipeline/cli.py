@@ -214,6 +214,7 @@ def build_engine(
 
 
 app.command()(fleet.batch)
+app.add_typer(fleet.fleet, name="fleet")
 
 
 @app.command()

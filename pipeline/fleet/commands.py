@@ -1,15 +1,19 @@
-"""The commands `batch` and `fleet`."""
+"""The commands `batch`, `fleet FILE` and `fleet status`."""
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
 
+from pipeline import standard_output
 from pipeline.options import (
     Backend,
     Keypoints,
@@ -68,3 +72,78 @@ def batch(
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     wanted = BatchSettings(settings, prompts, video, tuple(export or ()), overwrite)
     sys.exit(run_batch(jobs, wanted, Workers(workers, ray, cpus, gpus), Console(stderr=True)))
+
+
+class _FileOrCommand(TyperGroup):
+    """`fleet FILE` means `fleet run FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+fleet = typer.Typer(
+    help="Cameras spread over the machines of a Ray cluster: `fleet FILE`, `fleet status`.",
+    cls=_FileOrCommand,
+    no_args_is_help=True,
+)
+
+
+@fleet.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="TOML file with the cameras; it is read again when it changes.")],
+    ray: Annotated[str, typer.Option(help="Ray cluster: its address, or local for one on this machine.")] = "local",
+) -> None:
+    """Run the cameras of a file on a Ray cluster, until SIGINT or SIGTERM."""
+    from pipeline.config import load_config
+    from pipeline.fleet.cameras import WorkerSettings, engine_of
+    from pipeline.fleet.config import read_fleet
+    from pipeline.fleet.ray_cluster import connected
+    from pipeline.fleet.supervisor import Fleet
+
+    config = read_fleet(file)
+    threads = (
+        "engine.threads",
+        None if any("engine.threads" in text for text in config.set) else max(1, int(config.cpus)),
+    )
+    settings = load_config(Path(config.config) if config.config else None, config.set, {"cpus": threads})
+    prompts = parse_prompts(settings.engine, config.prompt, config.keypoints)
+    publish = dataclasses.replace(settings.publish, endpoint=config.publish)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    with connected(ray) as library:
+        made = Fleet(
+            library, config, lambda proxy: WorkerSettings(settings, prompts, proxy, engine_of), publish, file.absolute()
+        )
+        Console(stderr=True).print(
+            f"publishing on {made.endpoint}, directory on {made.directory}", soft_wrap=True, highlight=False
+        )
+        made.run(lambda: bool(signals))
+
+
+@fleet.command()
+def status(
+    directory: Annotated[str, typer.Argument(help="The fleet's `directory`.")] = "tcp://127.0.0.1:5556",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print where each camera of a running fleet is."""
+    import msgspec
+
+    from pipeline.fleet.directory import ask
+
+    found = ask(directory)
+    if json:
+        standard_output.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        return
+    cameras = Table("camera", "state", "frames/s", "worker", "moves", "error", title=f"cameras on {found.publish}")
+    for camera in found.cameras:
+        worker = "" if camera.worker is None else f"{camera.worker}: {camera.endpoint}"
+        rate = f"{camera.frame_rate:.1f}"
+        cameras.add_row(camera.name, camera.state, rate, worker, str(camera.moves), camera.error or "")
+    workers = Table("worker", "state", "machine", "load of capacity, frames/s", "error", title="workers")
+    for each in found.workers:
+        load = f"{each.load_fps:.0f} of {each.capacity_fps:.0f}"
+        workers.add_row(str(each.number), each.state, each.host, load, each.error or "")
+    standard_output.show(lambda console: console.print(cameras, workers))

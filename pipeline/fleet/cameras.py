@@ -1,0 +1,224 @@
+"""A worker of a fleet: an actor of Ray that runs a pipeline of live cameras, with an engine and a publisher of its own.
+
+The fleet gives it cameras and takes them away. Each stay of a camera on a worker has a session number, which the fleet
+gives out in rising order. A worker that was cut off while its cameras moved to others learns of it from what everybody
+hears: it listens to the states of its own cameras, and stops those of which it hears a newer session.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+
+from pipeline.flow.inference import Pending, PoseEngine
+from pipeline.flow.pipeline import Pipeline
+from pipeline.sources import open_source
+from xpose_client.errors import WireError
+from xpose_client.messages import SEPARATOR, STATUS, StatusMessage, decode
+
+if TYPE_CHECKING:
+    from engines.config import EngineConfig
+    from engines.prompts import PromptClass
+    from pipeline.config import PipelineConfig
+
+_log = logging.getLogger(__name__)
+
+_LISTEN_S = 0.2
+_MEASURE_S = 1.0
+_PICTURE_HW3 = (480, 640, 3)
+
+MakeEngine = Callable[["EngineConfig"], PoseEngine]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What all workers of a fleet have in common.
+
+    Attributes:
+        pipeline: settings of the pipeline; the worker chooses its own port to publish on.
+        prompts: classes to look for.
+        proxy: ZeroMQ address at which everybody hears the cameras.
+        make_engine: makes the engine; it must be picklable.
+    """
+
+    pipeline: PipelineConfig
+    prompts: tuple[PromptClass, ...]
+    proxy: str
+    make_engine: MakeEngine
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker says about itself once it is ready.
+
+    Attributes:
+        host: address of its machine.
+        node: Ray's id of its machine.
+        endpoint: where it publishes.
+        capacity_fps: frames per second that its engine sustains.
+    """
+
+    host: str
+    node: str
+    pid: int
+    endpoint: str
+    capacity_fps: float
+
+
+def engine_of(config: EngineConfig) -> PoseEngine:
+    """Make the real engine."""
+    from engines.engine import Engine
+
+    return Engine(config)
+
+
+class CameraWorker:
+    """The actor. Ray calls its methods on several threads.
+
+    Args:
+        host: address of this machine that other machines reach; "" asks Ray.
+        node: Ray's id of this machine; "" asks Ray.
+    """
+
+    def __init__(self, settings: WorkerSettings, host: str = "", node: str = "") -> None:
+        self._settings = settings
+        self._host = host = host or str(_ray().util.get_node_ip_address())
+        self._node = node or str(_ray().get_runtime_context().get_node_id())
+        self._lock = threading.Lock()
+        self._sessions: dict[str, int] = {}
+        self._newest: dict[str, int] = {}  # also of cameras that were removed: calls may overtake each other
+        self._facts: WorkerFacts | None = None
+        publish = dataclasses.replace(settings.pipeline.publish, endpoint=f"tcp://{_bracketed(host)}:*")
+        self._config = dataclasses.replace(settings.pipeline, publish=publish)
+        self._pipeline = Pipeline(self._config, hold=True)
+
+    def start(self) -> WorkerFacts:
+        """Load the engine, measure it and start the pipeline; return the facts. A second call returns them again.
+
+        Raises:
+            What the engine raises, such as weights that are absent.
+        """
+        with self._lock:
+            if self._facts is None:
+                engine = self._settings.make_engine(self._config.engine_of_pipeline)
+                capacity_fps = measure_fps(engine, self._settings.prompts)
+                self._pipeline.start(engine, self._settings.prompts)
+                threading.Thread(target=self._listen, name="newer sessions", daemon=True).start()
+                self._facts = WorkerFacts(self._host, self._node, os.getpid(), self._pipeline.endpoint, capacity_fps)
+            return self._facts
+
+    def run(self) -> None:
+        """Return when the pipeline has been stopped.
+
+        Raises:
+            What ended the pipeline.
+        """
+        while not self._pipeline.wait(1.0):
+            pass
+        self._pipeline.finish()
+
+    def add(self, name: str, address: str, session: int) -> None:
+        """Run a camera, in place of an older stay of it here.
+
+        Raises:
+            SourceError: the address cannot be used on this machine.
+        """
+        source = open_source(address, dataclasses.replace(self._config.source, name=name))
+        with self._lock:
+            if session > self._newest.get(name, 0):
+                self._pipeline.remove(name)
+                self._pipeline.add(source, session)
+                self._sessions[name] = self._newest[name] = session
+
+    def remove(self, name: str, session: int) -> None:
+        """Stop a camera, unless a session after this one runs here."""
+        with self._lock:
+            self._newest[name] = max(session, self._newest.get(name, 0))
+            if self._sessions.get(name, session + 1) <= session:
+                self._stop(name)
+
+    def cameras(self) -> dict[str, int]:
+        """Return the session of each camera that runs here."""
+        with self._lock:
+            return dict(self._sessions)
+
+    def stop(self) -> None:
+        """End the pipeline; its subscribers are told that its cameras have ended."""
+        self._pipeline.stop()
+        self._pipeline.wait(5.0)
+
+    def _listen(self) -> None:
+        """Stop each camera of which a newer session is heard."""
+        with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+            socket.setsockopt(zmq.IPV6, "[" in self._settings.proxy)
+            socket.connect(self._settings.proxy)
+            heard: set[str] = set()
+            while True:
+                names = set(self.cameras())
+                for name in names - heard:
+                    socket.subscribe(_topic(name))
+                for name in heard - names:
+                    socket.unsubscribe(_topic(name))
+                heard = names
+                if socket.poll(round(_LISTEN_S * 1000)):
+                    try:
+                        message = decode(socket.recv())
+                    except WireError:
+                        continue  # of a program that has nothing to do with the fleet
+                    if isinstance(message, StatusMessage):
+                        self._leave(message.source, message.session)
+
+    def _leave(self, name: str, session: int) -> None:
+        with self._lock:
+            own = self._sessions.get(name)
+            if own is not None and session > own:
+                _log.warning("%s: runs elsewhere with session %d, newer than %d; stopped here", name, session, own)
+                self._newest[name] = session
+                self._stop(name)
+
+    def _stop(self, name: str) -> None:
+        del self._sessions[name]
+        self._pipeline.remove(name)
+
+
+def measure_fps(engine: PoseEngine, prompts: Sequence[PromptClass], duration_s: float = _MEASURE_S) -> float:
+    """Return how many pictures per second an engine sustains with these prompts, all its calls in flight.
+
+    The pictures are noise of 640 x 480. The first call, which may compile, is not counted.
+    """
+    engine.set_prompts(prompts)
+    picture_HW3 = np.random.default_rng(0).integers(0, 256, _PICTURE_HW3, np.uint8)
+    pictures = [picture_HW3] * engine.batch
+    engine.submit(pictures).result()
+    pending: deque[Pending] = deque()
+    done, begun_s = 0, time.perf_counter()
+    while (elapsed_s := time.perf_counter() - begun_s) < duration_s or not done:
+        while len(pending) < engine.in_flight:
+            pending.append(engine.submit(pictures))
+        done += len(pending.popleft().result())
+    for call in pending:
+        call.result()
+    return done / elapsed_s
+
+
+def _ray() -> Any:
+    return importlib.import_module("ray")
+
+
+def _topic(name: str) -> bytes:
+    return STATUS.encode() + name.encode() + SEPARATOR
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,106 @@
+"""The file of a fleet: its cameras, how its workers are made, and the addresses that everybody else uses.
+
+publish = "tcp://*:5555"                      # one address for all subscribers
+directory = "tcp://127.0.0.1:5556"            # for `fleet status`
+workers = 4
+gpus = 1
+prompt = "person"
+set = ["engine.model=swin-t"]
+
+[cameras]
+door = "rtsp://10.0.0.7/stream"
+hall = { address = "rtsp://10.0.0.8/stream", rate = 15 }
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from pipeline.errors import ConfigError, SourceError
+from pipeline.sources.addresses import parse_address
+
+_NAME = re.compile(r"[^\s\0]+")
+
+
+class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One camera.
+
+    Attributes:
+        address: as `run --source` takes it.
+        rate: frames per second that it needs of a worker's capacity; a camera that sends more loses the rest.
+    """
+
+    address: str
+    rate: float = 10.0
+
+
+class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fleet.
+
+    Attributes:
+        cameras: by name, which is the name of the source in messages; an address alone is enough.
+        publish: one ZeroMQ address for the subscribers of all cameras.
+        directory: ZeroMQ address that tells where each camera is.
+        workers: pipelines, each with an engine of its own.
+        cpus, gpus: what a worker takes of its machine; 0.5 GPUs puts two on one.
+        silence_s: cameras of a worker that is not heard for this long go to others. Above two beats (`publish.beat_s`).
+        prompt, keypoints: what to look for, as `run` takes them.
+        config: preset, as `run` takes it.
+        set: single settings over the preset, as `run --set` takes them.
+    """
+
+    cameras: dict[str, str | Camera] = {}
+    publish: str = "tcp://127.0.0.1:5555"
+    directory: str = "tcp://127.0.0.1:5556"
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    silence_s: float = 3.0
+    prompt: str = "person"
+    keypoints: str | None = None
+    config: str | None = None
+    set: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or not self.cpus > 0 or not self.gpus >= 0:
+            raise ConfigError("workers must be 1 or more, cpus above 0, and gpus 0 or more")
+        if not 1 <= self.silence_s <= 60:
+            raise ConfigError(f"silence_s is {self.silence_s:g}: give 1 s to 60 s")
+        for name, camera in self.by_name.items():
+            _check_camera(name, camera)
+
+    @property
+    def by_name(self) -> dict[str, Camera]:
+        """The cameras; one that is given as an address has the usual rate."""
+        return {name: Camera(given) if isinstance(given, str) else given for name, given in self.cameras.items()}
+
+
+def read_fleet(path: Path) -> FleetConfig:
+    """Read a fleet's file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something that makes no sense.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), FleetConfig)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the file of a fleet") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_camera(name: str, camera: Camera) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"cameras: {name!r} is not a name; give one without spaces")
+    if not 0 < camera.rate < 1000:
+        raise ConfigError(f"cameras.{name}.rate is {camera.rate:g}: give frames per second above 0")
+    try:
+        parse_address(camera.address)
+    except SourceError as error:
+        raise ConfigError(f"cameras.{name}: {error}") from error

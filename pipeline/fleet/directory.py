@@ -1,0 +1,135 @@
+"""The directory of a fleet: where each camera is. Whoever reaches its address may ask; nobody can change anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import zmq
+
+from pipeline.errors import ConfigError, PublishError
+
+DEFAULT = "tcp://127.0.0.1:5556"
+_QUESTION = b"status"
+
+
+class CameraEntry(msgspec.Struct, frozen=True):
+    """One camera.
+
+    Attributes:
+        worker: number of its worker; null while none has it.
+        session: of its messages since it is there.
+        state: as in its status messages; "waiting" while no worker has it, "starting" before the first message.
+        frame_rate: frames per second that come from it.
+        endpoint: where its worker publishes; "" while none has it.
+        moves: how often it went to another worker.
+        error: what went wrong last; null where nothing did.
+    """
+
+    name: str
+    worker: int | None
+    session: int
+    state: str
+    frame_rate: float
+    endpoint: str
+    moves: int
+    error: str | None
+
+
+class WorkerEntry(msgspec.Struct, frozen=True):
+    """One worker.
+
+    Attributes:
+        state: "ready", "starting", "silent" (not heard, its cameras are elsewhere) or "failed".
+        host: address of its machine; "" before it is ready.
+        node: Ray's id of its machine.
+        pid: its process.
+        endpoint: where it publishes; "" before it is ready.
+        capacity_fps: frames per second that its engine sustains.
+        load_fps: frames per second that its cameras need.
+        error: why it failed; null where it did not.
+    """
+
+    number: int
+    state: str
+    host: str
+    node: str
+    pid: int
+    endpoint: str
+    capacity_fps: float
+    load_fps: float
+    error: str | None
+
+
+class FleetEntry(msgspec.Struct, frozen=True):
+    """A whole fleet.
+
+    Attributes:
+        publish: the address for subscribers of all cameras.
+    """
+
+    publish: str
+    cameras: list[CameraEntry]
+    workers: list[WorkerEntry]
+
+
+class Directory:
+    """A bound REP socket. Belongs to the thread that makes it.
+
+    Raises:
+        PublishError: the address cannot be bound.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._context.socket(zmq.REP)
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise PublishError(
+                f"directory {endpoint}: cannot be bound ({error.strerror}); stop the other fleet, or give another port"
+            ) from error
+
+    @property
+    def endpoint(self) -> str:
+        """The address that was bound."""
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def answer(self, entry: Callable[[], FleetEntry]) -> None:
+        """Answer the question that has come, if any."""
+        if self.socket.poll(0):
+            self.socket.recv_multipart()
+            self.socket.send(msgspec.json.encode(entry()))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._context.destroy(linger=200)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def ask(endpoint: str, timeout_s: float = 3.0) -> FleetEntry:
+    """Ask a directory.
+
+    Raises:
+        ConfigError: the address is malformed, or nobody answers.
+    """
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"{endpoint}: is not a ZeroMQ address; give tcp://ADDRESS:PORT") from error
+        socket.send(_QUESTION)
+        if not socket.poll(round(timeout_s * 1000)):
+            raise ConfigError(f"{endpoint}: no fleet answers within {timeout_s:g} s; give the address of `directory`")
+        return msgspec.json.decode(socket.recv(), type=FleetEntry)

@@ -1,0 +1,160 @@
+"""One address for the subscribers of all workers: a proxy process between the workers' publishers and the subscribers.
+
+It subscribes to everything that the workers publish and forwards it from a `Publisher`, so a subscriber that joins late
+gets the skeletons, the states and the last poses of every camera. Of each camera it forwards the newest session alone:
+a worker that was cut off while its camera moved on to another cannot mix its messages in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from multiprocessing.connection import Connection
+
+import msgspec
+import zmq
+
+from pipeline.errors import PublishError
+from pipeline.outputs.publisher import PublishConfig, Publisher
+from xpose_client.messages import SEPARATOR
+
+_LATE_JOINER_WAIT_MS = 20
+_MOST_AT_ONCE = 200  # messages that are forwarded before anything else has its turn
+_WORKERS_QUEUE = 10_000  # messages of one worker that may wait while the proxy is busy
+
+
+class Proxy:
+    """The proxy process, as the process that starts it sees it. It ends with that process.
+
+    Raises:
+        PublishError: the address cannot be bound.
+    """
+
+    def __init__(self, config: PublishConfig) -> None:
+        self._config = config
+        self._workers: set[str] = set()
+        self._start()
+
+    @property
+    def endpoint(self) -> str:
+        """The address that was bound."""
+        return self._config.endpoint
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid or 0
+
+    def set_workers(self, endpoints: set[str]) -> None:
+        """Forward what these workers publish, and nobody else."""
+        if endpoints != self._workers:
+            self._workers = set(endpoints)
+            self._commands.send(self._workers)
+
+    def revive(self) -> bool:
+        """Start the process again if it has died; return whether it had."""
+        if self._process.is_alive():
+            return False
+        self._commands.close()
+        self._start()
+        self._commands.send(self._workers)
+        return True
+
+    def close(self) -> None:
+        """End the process, once it has forwarded what came."""
+        self._commands.close()
+        self._process.join()
+
+    def _start(self) -> None:
+        self._commands, commands = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(self._config, commands), name="fleet proxy", daemon=True
+        )
+        self._process.start()
+        commands.close()
+        try:
+            answer = self._commands.recv()
+        except EOFError as error:
+            raise PublishError(f"{self._config.endpoint}: the proxy ended at its start") from error
+        if isinstance(answer, PublishError):
+            raise answer
+        self._config = dataclasses.replace(self._config, endpoint=answer)
+
+
+class NewestSession:
+    """Lets through the messages of each camera's newest session."""
+
+    def __init__(self) -> None:
+        self._newest: dict[bytes, int] = {}
+        self._decoder = msgspec.msgpack.Decoder(_Session)
+
+    def allows(self, data: bytes) -> bool:
+        """Whether a message is of its camera's newest session; False for what is no message of ours."""
+        topic, separator, body = data.partition(SEPARATOR)
+        source = topic.partition(b"/")[2]
+        try:
+            session = self._decoder.decode(body).session
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        newest = self._newest.get(source, 0)
+        if not separator or session < newest:
+            return False
+        self._newest[source] = session
+        return True
+
+
+class _Session(msgspec.Struct):
+    """The one field that the proxy reads of every message."""
+
+    session: int
+
+
+def _serve(config: PublishConfig, commands: Connection) -> None:
+    """Run until the other end of `commands` is closed."""
+    context = zmq.Context()
+    try:
+        with Publisher(config) as publisher:
+            commands.send(publisher.endpoint)
+            _forward(publisher, _subscribe(context), commands)
+    except PublishError as error:
+        commands.send(error)
+    except KeyboardInterrupt:  # the terminal sends it to this process as well
+        pass
+    finally:
+        context.destroy(linger=0)
+
+
+def _subscribe(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, _WORKERS_QUEUE)
+    socket.subscribe(b"")
+    return socket
+
+
+def _forward(publisher: Publisher, workers: zmq.Socket[bytes], commands: Connection) -> None:
+    connected: set[str] = set()
+    sessions = NewestSession()
+    poller = zmq.Poller()
+    poller.register(workers, zmq.POLLIN)
+    poller.register(commands.fileno(), zmq.POLLIN)
+    while True:
+        ready = dict(poller.poll(_LATE_JOINER_WAIT_MS))
+        if workers in ready:
+            for _ in range(_MOST_AT_ONCE):
+                try:
+                    data = workers.recv(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                if sessions.allows(data):
+                    publisher.forward(data)
+        if commands.fileno() in ready:
+            try:
+                wanted = commands.recv()
+            except (EOFError, OSError):
+                return
+            for endpoint in connected - wanted:
+                workers.disconnect(endpoint)
+            for endpoint in wanted - connected:
+                workers.connect(endpoint)
+            connected = wanted
+        publisher.serve_late_joiners()
