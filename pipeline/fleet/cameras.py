@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _LISTEN_S = 0.2
 _MEASURE_S = 1.0
+_STOP_S = 5.0
 _PICTURE_HW3 = (480, 640, 3)
 
 MakeEngine = Callable[["EngineConfig"], PoseEngine]
@@ -102,6 +103,8 @@ class CameraWorker:
         publish = dataclasses.replace(settings.pipeline.publish, endpoint=f"tcp://{_bracketed(host)}:*")
         self._config = dataclasses.replace(settings.pipeline, publish=publish)
         self._pipeline = Pipeline(self._config, hold=True)
+        self._stopped = threading.Event()
+        self._listener = threading.Thread(target=self._listen, name="newer sessions", daemon=True)
 
     def start(self) -> WorkerFacts:
         """Load the engine, measure it and start the pipeline; return the facts. A second call returns them again.
@@ -114,7 +117,7 @@ class CameraWorker:
                 engine = self._settings.make_engine(self._config.engine_of_pipeline)
                 capacity_fps = measure_fps(engine, self._settings.prompts)
                 self._pipeline.start(engine, self._settings.prompts)
-                threading.Thread(target=self._listen, name="newer sessions", daemon=True).start()
+                self._listener.start()
                 self._facts = WorkerFacts(self._host, self._node, os.getpid(), self._pipeline.endpoint, capacity_fps)
             return self._facts
 
@@ -137,7 +140,8 @@ class CameraWorker:
         source = open_source(address, dataclasses.replace(self._config.source, name=name))
         with self._lock:
             if session > self._newest.get(name, 0):
-                self._pipeline.remove(name)
+                if name in self._sessions:
+                    self._stop(name)
                 self._pipeline.add(source, session)
                 self._sessions[name] = self._newest[name] = session
 
@@ -155,8 +159,10 @@ class CameraWorker:
 
     def stop(self) -> None:
         """End the pipeline; its subscribers are told that its cameras have ended."""
+        self._stopped.set()
         self._pipeline.stop()
-        self._pipeline.wait(5.0)
+        self._pipeline.wait(_STOP_S)
+        self._listener.join(_STOP_S)
 
     def _listen(self) -> None:
         """Stop each camera of which a newer session is heard."""
@@ -164,7 +170,7 @@ class CameraWorker:
             socket.setsockopt(zmq.IPV6, "[" in self._settings.proxy)
             socket.connect(self._settings.proxy)
             heard: set[str] = set()
-            while True:
+            while not self._stopped.is_set():
                 names = set(self.cameras())
                 for name in names - heard:
                     socket.subscribe(_topic(name))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+from collections.abc import Iterable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -32,7 +34,7 @@ class Proxy:
 
     def __init__(self, config: PublishConfig) -> None:
         self._config = config
-        self._workers: set[str] = set()
+        self._wanted = _Wanted(frozenset(), frozenset())
         self._start()
 
     @property
@@ -45,11 +47,12 @@ class Proxy:
         """Number of the process."""
         return self._process.pid or 0
 
-    def set_workers(self, endpoints: set[str]) -> None:
-        """Forward what these workers publish, and nobody else."""
-        if endpoints != self._workers:
-            self._workers = set(endpoints)
-            self._commands.send(self._workers)
+    def follow(self, workers: Iterable[str], cameras: Iterable[str]) -> None:
+        """Forward what the workers at these addresses publish; late joiners get what belongs to these cameras."""
+        wanted = _Wanted(frozenset(workers), frozenset(cameras))
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._commands.send(wanted)
 
     def revive(self) -> bool:
         """Start the process again if it has died; return whether it had."""
@@ -57,7 +60,7 @@ class Proxy:
             return False
         self._commands.close()
         self._start()
-        self._commands.send(self._workers)
+        self._commands.send(self._wanted)
         return True
 
     def close(self) -> None:
@@ -79,6 +82,14 @@ class Proxy:
         if isinstance(answer, PublishError):
             raise answer
         self._config = dataclasses.replace(self._config, endpoint=answer)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the proxy is told: the addresses of the workers, and the names of the cameras."""
+
+    workers: frozenset[str]
+    cameras: frozenset[str]
 
 
 class NewestSession:
@@ -132,7 +143,7 @@ def _subscribe(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 
 
 def _forward(publisher: Publisher, workers: zmq.Socket[bytes], commands: Connection) -> None:
-    connected: set[str] = set()
+    connected: frozenset[str] = frozenset()
     sessions = NewestSession()
     poller = zmq.Poller()
     poller.register(workers, zmq.POLLIN)
@@ -149,12 +160,13 @@ def _forward(publisher: Publisher, workers: zmq.Socket[bytes], commands: Connect
                     publisher.forward(data)
         if commands.fileno() in ready:
             try:
-                wanted = commands.recv()
+                wanted: _Wanted = commands.recv()
             except (EOFError, OSError):
                 return
-            for endpoint in connected - wanted:
+            for endpoint in connected - wanted.workers:
                 workers.disconnect(endpoint)
-            for endpoint in wanted - connected:
+            for endpoint in wanted.workers - connected:
                 workers.connect(endpoint)
-            connected = wanted
+            connected = wanted.workers
+            publisher.keep_only(wanted.cameras, wanted.cameras)
         publisher.serve_late_joiners()

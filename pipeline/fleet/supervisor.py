@@ -132,7 +132,9 @@ class Fleet:
                     self._spread.excuse(self._config.silence_s)
                 for number in self._spread.silent(now_s):
                     self._lose(self._workers[number], f"not heard for {self._config.silence_s:g} s")
-                self._proxy.set_workers({worker.facts.endpoint for worker in self._workers if worker.facts is not None})
+                self._proxy.follow(
+                    (worker.facts.endpoint for worker in self._workers if worker.facts is not None), self._spread.stays
+                )
                 self._place(now_s)
         finally:
             self._close()

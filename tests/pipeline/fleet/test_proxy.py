@@ -43,10 +43,10 @@ def sent_until_heard(publisher: Publisher, subscriber: PoseSubscriber, source: s
 
 def test_one_address_carries_the_cameras_of_all_workers(proxy: Proxy) -> None:
     with Publisher(ANY_PORT) as one, Publisher(ANY_PORT) as two, PoseSubscriber(proxy.endpoint) as subscriber:
-        proxy.set_workers({one.endpoint, two.endpoint})
+        proxy.follow([one.endpoint, two.endpoint], "ab")
         sent_until_heard(one, subscriber, "a", 1)
         sent_until_heard(two, subscriber, "b", 1)
-        proxy.set_workers({two.endpoint})
+        proxy.follow([two.endpoint], "ab")
         time.sleep(0.2)
         one.publish(of("a", 2))
         sent_until_heard(two, subscriber, "b", 2)
@@ -60,7 +60,7 @@ def test_subscriber_that_joins_late_gets_skeletons_states_and_last_poses(proxy: 
         of("late", 5, 41),
     ]
     with Publisher(ANY_PORT) as worker:
-        proxy.set_workers({worker.endpoint})
+        proxy.follow([worker.endpoint], ["late"])
         with PoseSubscriber(proxy.endpoint) as early:
             sent_until_heard(worker, early, "late", 4)
             for message in kept:
@@ -73,6 +73,10 @@ def test_subscriber_that_joins_late_gets_skeletons_states_and_last_poses(proxy: 
             assert received.message == kept[2]
             assert late.skeletons["late"] == kept[0]
             assert late.status("late") == kept[1]
+        proxy.follow([worker.endpoint], ["another"])
+        with PoseSubscriber(proxy.endpoint) as later:
+            sent_until_heard(worker, later, "another", 1)
+            assert later.status("late") is None, "a camera that was removed is not replayed"
 
 
 def test_messages_of_an_older_session_end_at_the_proxy() -> None:
@@ -89,7 +93,7 @@ def test_messages_of_an_older_session_end_at_the_proxy() -> None:
 
 def test_proxy_that_is_killed_comes_back_at_its_address(proxy: Proxy) -> None:
     with Publisher(ANY_PORT) as worker, PoseSubscriber(proxy.endpoint) as subscriber:
-        proxy.set_workers({worker.endpoint})
+        proxy.follow([worker.endpoint], ["revived"])
         sent_until_heard(worker, subscriber, "revived", 1)
         endpoint, pid = proxy.endpoint, proxy.pid
         assert not proxy.revive()
