@@ -26,7 +26,7 @@ PIPELINE_ALLOWED = {
     "outputs": {"errors", "frames"},
     "flow": {"config", "errors", "frames", "sources", "outputs"},
     "service": {"config", "errors", "flow", "frames", "names", "outputs", "sources", "prompting"},
-    "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources"},
+    "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources", "standard_output"},
     "synthetic": set(),
 }
 TRACKERS_LIBRARIES = {"numpy", "scipy", "filterpy"}
