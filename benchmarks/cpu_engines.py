@@ -25,7 +25,7 @@ from benchmarks._record import record
 from engines.backends import Backend, FinishedPoses, PendingPoses
 from engines.backends.compiled import EncodedPrompts, raw_poses
 from engines.backends.eager import EagerBackend
-from engines.backends.openvino import OpenVinoBackend
+from engines.backends.openvino import OpenVinoBackend, operators
 from engines.checkpoint import load_weights
 from engines.export import EngineShape, export
 from engines.onnx_export import export_onnx
@@ -115,7 +115,7 @@ def makers(model: XPose, shape: EngineShape, folder: Path) -> dict[str, Callable
 
     def openvino() -> Backend:
         path = folder / "engine.onnx"
-        path.write_bytes(export_onnx(model, shape.input_hw))
+        path.write_bytes(export_onnx(model, shape.input_hw, whole_operators=operators() is not None))
         return OpenVinoBackend(path, model, shape)
 
     return {

@@ -119,7 +119,8 @@ def build_engine(
         started = time.monotonic()
         if request.backend == "openvino":
             progress("exporting the network")  # OpenVINO compiles what it opens
-            path.write_bytes(export_onnx(copy.deepcopy(model).eval().requires_grad_(False), request.shape.input_hw))
+            network, whole = copy.deepcopy(model).eval().requires_grad_(False), openvino.operators() is not None
+            path.write_bytes(export_onnx(network, request.shape.input_hw, whole_operators=whole))
         else:
             progress("tracing the network")
             program = export(copy.deepcopy(model).to(request.device), request.shape, request.precision)

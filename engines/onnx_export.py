@@ -1,6 +1,7 @@
-"""The network as a standard ONNX file, for every runtime that is not ours.
+"""The network as a standard ONNX file, for every runtime that is not ours, and for our own OpenVINO engine.
 
-The graph has no custom operators: deformable attention is GridSample, window attention is plain matrix products. Images
+The standard graph has no custom operators: deformable attention is GridSample, window attention is plain matrix
+products. Our own engine can keep both as operators of the domain "xpose" (`engines.kernels.openvino_operators`). Images
 enter as 8-bit RGB; normalisation is part of the graph. The encoded prompts are inputs, and any number of classes and
 keypoints is allowed, so one file serves every prompt. Input size and batch are fixed.
 
@@ -10,6 +11,7 @@ takes minutes and needs three. The version of PyTorch is pinned, so that the old
 Shape suffixes: B batch, H height, W width, C classes, K keypoints, D channels, G groups.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from engines.errors import InputError
 from engines.export import Detector, EngineShape, detector_inputs, example_inputs
+from engines.kernels import onnx_form
 from engines.preprocess import BAR_RGB, normalise
 from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
@@ -69,13 +72,14 @@ def onnx_inputs(model: XPose, images_BHW3: Tensor, prompts: PromptTensors) -> On
     return OnnxInputs(images_BHW3, *detector_inputs(model, torch.empty(0), prompts)[1:])
 
 
-def export_onnx(model: XPose, input_hw: tuple[int, int], batch: int = 1) -> bytes:
+def export_onnx(model: XPose, input_hw: tuple[int, int], batch: int = 1, *, whole_operators: bool = False) -> bytes:
     """Return the network as a serialised ONNX model.
 
     Args:
         model: in float32, on the CPU, with its weights.
         input_hw: height and width of the input, pixels.
         batch: images per run.
+        whole_operators: keep attention as operators of the domain "xpose" where the compiled kernels can run it.
     """
     inputs = OnnxInputs(
         torch.zeros((batch, *input_hw, 3), dtype=torch.uint8),
@@ -85,7 +89,8 @@ def export_onnx(model: XPose, input_hw: tuple[int, int], batch: int = 1) -> byte
     dynamic |= {name: {0: "classes", 1: "keypoints"} for name in _KEYPOINTS}
     dynamic |= {"logits_BGC": {2: "classes"}, "keypoints_BGK2": {2: "keypoints"}}
     file = io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
+    form = onnx_form.whole_operators(OPSET) if whole_operators else contextlib.nullcontext()
+    with torch.no_grad(), form, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's age, and sizes that the trace holds fixed on purpose
         torch.onnx.export(
             _OnnxDetector(model).eval(),

@@ -1,6 +1,7 @@
 """The network compiled by OpenVINO: the compiled engine for CPUs.
 
-The engine file is the network as ONNX (`engines.onnx_export`). OpenVINO compiles it when it is opened and keeps the
+The engine file is the network as ONNX (`engines.onnx_export`), with attention as operators of our own where a C++
+compiler is at hand (`engines.kernels.openvino_operators`). OpenVINO compiles it when it is opened and keeps the
 result in a folder beside the file, so that the next start is fast.
 
 Images of a small input run side by side, one thread each: their operators are too short to be shared out well, so this
@@ -26,6 +27,7 @@ from engines.backends import PendingPoses, RawPoses
 from engines.backends.compiled import EncodedPrompts, raw_poses
 from engines.errors import BackendError
 from engines.export import DetectorInputs, EngineShape
+from engines.kernels.openvino_operators import operators_library
 from engines.onnx_export import OUTPUTS, OnnxInputs
 from engines.preprocess import letterbox_batch
 from engines.prompt_tensors import PromptTensors
@@ -68,7 +70,14 @@ def toolchain(device: torch.device, precision: str) -> dict[str, str]:
         "openvino": str(import_openvino().__version__),
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "attention": "compiled" if operators() else "standard",
     }
+
+
+def operators() -> Path | None:
+    """Return the library of our operators, which is compiled on first use; None where networks run without them."""
+    openvino = import_openvino()
+    return operators_library(Path(openvino.__path__[0]), str(openvino.__version__))
 
 
 def runs_side_by_side(input_hw: tuple[int, int]) -> bool:
@@ -139,7 +148,10 @@ class _Requests:
             "INFERENCE_PRECISION_HINT": "f32",
             "CACHE_DIR": str(path.parent / "compiled"),
         }
-        compiled = import_openvino().Core().compile_model(str(path), "CPU", options)
+        core, library = import_openvino().Core(), operators()
+        if library is not None:
+            core.add_extension(str(library))
+        compiled = core.compile_model(str(path), "CPU", options)
         self._free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())

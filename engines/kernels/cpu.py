@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from engines.kernels.compiler import build_library, find_compiler, reason_of
+from engines.kernels.onnx_form import expands_operators
 
 _LOG = logging.getLogger(__name__)
-_SOURCES = ("deform_attn_cpu.cpp", "window_attn_cpu.cpp", "deform_attn.h", "lanes.h")
+_SOURCES = ("deform_attn_cpu.cpp", "window_attn_cpu.cpp", "attention_cpu.h", "deform_attn.h", "lanes.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -39,7 +40,7 @@ _SERIAL_ROWS = 1 << 14  # with fewer sampled rows, waking other threads costs mo
 
 
 class _Shape(ctypes.Structure):
-    """`struct Shape` of deform_attn_cpu.cpp."""
+    """`struct XposeDeformShape` of attention_cpu.h."""
 
     _fields_ = (
         ("batch", ctypes.c_int64),
@@ -56,12 +57,14 @@ class _Shape(ctypes.Structure):
 
 
 class _WindowShape(ctypes.Structure):
-    """`struct WindowShape` of window_attn_cpu.cpp."""
+    """`struct XposeWindowShape` of attention_cpu.h."""
 
     _fields_ = (
         ("batch", ctypes.c_int64),
         ("height", ctypes.c_int64),
         ("width", ctypes.c_int64),
+        ("first_row", ctypes.c_int64),
+        ("last_row", ctypes.c_int64),
         ("heads", ctypes.c_int32),
         ("depth", ctypes.c_int32),
         ("shift", ctypes.c_int32),
@@ -178,7 +181,7 @@ def window_attention_available(weight: Tensor, depth: int, window: int) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_dynamo_compiling()
-        and not torch.onnx.is_in_onnx_export()
+        and not expands_operators()
         and _library() is not None
     )
 
@@ -196,7 +199,9 @@ def window_attention(qkv_BHWC: Tensor, bias_MTT: Tensor, shift: int) -> Tensor:
     """
     batch, height, width, channels = qkv_BHWC.shape
     heads = bias_MTT.shape[0]
-    shape = _WindowShape(batch, height, width, heads, channels // (3 * heads), shift, torch.get_num_threads())
+    rows = batch * (height // _WINDOW)
+    depth, threads = channels // (3 * heads), torch.get_num_threads()
+    shape = _WindowShape(batch, height, width, 0, rows, heads, depth, shift, threads)
     inputs = [_plain(qkv_BHWC), _plain(bias_MTT)]
     out_BHWC = torch.empty((batch, height, width, channels // 3))
     _loaded().xpose_window_attention(ctypes.byref(shape), *(tensor.data_ptr() for tensor in (*inputs, out_BHWC)))

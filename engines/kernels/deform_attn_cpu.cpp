@@ -5,6 +5,7 @@
 // rows; it vectorises over the channels. Shape suffixes as in reference.py: B, S, M, D, Q, L, P; R is 2 or 4.
 #include <vector>
 
+#include "attention_cpu.h"
 #include "deform_attn.h"
 #include "lanes.h"
 
@@ -30,11 +31,7 @@ inline void store(Bfloat16* at, const Lanes& lanes) {  // rounds to nearest even
     memcpy(at, &halves, sizeof halves);
 }
 
-struct Shape {
-    int64_t batch, queries, tokens;
-    int32_t heads, depth, levels, points, reference_size, threads;
-    const int32_t* sizes_L2;
-};
+using Shape = XposeDeformShape;
 
 // Loops over points run in whole blocks of a length that the compiler knows. Results past the last point are not used.
 constexpr int kBlock = 16;

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engines.kernels import cpu, cuda
+from engines.kernels.onnx_form import expands_operators
 from engines.kernels.reference import ms_deform_attn_reference
 
 
@@ -44,7 +45,7 @@ def ms_deform_attn(
         align_corners = False.
     """
     _check(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
-    if torch.onnx.is_in_onnx_export():
+    if expands_operators() or (torch.onnx.is_in_onnx_export() and not cpu.available(value_BSMD, offsets_BQMLP2)):
         return ms_deform_attn_reference(value_BSMD, sizes_L2, reference_BQLR, offsets_BQMLP2, logits_BQMLP)
     sizes = ",".join(f"{height}x{width}" for height, width in sizes_L2)
     out: Tensor = torch.ops.xpose.ms_deform_attn(value_BSMD, reference_BQLR, offsets_BQMLP2, logits_BQMLP, sizes)

@@ -3,6 +3,7 @@
 // engines/kernels/cpu.py compiles this file with the machine's own compiler. The tokens of a window are addressed where
 // they are in the map, so no tensor is rolled, split or transposed. The scores of one query and head vectorise over the
 // keys. Shape suffixes as in engines/xpose/swin.py: B, H, W, T, M; D channels of a head.
+#include "attention_cpu.h"
 #include "lanes.h"
 
 namespace {
@@ -11,10 +12,7 @@ constexpr int kWindow = 4;  // cpu.py checks it
 constexpr int kTokens = kWindow * kWindow;
 constexpr float kOtherRegion = -100.0f;  // OTHER_REGION in swin.py
 
-struct WindowShape {
-    int64_t batch, height, width;
-    int32_t heads, depth, shift, threads;
-};
+using WindowShape = XposeWindowShape;
 
 // The places of a window's tokens in the map, and the region of each. Only tokens of the same region attend to each
 // other: the roll brings tokens of distant regions into one window.
@@ -82,7 +80,7 @@ template <int kDepth>
 void windows(const WindowShape& shape, const float* qkv, const float* bias_MTT, float* out) {
     const int64_t down = shape.height / kWindow, across = shape.width / kWindow, channels = shape.heads * kDepth;
 #pragma omp parallel for schedule(static) num_threads(shape.threads)
-    for (int64_t row = 0; row < shape.batch * down; ++row)
+    for (int64_t row = shape.first_row; row < shape.last_row; ++row)
         for (int64_t column = 0; column < across; ++column) {
             const Window window = window_at(shape, row / down, row % down * kWindow, column * kWindow);
             for (int head = 0; head < shape.heads; ++head)
@@ -93,7 +91,7 @@ void windows(const WindowShape& shape, const float* qkv, const float* bias_MTT, 
 
 }  // namespace
 
-// `shape->depth` is 12 or 24; cpu.py checks it. qkv_BHW3MD, bias_MTT, out_BHWMD.
+// `shape->depth` is 12 or 24; cpu.py checks it.
 extern "C" void xpose_window_attention(const WindowShape* shape, const float* qkv, const float* bias, float* out) {
     const auto run = shape->depth == 12 ? windows<12> : windows<24>;
     run(*shape, qkv, bias, out);

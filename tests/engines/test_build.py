@@ -92,7 +92,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
     def opened(request: BuildRequest, cached: object, model: XPose) -> ShiftedBackend:
         return ShiftedBackend(EagerBackend(model, request.shape.input_hw, 1, "fp32", CPU), shift)
 
-    monkeypatch.setattr(build, "export_onnx", lambda model, input_hw: b"compiled")
+    monkeypatch.setattr(build, "export_onnx", lambda model, input_hw, whole_operators: b"compiled")
     monkeypatch.setattr(build, "open_engine", opened)
 
 
