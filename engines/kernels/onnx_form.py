@@ -3,10 +3,10 @@
 Shape suffixes as in `engines.kernels.reference` and, of windows, as in `engines.xpose.swin`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,21 +22,26 @@ def expands_operators() -> bool:
 @contextmanager
 def whole_operators(opset: int) -> Iterator[None]:
     """Export `xpose::ms_deform_attn` and `xpose::window_attention` as operators of the domain `DOMAIN`."""
-    symbolics = {"xpose::ms_deform_attn": _deform_attn, "xpose::window_attention": _window_attention}
+    symbolics: dict[str, Callable[..., Any]] = {
+        "xpose::ms_deform_attn": _deform_attn,
+        "xpose::window_attention": _window_attention,
+    }
     token = _WHOLE.set(True)
     try:
         for name, symbolic in symbolics.items():
-            torch.onnx.register_custom_op_symbolic(name, symbolic, opset)
+            torch.onnx.utils.register_custom_op_symbolic(name, symbolic, opset)
         yield
     finally:
         _WHOLE.reset(token)
         for name in symbolics:
-            torch.onnx.unregister_custom_op_symbolic(name, opset)
+            torch.onnx.utils.unregister_custom_op_symbolic(name, opset)
 
 
-def _constant(argument: Any, kind: str) -> Any:
+def _constant(argument: Any, kind: Literal["i", "s"]) -> Any:
     """Return the value of a constant argument: "s" a string, "i" a whole number."""
-    return torch.onnx.symbolic_helper._parse_arg(argument, kind)  # PyTorch's own symbolic functions use it; the version of PyTorch is pinned
+    return torch.onnx.symbolic_helper._parse_arg(
+        argument, kind
+    )  # PyTorch's own symbolic functions use it; the version of PyTorch is pinned
 
 
 def _deform_attn(graph: Any, value: Any, reference: Any, offsets: Any, logits: Any, sizes: Any) -> Any:
