@@ -14,7 +14,7 @@ from engines.backends.openvino import import_openvino
 from engines.kernels import openvino_operators
 from engines.onnx_export import OUTPUTS, export_onnx, onnx_inputs
 from engines.xpose import XPose, XPoseConfig
-from tests.engines.test_onnx_export import Arrays, check_numbers, images_of, random_model, random_prompts
+from tests.engines.test_onnx_export import Arrays, assert_numbers_of_pytorch, images_of, random_model, random_prompts
 
 CONFIG = XPoseConfig(
     embed_dim=24, depths=(2, 2, 2), num_heads=(2, 4, 4), window=4, level_stages=(1, 2), hidden_dim=64, heads=4,
@@ -58,7 +58,7 @@ def test_they_give_pytorch_s_numbers_on_any_number_of_threads(
     model, graph = exported
     assert operators_of(graph) == {"MsDeformAttn", "WindowAttention"}
     inputs = onnx_inputs(model, images_of(2, 72, 104), random_prompts(*keypoints))
-    check_numbers(model, graph, inputs, Runner(threads))
+    assert_numbers_of_pytorch(model, graph, inputs, Runner(threads))
 
 
 @pytest.mark.timeout(300)
@@ -66,7 +66,7 @@ def test_a_network_from_openvino_s_own_cache_still_has_them(exported: tuple[XPos
     model, graph = exported
     inputs = onnx_inputs(model, images_of(2, 72, 104), random_prompts(3))
     for _ in range(2):
-        check_numbers(model, graph, inputs, Runner(1, tmp_path))
+        assert_numbers_of_pytorch(model, graph, inputs, Runner(1, tmp_path))
     assert len(list(tmp_path.glob("*.blob"))) == 1
 
 
