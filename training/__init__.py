@@ -1,1 +1,1 @@
-"""Training and evaluation of X-Pose; nothing at run time imports this package."""
+"""Training and evaluation of X-Pose. Nothing that runs in production imports this package."""

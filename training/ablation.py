@@ -1,7 +1,7 @@
-"""What each part of the alignment brings: python -m training.ablation --data FOLDER --out FOLDER.
+"""The effect of each part of the alignment: python -m training.ablation --data FOLDER --out FOLDER.
 
-Trains one small network per variant on scenes of four categories, same seed and steps, and evaluates each on their
-test set with prompts by words and by examples.
+Trains one small network per variant on scenes of four categories, with the same seed and number of steps. Evaluates
+each on the test set, prompted with words and with examples.
 """
 
 import json
@@ -33,13 +33,13 @@ VARIANTS = {
     "words not kept apart": ("crowding",),
     "none": ("alignment", "dense", "crowding"),
 }
-"""Weights of the recipe that are set to 0."""
+"""For each variant, the weights of the recipe that are set to 0."""
 
 RECIPE = Path(__file__).parent / "recipes" / "ablation.toml"
 
 
 def variant(recipe: Recipe, left_out: Sequence[str]) -> Recipe:
-    """The recipe without some of its losses."""
+    """Return the recipe with some of its losses switched off."""
     weights: LossWeights = msgspec.structs.replace(recipe.weights, **dict.fromkeys(left_out, 0.0))
     return msgspec.structs.replace(recipe, weights=weights)
 
@@ -47,7 +47,7 @@ def variant(recipe: Recipe, left_out: Sequence[str]) -> Recipe:
 def score(
     trainee: Trainee, data: Path, categories: dict[str, str], size_hw: tuple[int, int], nms_iou: float, limit: int
 ) -> dict[str, float]:
-    """AP, and PCK of the detection nearest each object, by words and by one example per category."""
+    """Return AP, and PCK of the detection nearest each object, for words and for one example per category."""
     cache = ImageCache(data / "ablation_test")
     samples = [cache[i] for i in range(min(limit, len(cache)))]
     examples = draw_examples(categories, [SourceConfig("ablation_train", 1.0)], data, 1)
@@ -63,10 +63,10 @@ def score(
 def main(
     data: Annotated[Path, typer.Option(help="folder with the caches ablation_train and ablation_test")],
     out: Annotated[Path, typer.Option(help="folder for the runs and ablation.json")],
-    recipe: Annotated[Path, typer.Option(help="what every variant starts from")] = RECIPE,
+    recipe: Annotated[Path, typer.Option(help="recipe that the variants are derived from")] = RECIPE,
     limit: Annotated[int, typer.Option(help="test images")] = 200,
 ) -> None:
-    """Train the variants one after another and print their scores; finished runs are not trained again."""
+    """Train the variants one after another and print their scores. Finished runs are not trained again."""
     base = load_recipe(recipe)
     size_hw, nms_iou = base.phases[-1].size_hw, kept_of(base.model).nms_iou
     results: dict[str, dict[str, float]] = {}

@@ -1,12 +1,12 @@
-"""Alignment of prompts with each other and with the image's tokens (XPOSE.md 10.7, which leaves the form to us).
+"""Losses that align prompts with each other and with the image tokens (XPOSE.md 10.7, which leaves their form open).
 
 * `contrast`: symmetric InfoNCE between the projected text and example vectors of the same class or keypoint name.
-* `crowding`: the words of one class's keypoints are to stay apart.
-* `name_examples`: marked examples are to be told by name, which is how the image tower starts.
-* `DenseAlignment`: every image token against every prompt, as heat maps of keypoints and of objects' centres. The
-  sparse losses reach the backbone through a few sampled points per query; this one reaches it from every cell, which is
-  what makes training from scratch feasible. Cells inside an object also tell where each of its keypoints is from there.
-  Used in training only: its few parameters are not part of the shipped network.
+* `crowding`: keeps the word vectors of the keypoints of one class apart.
+* `name_examples`: trains the image tower to classify marked examples by name.
+* `DenseAlignment`: compares every image token with every prompt, as heat maps of keypoints and of object centres. The
+  sparse losses reach the backbone only through a few sampled points per query. This loss reaches it from every cell,
+  which makes training from scratch feasible. Cells inside an object also predict the displacement to each keypoint.
+  Its few parameters are used only in training and are not part of the shipped network.
 
 Legend: B images, N targets or examples, K keypoint slots, C classes, U distinct keypoint names, D channels, S cells of
 a level.
@@ -28,15 +28,15 @@ from training.targets import Targets
 
 TEMPERATURE = 0.07
 HEAT_RADIUS = 0.06  # standard deviation of a keypoint's heat, as a fraction of the square root of the object's area
-LEAST_HEAT_CELLS = 0.75  # and at least so many cells
-CENTRE_RADIUS = 0.12  # the same of an object's centre
-LEAST_APART = 0.5  # root mean square over the channels, in which fresh words (`spread_words`) lie 1.4 apart
-NEVER = -1e4  # logit of a cell that does not count
-CORE = 0.5  # cells in this middle part of a box tell displacements
+LEAST_HEAT_CELLS = 0.75  # and at least this many cells
+CENTRE_RADIUS = 0.12  # the same for the centre of an object
+LEAST_APART = 0.5  # RMS distance over the channels; after `spread_words`, words are 1.4 apart
+NEVER = -1e4  # logit of a cell that is ignored
+CORE = 0.5  # cells in this central part of a box predict displacements
 
 
 def contrast(prompts: StepPrompts) -> Tensor:
-    """InfoNCE between modalities, objects and keypoints; equal names are each other's positives.
+    """InfoNCE between the modalities, for objects and keypoints. Equal names are positives of each other.
 
     Source: arXiv:1807.03748, temperature 0.07 as in XPOSE.md 10.7.
     """
@@ -60,12 +60,12 @@ def _info_nce(a_ND: Tensor, b_ND: Tensor, name_N: Tensor) -> Tensor:
 
 
 def crowding(words_CKD: Tensor, valid_CK: Tensor, name_CK: Tensor) -> Tensor:
-    """By how much the word of a keypoint is nearer than `LEAST_APART` to another of its class, averaged over keypoints.
+    """Penalty for keypoint words that are nearer than `LEAST_APART` to another of their class, averaged over keypoints.
 
-    Where images hardly tell two keypoints apart, such as a car's four wheels, the best answer to both is the same and
-    draws their words together; once these are one, no image can part them.
+    Some keypoints look alike in images, such as the four wheels of a car. The other losses pull the words of such
+    keypoints together, and words that have become equal can never be separated again.
     """
-    words_CKD = words_CKD.float()  # before the difference: that of near words is lost in bf16
+    words_CKD = words_CKD.float()  # before the subtraction: the difference of near words vanishes in bf16
     squared_CKK = (words_CKD[:, :, None] - words_CKD[:, None]).square().mean(-1)
     other_CKK = valid_CK[:, None] & (name_CK[:, :, None] != name_CK[:, None])
     nearest_CK = squared_CKK.masked_fill(~other_CKK, LEAST_APART**2).amin(-1).clamp(min=1e-8).sqrt()
@@ -75,11 +75,11 @@ def crowding(words_CKD: Tensor, valid_CK: Tensor, name_CK: Tensor) -> Tensor:
 def name_examples(
     model: XPose, clip: Clip, words: StepPrompts, categories: Sequence[str], examples: Examples
 ) -> Tensor:
-    """How far examples are from the words of their class and keypoints, among all words, and in the vectors themselves.
+    """Loss between examples and the words of their class and keypoints.
 
-    Cross entropy over the names at `TEMPERATURE`, and the mean squared distance over the words' variance: the first
-    tells names apart soonest, the second makes what is unsure the mean of what it may be, so that the mean of several
-    examples grows surer.
+    It is the cross entropy over all names at `TEMPERATURE` plus the mean squared distance divided by the variance of
+    the words. The cross entropy separates the names quickly. The distance makes an uncertain vector the mean of its
+    candidates, so that the mean of several examples is more certain than one of them.
     """
     shared = words.by_modality
     slots = words.names_CK.shape[1]
@@ -107,14 +107,15 @@ class DenseAlignment(nn.Module):
         super().__init__()
         self.levels = levels
         self.query = nn.Linear(dim, dim)
-        self.bias = nn.Parameter(torch.tensor(-4.0))  # most cells hold no keypoint
+        self.bias = nn.Parameter(torch.tensor(-4.0))  # most cells contain no keypoint
         self.object = nn.Linear(dim, dim)
         self.displacement = nn.Linear(dim, 2 * dim)
 
     def forward(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
-        """Spatial cross entropy of the names that the image holds, and focal entropy of all that are offered.
+        """Spatial cross entropy of the names in the image, plus focal entropy of all offered names.
 
-        The same for the classes of its objects, which keypoint names alone do not tell apart: a dog's eye is an eye.
+        The same losses apply to the classes of the objects, because keypoint names do not distinguish classes: a dog
+        has an eye too.
         """
         row_U = _one_slot_per_name(prompts)
         contents = prompts.by_modality.keypoints_BCKD.flatten(1, 2)[:, row_U]
@@ -160,7 +161,7 @@ class DenseAlignment(nn.Module):
         return _spatial_entropy(logits_BCS, heat_BCS, held_BC, counted_BS) + absent
 
     def _displacements(self, encoded: Encoded, prompts: StepPrompts, modality_B: Tensor, targets: Targets) -> Tensor:
-        """L1 between where cells inside an object say its keypoints are and where they are, in units of the object."""
+        """L1 error of the keypoint positions predicted by cells inside an object, in units of the object's size."""
         cells_S2 = encoded.geometry.reference_BNL2[0, :, 0]
         boxes_BN14 = targets.boxes_BN4[:, :, None]
         inside_BNS = ((cells_S2 - boxes_BN14[..., :2]).abs() < boxes_BN14[..., 2:] * CORE / 2).all(-1)
@@ -181,7 +182,7 @@ class DenseAlignment(nn.Module):
 
 
 def _one_slot_per_name(prompts: StepPrompts) -> Tensor:
-    """Row in the flattened [C * K] table of one slot that carries each name."""
+    """Return, for each name, the row of one slot with that name in the flattened [C * K] table."""
     flat = prompts.names_CK.masked_fill(~prompts.keypoint_valid_CK, len(prompts.names)).flatten()
     row_U = torch.empty(len(prompts.names) + 1, dtype=torch.int64)
     row_U[flat] = torch.arange(len(flat))
@@ -189,17 +190,17 @@ def _one_slot_per_name(prompts: StepPrompts) -> Tensor:
 
 
 def _offered_names(prompts: StepPrompts) -> Tensor:
-    """Names of the classes offered to each image: bool [B, U]."""
+    """Return which names belong to the classes offered to each image: bool [B, U]."""
     has_CU = torch.zeros(len(prompts.names_CK), len(prompts.names), dtype=torch.bool)
     has_CU.scatter_(1, prompts.names_CK, prompts.keypoint_valid_CK)
-    for c, valid_K in enumerate(prompts.keypoint_valid_CK):  # spare slots point at name 0: set real ones last
+    for c, valid_K in enumerate(prompts.keypoint_valid_CK):  # spare slots point at name 0, so real slots are set last
         has_CU[c] = False
         has_CU[c, prompts.names_CK[c, valid_K]] = True
     return (prompts.offer.object_valid_BC[:, :, None] & has_CU).any(1)
 
 
 def _name_of_targets(targets: Targets, prompts: StepPrompts) -> Tensor:
-    """Name of each target's slot, [B, N, K] int64; U on spare slots and padded targets."""
+    """Return the name of each slot of each target, [B, N, K] int64; U for spare slots and padded targets."""
     real_BNK = targets.keypoint_valid_CK[targets.label_BN] & targets.valid_BN[..., None]
     return prompts.names_CK[targets.label_BN].masked_fill(~real_BNK, len(prompts.names))
 
@@ -207,10 +208,11 @@ def _name_of_targets(targets: Targets, prompts: StepPrompts) -> Tensor:
 def heat_maps(
     targets: Targets, name_BNK: Tensor, names: int, size: tuple[int, int], radius: float = HEAT_RADIUS
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussians at the labelled keypoints, joined by name.
+    """Return Gaussians at the labelled keypoints, one map per name.
 
     Returns:
-        heat_BUS in 0..1; labelled_BU: some target has the name labelled; blind_BU: some target has it without label.
+        heat_BUS in 0..1; labelled_BU: a target has a label for the name; blind_BU: a target has the name without a
+            label.
     """
     height, width = size
     image_height, image_width = targets.size_hw
@@ -236,7 +238,7 @@ def heat_maps(
 
 
 def counted_cells(targets: Targets, size: tuple[int, int]) -> Tensor:
-    """Cells that count: all but those inside an ignore region and outside every labelled object; bool [B, S]."""
+    """Return the cells that count, bool [B, S]: all except those in an ignore region and outside labelled objects."""
     height, width = size
     y_H, x_W = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
     cell_S2 = torch.stack([x_W.expand(height, -1), y_H[:, None].expand(-1, width)], -1).flatten(0, 1)
@@ -250,7 +252,7 @@ def counted_cells(targets: Targets, size: tuple[int, int]) -> Tensor:
 
 
 def _spatial_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor, counted_BS: Tensor) -> Tensor:
-    """Divergence of the softmax over counted cells from the normalised heat; 0 when nothing is labelled."""
+    """Divergence of the softmax over counted cells from the normalised heat; 0 without labels."""
     if not used_BU.any():
         return torch.zeros(())
     counted = counted_BS[:, None].expand_as(heat_BUS)[used_BU]
@@ -261,7 +263,7 @@ def _spatial_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor, coun
 
 
 def _focal_entropy(logits_BUS: Tensor, heat_BUS: Tensor, used_BU: Tensor, counted_BS: Tensor) -> Tensor:
-    """Quality focal loss of every counted cell (arXiv:2006.04388), summed over cells, averaged over names."""
+    """Quality focal loss (arXiv:2006.04388), summed over counted cells and averaged over names."""
     if not used_BU.any():
         return torch.zeros(())
     logits, heat = logits_BUS[used_BU], heat_BUS[used_BU]

@@ -1,6 +1,6 @@
-"""Weights between two snapshots: python -m training.blend FIRST SECOND --out FILE.
+"""Interpolate the weights of two snapshots: python -m training.blend FIRST SECOND --out FILE.
 
-Where the second was trained on from the first, to something new, the weights half way keep more of what the first knew.
+If the second snapshot was trained from the first on new data, interpolated weights forget less of the old data.
 Source: WiSE-FT, arXiv:2109.01903, section 3.
 """
 
@@ -16,12 +16,12 @@ from training.state import move
 
 def main(
     first: Annotated[Path, typer.Argument(help="a snapshot")],
-    second: Annotated[Path, typer.Argument(help="a snapshot that was trained on from it")],
+    second: Annotated[Path, typer.Argument(help="a snapshot that was trained from the first")],
     out: Annotated[Path, typer.Option(help="the .safetensors file to write")],
     share: Annotated[float, typer.Option(min=0.0, max=1.0, help="of the second")] = 0.5,
     model: Annotated[str, typer.Option(help="nano, swin-t or swin-l")] = "nano",
 ) -> None:
-    """Write the weights between two snapshots, with the second's categories."""
+    """Write interpolated weights of two snapshots, with the categories of the second."""
     try:
         ours, theirs = load_weights(model, str(first)), load_weights(model, str(second))
         categories = trained_categories(model, str(second))

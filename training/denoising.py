@@ -1,9 +1,10 @@
 """Contrastive denoising: noisy copies of the targets as extra queries (XPOSE.md 10.5; DINO, arXiv:2203.03605).
 
-A pair is one slightly noised copy of a target (the positive) and one badly noised copy (the negative); an image's pairs
-take its targets in turn. After the box layers every positive becomes a group with the keypoints of its target's class,
-as the best matching queries do: the keypoint layers then learn from several boxes per object in place of the one that
-was matched. DINO's groups hold all targets of an image, and X-Pose's released layout expands none of them.
+A pair is a copy of a target with little noise (the positive) and a copy with much noise (the negative). The pairs of an
+image go through its targets in turn. After the box layers, each positive becomes a group with the keypoints of its
+target's class, like the best matching queries. So the keypoint layers learn from several boxes per object instead of
+only the matched one. In DINO a group contains all targets of an image; the released X-Pose turns no denoising query
+into a group.
 
 Legend: B images, N targets of the fullest image, P denoising queries (positive, negative, positive, …), Q matching
 queries, R pairs = P / 2, D channels.
@@ -20,12 +21,13 @@ from training.targets import Targets, box_to_corners
 
 
 class DenoisingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`queries` below 2 switches denoising off; the others are the released configuration's.
+    """Settings of the denoising. The values other than `queries` are those of the released configuration.
 
     Args:
-        queries: noisy positives and negatives per image, as many of each.
-        label_noise: half of this share of labels is replaced by random ones of the label book.
-        box_noise: corners move by up to this times half the side (positives), up to twice that (negatives).
+        queries: number of noisy queries per image, half of them positives and half negatives. Below 2, there is no
+            denoising.
+        label_noise: half of this fraction of labels is replaced by random labels of the label book.
+        box_noise: corners of positives move by up to this times half the side; those of negatives by up to twice that.
     """
 
     queries: int = 200
@@ -34,20 +36,20 @@ class DenoisingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Denoising(NamedTuple):
-    """The extra queries and what they should answer."""
+    """The extra queries and their targets."""
 
     content_BPD: Tensor
     reference_BP4: Tensor
-    target_BR: Tensor  # int64: index of the target that each pair is a copy of
-    valid_B: Tensor  # bool, False on images without targets
+    target_BR: Tensor  # int64: index of the target that each pair copies
+    valid_B: Tensor  # bool, False for images without targets
 
     @property
     def pairs(self) -> int:
-        """How many pairs an image has."""
+        """Number of pairs per image."""
         return self.target_BR.shape[1]
 
     def attention_mask(self, matching: int) -> Tensor:
-        """True where a query may look, [P + Q, P + Q]: its own pair and every matching query, never back."""
+        """Attention mask [P + Q, P + Q]: a denoising query sees its pair and matching queries, never the reverse."""
         device = self.content_BPD.device
         pair_P = torch.arange(self.content_BPD.shape[1], device=device) // 2
         pair_T = torch.cat([pair_P, pair_P.new_full((matching,), -1)])
@@ -61,11 +63,11 @@ def make_denoising(
     config: DenoisingConfig,
     generator: torch.Generator,
 ) -> Denoising | None:
-    """Draw the noisy queries of a batch; None when denoising is off or the batch has no targets.
+    """Draw the noisy queries of a batch. None if denoising is off or the batch has no targets.
 
     Args:
-        label_embedding: the model's label book, its last row is "unknown".
-        book_C: int64, label-book row of each offered class.
+        label_embedding: label book of the model; its last row means "unknown".
+        book_C: int64, row of the label book for each offered class.
     """
     if config.queries < 2 or targets.total == 0:
         return None

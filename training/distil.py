@@ -1,7 +1,7 @@
-"""Teach a new backbone what a trained network's old one says: python -m training.distil RECIPE --data … --out FILE.
+"""Train a new backbone to reproduce the features of the old one: python -m training.distil RECIPE --data … --out FILE.
 
-It needs no labels. The result is the trained network with the new backbone and new input projections, from which
-`training.train` goes on. The new backbone starts from its ImageNet weights (`training.imagenet`).
+This needs no labels. The result is the trained network with the new backbone and new input projections; continue with
+`training.train`. The new backbone starts from its ImageNet weights (`training.imagenet`).
 
 Shape suffixes: B batch, D channels, H height, W width.
 """
@@ -30,15 +30,15 @@ WARMUP_STEPS = 20
 
 
 class DistilRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is taught to whom.
+    """Settings of a distillation.
 
     Args:
         teacher: weights of nano.
-        pupil_model: fields of `XPoseConfig` in which the pupil differs from it: its backbone.
-        sources: caches whose pictures are shown; labels are not used.
-        minutes: of training, by the clock.
-        lr: learning rate of the backbone at the start; it falls to a hundredth.
-        projection_lr: factor on it for the input projections, which start from nothing.
+        pupil_model: fields of `XPoseConfig` in which the pupil differs from the teacher, such as the backbone.
+        sources: caches of the pictures; labels are not used.
+        minutes: duration of the training, wall clock.
+        lr: initial learning rate of the backbone; it falls to a hundredth.
+        projection_lr: factor on `lr` for the input projections, which start from random weights.
     """
 
     teacher: str
@@ -81,7 +81,8 @@ def load_distil_recipe(path: Path) -> DistilRecipe:
     """Read a recipe.
 
     Raises:
-        ValueError: not TOML, an unknown key or a value of the wrong kind; names file and key.
+        ValueError: the file is not TOML, or has an unknown key or a value of the wrong kind. The message names file and
+            key.
     """
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), DistilRecipe)
@@ -90,7 +91,7 @@ def load_distil_recipe(path: Path) -> DistilRecipe:
 
 
 def distil(recipe: DistilRecipe, data: Path, out: Path) -> list[float]:
-    """Run a recipe and write the pupil's weights; returns the loss of each step."""
+    """Run a recipe, write the weights of the pupil, and return the loss of each step."""
     run, stream = Distillation(recipe), Stream(recipe.sources, data, recipe.seed)
     optimiser = _optimiser(run.pupil, recipe)
     categories = trained_categories("nano", recipe.teacher)
@@ -123,9 +124,9 @@ def _optimiser(pupil: XPose, recipe: DistilRecipe) -> torch.optim.AdamW:
 def main(
     recipe: Annotated[Path, typer.Argument(help="TOML file, for example training/recipes/nano_backbone.toml")],
     data: Annotated[Path, typer.Option(help="folder of image caches, see training.data.build")],
-    out: Annotated[Path, typer.Option(help="the pupil's weights, .safetensors")],
+    out: Annotated[Path, typer.Option(help="file for the weights of the pupil, .safetensors")],
 ) -> None:
-    """Teach a new backbone an old one's features."""
+    """Train a new backbone to reproduce the features of an old one."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     keep_freed_memory()
     try:

@@ -1,6 +1,6 @@
-"""Several processes (torchrun): each draws its own canvases, gradients are averaged, process 0 writes.
+"""Training in several processes (torchrun). Each draws its own canvases; gradients are averaged; process 0 writes.
 
-Plain collectives instead of a wrapper: the objective calls pieces of the network, not its `forward`.
+It uses collectives directly instead of `DistributedDataParallel`, because the objective does not call `forward`.
 """
 
 import os
@@ -12,9 +12,9 @@ from torch import distributed as dist
 
 
 class Processes:
-    """This process among its peers, and its device: its own GPU where there is one.
+    """The rank of this process and its device: a GPU of its own if there is one.
 
-    A single process needs no torchrun and communicates nothing.
+    A single process needs no torchrun and does not communicate.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Processes:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     def mean(self, value: float) -> float:
-        """Average of a number over the processes."""
+        """Return the average of a number over the processes."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -36,7 +36,7 @@ class Processes:
         return float(total) / self.size
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients in one flat message; a parameter that this process left unused counts as zero."""
+        """Average the gradients in one flat tensor. A parameter that this process did not use counts as zero."""
         if self.size == 1:
             return
         kept = [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,6 +1,6 @@
-"""What a step reads: canvases, their prompts and targets, as a pure function of (seed, rank, step).
+"""The input of a step (canvases, prompts and targets) as a pure function of (seed, rank, step).
 
-So other processes may draw it ahead, and a run is the same with any number of them.
+So worker processes can prepare it in advance, and their number does not change a run.
 
 Legend: B images, H, W canvas.
 """
@@ -27,13 +27,13 @@ class Canvases(NamedTuple):
     images_BHW3: Tensor  # uint8
     offer: Offer
     targets: Targets
-    examples: Examples | None  # of the offered classes in turn, as many of each; None where none is shown
+    examples: Examples | None  # of each offered class in turn, equally many; None without examples
     modality_B: Tensor
-    seed: int  # of what the step itself draws
+    seed: int  # for random choices within the step
 
 
 class Marked(NamedTuple):
-    """Marked examples of any class, for a phase of the image tower."""
+    """Marked examples of any class, for a phase that trains the image tower."""
 
     categories: list[str]
     examples: Examples
@@ -70,21 +70,21 @@ class Draws(Dataset[Drawn]):
             drawer = stream.generator(rank, draw, 2)
             count = 1 if drawer.random() < recipe.single_share else recipe.examples
             shown = [stream.examples(name, count, EXAMPLE_SIDE_PX, drawer) for name in offer.names]
-            examples = Examples.joined(shown)  # every tensor that a worker hands over costs a file handle
+            examples = Examples.joined(shown)  # each tensor that a worker passes on costs a file handle
             modality_B = draw_modality(len(samples), phase.modality_weights, rng)
         return Canvases(stack_images(samples), offer, targets, examples, modality_B, int(rng.integers(2**62)))
 
 
 def draw_steps(draws: Draws, first: int, last: int, workers: int) -> Iterator[Drawn]:
-    """The micro-batches of steps `first` to `last` - 1 in order; `workers` processes draw ahead, 0 draws in line."""
+    """Yield the micro-batches of steps `first` to `last` - 1. `workers` processes draw ahead; 0 uses this process."""
     places = [(step, n) for step in range(first, last) for n in range(draws.recipe.phase_at(step)[0].accumulate)]
     if workers:
-        cv2.setNumThreads(1)  # OpenCV's threads do not live through a fork
+        cv2.setNumThreads(1)  # OpenCV's threads do not survive a fork
     loader = DataLoader(
         draws,
         batch_size=None,
         sampler=places,
         num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # workers share the caches' labels
+        multiprocessing_context="fork" if workers else None,  # workers share the labels of the caches
     )
     return cast(Iterator[Drawn], iter(loader))

@@ -1,10 +1,11 @@
 """Evaluate weights: python -m training.evaluate WEIGHTS --data FOLDER --out FOLDER.
 
 Writes results.json, prints tables, and draws the best and worst cases. Data sets are image caches
-(`training.data.build`), whole or from an image on: `lspet_train:8600` are those that the recipes' `limit` left out.
-Photographs of the real world come first (`training.real_world`): of several people, of nobody, of animals, and single
-people by one example. Then single people and drawn scenes by words, by examples and by both. Examples are drawn by seed
-from the training caches. The photographs of single people are scored a second time beside their own mirror images.
+(`training.data.build`), from their first image or from a given one: `lspet_train:8600` starts at image 8600, the first
+that the recipes' `limit` excludes. Photographs of the real world (`training.real_world`) come first: several people, no
+people, animals, and single people with one example. Then come single people and drawn scenes, prompted with words, with
+examples and with both. Examples are drawn by seed from the training caches. Photographs of single people are scored a
+second time next to mirrored copies of themselves.
 """
 
 import json
@@ -42,10 +43,10 @@ THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
 
 def load_trained(name: str, weights: Path) -> tuple[XPose, Clip, dict[str, str]]:
-    """A trained network, its prompt towers and the categories that its file names.
+    """Load a trained network, its prompt towers and the categories that its file names.
 
     Raises:
-        ValueError: the file does not say what it was trained on.
+        ValueError: the file does not name the categories.
     """
     model, clip = load_weights(name, str(weights))
     categories = trained_categories(name, str(weights))
@@ -59,14 +60,14 @@ def load_trained(name: str, weights: Path) -> tuple[XPose, Clip, dict[str, str]]
 def draw_examples(
     categories: Mapping[str, str], sources: Sequence[SourceConfig], data: Path, count: int
 ) -> dict[str, Examples]:
-    """Examples of every category from training caches, by a fixed seed."""
+    """Return examples of every category from the training caches, drawn with a fixed seed."""
     stream = Stream(sources, data, EXAMPLE_SEED)
     rng = stream.generator(0, 0, 0)
     return {name: stream.examples(name, count, EXAMPLE_SIDE_PX, rng) for name in categories}
 
 
 def evaluate_people(predictor: Predictor, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Found]]:
-    """PCK of the best-scoring person and of the one nearest the given box, and AP."""
+    """Return PCK of the best-scoring person, PCK of the one nearest the given box, and AP."""
     found = find_all(predictor, samples)
     best = metrics.correct_keypoints(samples, found)
     given = metrics.correct_keypoints(samples, found, given_boxes=True)
@@ -83,7 +84,7 @@ def evaluate_people(predictor: Predictor, samples: Sequence[Sample]) -> tuple[di
 
 
 def people_in_rows(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample beside its own mirror images, two or three in all, by a fixed seed."""
+    """Return each sample next to mirrored copies of itself, two or three in all, drawn with a fixed seed."""
     rng = np.random.default_rng(ROW_SEED)
     return [beside_mirror_images(sample, rng) for sample in samples]
 
@@ -91,7 +92,7 @@ def people_in_rows(samples: Sequence[Sample]) -> list[Sample]:
 def evaluate_objects(
     predictor: Predictor, samples: Sequence[Sample], categories: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[Found]]:
-    """AP with all categories prompted at once, and PCK."""
+    """Return AP with all categories prompted at once, and PCK."""
     found = find_all(predictor, samples)
     precision = metrics.average_precision(samples, found, categories)
     points = metrics.correct_keypoints(samples, found, given_boxes=True)
@@ -104,7 +105,7 @@ def evaluate_objects(
 
 
 def find_absent(make: Any, samples: Sequence[Sample], categories: Mapping[str, str], seed: int = 5) -> list[Found]:
-    """What one absent category per image finds there, drawn by seed and prompted alone; images that hold all: none."""
+    """Return the detections of one absent category per image, drawn by seed and prompted alone."""
     rng = np.random.default_rng(seed)
     by_category: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -130,7 +131,7 @@ def evaluate_all(
     limit: int,
     pictures: Path,
 ) -> dict[str, Any]:
-    """Every metric of single people and of scenes, per modality, with the categories that these hold."""
+    """Return every metric of single people and of scenes, for each modality and category."""
     people, scenes = load_part(data, people_from, limit), load_part(data, scenes_from, limit)
     held = {instance.category for sample in (*people, *scenes) for instance in sample.instances}
     categories = {name: skeleton for name, skeleton in categories.items() if name in held}
@@ -181,7 +182,7 @@ def evaluate_real(
     limit: int,
     pictures: Path,
 ) -> dict[str, Any]:
-    """Photographs of people, of nobody and of animals by words, and of single people by one example each."""
+    """Evaluate photographs of people, without people and of animals with words, and single people with one example."""
 
     def make(chosen: Mapping[str, str], examples: Mapping[str, Examples] | None = None) -> Predictor:
         return Predictor(model, clip, chosen, "visual" if examples else "text", examples, size_hw, kept.nms_iou)
@@ -213,13 +214,13 @@ def evaluate_real(
 
 
 def left_to_show(people_from: str, scenes_from: str) -> list[SourceConfig]:
-    """The training caches without the parts that are evaluated."""
+    """Return the training caches without the parts that are evaluated."""
     evaluated = dict(_split(part) for part in (people_from, scenes_from) if part)
     return [SourceConfig(name, 1.0, limit=evaluated.get(name, 0)) for name in ("lspet_train", "synthetic_train")]
 
 
 def _split(source: str) -> tuple[str, int]:
-    """Name and first image of "CACHE" or "CACHE:FIRST"."""
+    """Return the name and the first image of "CACHE" or "CACHE:FIRST"."""
     name, _, first = source.partition(":")
     if first and not first.isdecimal():
         raise ValueError(f"{source!r}: give the name of a cache, or name:first with the number of its first image")
@@ -227,7 +228,7 @@ def _split(source: str) -> tuple[str, int]:
 
 
 def load_part(data: Path, source: str, limit: int) -> list[Sample]:
-    """The images of "CACHE" or "CACHE:FIRST", at most `limit` if it is not 0."""
+    """Return the images of "CACHE" or "CACHE:FIRST", at most `limit` unless it is 0."""
     name, first = _split(source)
     cache = ImageCache(data / name)
     chosen = range(len(cache))[first:]
@@ -248,7 +249,7 @@ def _draw_extremes(
 
 
 def print_real(results: Mapping[str, Mapping[str, Any]], threshold: float) -> None:
-    """What photographs of the real world gave at the default threshold."""
+    """Print the results on photographs of the real world at the default threshold."""
     table = Table("photographs", "metric", f"score above {threshold}")
     for part, values in results.items():
         for metric, value in values.items():
@@ -259,7 +260,7 @@ def print_real(results: Mapping[str, Mapping[str, Any]], threshold: float) -> No
 
 
 def print_tables(results: Mapping[str, Any]) -> None:
-    """Modalities as columns and metrics as rows; then what thresholds keep, the default one marked."""
+    """Print metrics (rows) by modality (columns), then the effect of thresholds; the default one is marked."""
     table = Table("images", "metric", *MODALITIES)
     for part in ("people", "people in rows", "scenes"):
         for metric, value in results["text"][part].items():

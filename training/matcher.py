@@ -1,4 +1,4 @@
-"""Which prediction answers which target: one optimal assignment per image (XPOSE.md 10.2).
+"""Assignment of predictions to targets: one optimal assignment per image (XPOSE.md 10.2).
 
 Legend: B images, Q predictions, N targets, C classes, K keypoints.
 """
@@ -15,11 +15,11 @@ from training.targets import Targets, box_to_corners
 
 OKS_FLOOR = 1e-6
 WRONG_LIST_COST = 100.0
-"""A group that took another class's keypoint list has no keypoints to compare: only a last resort for a match."""
+"""Cost of a group with the keypoint list of another class. It has no keypoints to compare, so it is matched last."""
 
 
 class Prediction(NamedTuple):
-    """What one layer says. Points and the class that fixed their list are None where a layer has none."""
+    """The prediction of one layer. Keypoints, and the class of their list, are None for a layer without them."""
 
     logits_BQC: Tensor
     boxes_BQ4: Tensor
@@ -28,7 +28,7 @@ class Prediction(NamedTuple):
 
 
 class MatchCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Weights of the cost; with keypoints the box terms are left out. Source: ED-Pose's released configuration."""
+    """Weights of the cost. Groups with keypoints use no box terms. Source: ED-Pose's released configuration."""
 
     label: float = 2.0
     box_l1: float = 5.0
@@ -38,7 +38,7 @@ class MatchCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def focal_cost(logits_BQC: Tensor) -> Tensor:
-    """Cost of calling a query each class: focal loss as a positive less the same as a negative."""
+    """Return the class cost of each query: its focal loss as a positive minus its focal loss as a negative."""
     probability = logits_BQC.sigmoid()
     positive = 0.25 * (1 - probability) ** 2 * -(probability + 1e-8).log()
     negative = 0.75 * probability**2 * -(1 - probability + 1e-8).log()
@@ -46,7 +46,7 @@ def focal_cost(logits_BQC: Tensor) -> Tensor:
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
-    """GIoU of (cx, cy, w, h) boxes, broadcasting; both denominators carry 1e-6 as in the released code.
+    """Return the GIoU of (cx, cy, w, h) boxes, with broadcasting. Denominators have 1e-6 added, as in the released code.
 
     Source: arXiv:1902.09630.
     """
@@ -61,7 +61,7 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
 def object_keypoint_similarity(
     points_K2: Tensor, target_K2: Tensor, labelled_K: Tensor, sigmas_K: Tensor, area: Tensor, size_hw: tuple[int, int]
 ) -> Tensor:
-    """OKS in canvas pixels over the labelled points, clamped below; leading axes broadcast.
+    """Return the OKS in canvas pixels over the labelled points, with a lower clamp. Leading axes broadcast.
 
     Source: COCO's keypoint evaluation; XPOSE.md 10.3 for the clamp and the epsilon.
     """
@@ -73,7 +73,7 @@ def object_keypoint_similarity(
 
 
 def pairwise_similarity(points_BQK2: Tensor, targets: Targets) -> Tensor:
-    """OKS [B, Q, N] of every prediction with every target; columns of padded targets are meaningless."""
+    """Return the OKS [B, Q, N] of every prediction and target. Columns of padded targets are undefined."""
     return object_keypoint_similarity(
         points_BQK2.float()[:, :, None],
         targets.points_BNK2[:, None],
@@ -89,7 +89,7 @@ def match(prediction: Prediction, targets: Targets, costs: MatchCosts) -> Tensor
     """Assign a query to every target.
 
     Returns:
-        query_BN: int64, the query of each target; -1 where the target is padding or queries ran out.
+        query_BN: int64, the query of each target; -1 for padding, and where there are too few queries.
     """
     cost_BQN = match_cost(prediction, targets, costs).cpu().numpy()
     cost_BQN = np.nan_to_num(cost_BQN, nan=1e6, posinf=1e6, neginf=-1e6)
@@ -102,7 +102,7 @@ def match(prediction: Prediction, targets: Targets, costs: MatchCosts) -> Tensor
 
 
 def match_cost(prediction: Prediction, targets: Targets, costs: MatchCosts) -> Tensor:
-    """Cost [B, Q, N] of every pair; columns of padded targets are meaningless."""
+    """Return the cost [B, Q, N] of every pair. Columns of padded targets are undefined."""
     logits_BQC = prediction.logits_BQC.float()
     label_B1N = targets.label_BN[:, None].expand(-1, logits_BQC.shape[1], -1)
     cost_BQN = costs.label * focal_cost(logits_BQC).gather(2, label_B1N)

@@ -1,7 +1,7 @@
 """Keep freed memory in the process, on the CPU.
 
-A step frees and asks for gigabytes. The C library gives large blocks back to the system at once, which clears every
-page again when it is next asked for it.
+A step frees and allocates gigabytes. By default the C library returns large blocks to the system at once, and the
+system clears each page again before the next use.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ TOP_PAD_BYTES = 256 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to take no block from the system by itself and to give none back; False where there is no glibc."""
+    """Tell glibc to allocate large blocks from its heap and to keep freed memory. Return False without glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

@@ -22,9 +22,9 @@ PCK_SHARE = 0.2
 def average_precision(
     samples: Sequence[Sample], found: Sequence[Found], categories: Mapping[str, str], most: int = 20
 ) -> dict[str, float]:
-    """COCO keypoint AP (OKS 0.50 to 0.95) of every category with its own sigmas, and their mean as "all".
+    """Return the COCO keypoint AP (OKS 0.50 to 0.95) of each category with its own sigmas, and the mean as "all".
 
-    Ignore regions count as crowds. `most` detections per image enter.
+    Ignore regions count as crowds. At most `most` detections per image are used.
     """
     results: dict[str, float] = {}
     for name, skeleton in categories.items():
@@ -92,11 +92,12 @@ def _crowd(box_4: NDArray[np.float32], slots: int) -> dict[str, Any]:
 def correct_keypoints(
     samples: Sequence[Sample], found: Sequence[Found], share: float = PCK_SHARE, given_boxes: bool = False
 ) -> dict[str, Any]:
-    """PCK by the MP-100 convention: within `share` of the annotated box's longer side, labelled points only.
+    """Return PCK by the MP-100 convention: within `share` of the longer side of the annotated box, labelled points
+    only.
 
     Args:
-        given_boxes: judge the detection that overlaps the annotated box most, as methods that are handed the box do;
-            otherwise the best-scoring detection of the category in the image.
+        given_boxes: use the detection with the largest overlap with the annotated box, for comparison with methods that
+            are given the box. Otherwise use the best-scoring detection of the category in the image.
     Returns:
         "pck", and per keypoint name "by_keypoint", and per sample "by_image".
     """
@@ -138,12 +139,12 @@ def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def alarm_scores(found: Sequence[Found]) -> NDArray[np.float32]:
-    """Best score of each image, 0 where nothing is found; all prompts of `found` are absent from them."""
+    """Return the best score of each image; 0 without detections. All prompts of `found` are absent from the images."""
     return np.array([result.score_N.max(initial=0.0) for result in found], np.float32)
 
 
 def best_scores(samples: Sequence[Sample], found: Sequence[Found], overlap: float = 0.5) -> NDArray[np.float32]:
-    """Best score among the detections of each object's category that overlap it by at least `overlap`; 0 if none."""
+    """Return for each object the best score of its category with an IoU of at least `overlap`; 0 if none."""
     return np.array(
         [
             max(
@@ -162,5 +163,5 @@ def best_scores(samples: Sequence[Sample], found: Sequence[Found], overlap: floa
 
 
 def share_above(scores: NDArray[np.float32], threshold: float) -> float:
-    """Share of scores above the threshold: recall of `best_scores`, false alarms of `alarm_scores`."""
+    """Return the fraction of scores above the threshold: recall for `best_scores`, false alarms for `alarm_scores`."""
     return float((scores > threshold).mean()) if len(scores) else 0.0

@@ -1,9 +1,9 @@
-"""PyTorch's Muon, with matrices of one shape taken together and products in the precision that is asked for.
+"""Muon as in PyTorch, but it batches matrices of one shape and computes products in a chosen precision.
 
-PyTorch's own takes one matrix after another and multiplies in bf16: a GPU then mostly waits for launches, and a
-processor without instructions for bf16 takes many times as long over it as in float32.
+PyTorch's Muon processes one matrix after another and multiplies in bf16. So a GPU mostly waits for kernel launches, and
+a processor without bf16 instructions is many times slower than with float32.
 
-Legend: N matrices of one shape, of which tall ones lie on their side: H rows of W, H no more than W.
+Legend: N matrices of one shape, with H rows and W columns; tall ones are transposed, so that H <= W.
 """
 
 import math
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Muon):
-    """Steps as `torch.optim.Muon` does with `adjust_lr_fn="match_rms_adamw"`, and resumes from its states.
+    """Same steps as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`; loads its states.
 
     Args:
         groups: parameter groups; matrices only.
-        product_dtype: of the products that make an update orthogonal.
-        momentum: of the gradients.
-        weight_decay: decoupled, as AdamW's.
+        product_dtype: dtype of the products that orthogonalise an update.
+        momentum: momentum of the gradients.
+        weight_decay: decoupled weight decay, as in AdamW.
 
     Source: arXiv:2502.16982, 2.2.
     """
@@ -53,7 +53,7 @@ class Muon(torch.optim.Muon):
             parameter.sub_(orthogonal_HW if _is_wide(parameter) else orthogonal_HW.mT, alpha=rate)
 
     def _momentum(self, group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
-        """Nesterov's momentum after the parameter's gradient; kept under the name that PyTorch gives it."""
+        """Update the momentum and return the Nesterov gradient. The state has the name that PyTorch uses."""
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
         if not state:
@@ -72,7 +72,7 @@ def _lay(matrix_HW: Tensor) -> Tensor:
 
 
 def _orthogonalise(x_NHW: Tensor, group: dict[str, Any]) -> Tensor:
-    """Singular values drawn towards 1 by Newton and Schulz's iteration, with PyTorch's coefficients."""
+    """Move the singular values towards 1 with the Newton-Schulz iteration and PyTorch's coefficients."""
     a, b, c = group["ns_coefficients"]
     x_NHW = x_NHW / x_NHW.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
     for _ in range(group["ns_steps"]):

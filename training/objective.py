@@ -23,17 +23,17 @@ from training.matcher import (
 from training.targets import Targets, ignored_boxes
 
 LEAST_OVERLAP = 0.5
-"""GIoU of a group's box with a target from which on the group learns the target."""
+"""A group also learns a target if its box has at least this GIoU with the box of the target."""
 
 
 class LossWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Weights of the sum. Sources: ED-Pose's configuration; denoising coefficients 1.0 as in X-Pose's.
 
     Args:
-        score: of the class loss of scored groups, in place of `label`.
-        crowding: of `training.alignment.crowding`, for a text tower that is trained from scratch.
-        scored_groups: the score of a group learns how well it answers, and every group that lies on an object learns
-            that object (`group_losses`), in place of one group per object whose score learns 1.
+        score: weight of the class loss of scored groups; it replaces `label`.
+        crowding: weight of `training.alignment.crowding`, for a text tower that is trained from scratch.
+        scored_groups: the score of a group learns the quality of its prediction, and every group on an object learns
+            that object (`group_losses`). Otherwise one group per object learns it, with a score of 1.
     """
 
     label: float = 2.0
@@ -61,9 +61,10 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 def label_loss(
     logits_BQC: Tensor, goal_BQC: Tensor, object_valid_BC: Tensor | None, count: float, counted_BQ: Tensor
 ) -> Tensor:
-    """Focal loss over counted queries and offered classes, summed and divided by the number of targets.
+    """Return the focal loss summed over counted queries and offered classes and divided by the number of targets.
 
-    Columns of classes not offered hold -inf, whose cross entropy is NaN: they are left out, not multiplied by zero.
+    Classes that are not offered have logits of -inf and a cross entropy of NaN. They are masked, not multiplied by
+    zero.
     """
     logits_BQC = logits_BQC.float()
     offered_BQC = counted_BQ[..., None].expand_as(logits_BQC)
@@ -73,7 +74,7 @@ def label_loss(
 
 
 def one_hot_labels(query_BN: Tensor, targets: Targets, queries: int, classes: int) -> Tensor:
-    """[B, Q, C]: 1 at each matched query's target class."""
+    """Return [B, Q, C] with 1 at the target class of each matched query."""
     one_hot = torch.zeros(*query_BN.shape[:1], queries, classes, device=query_BN.device)
     image_M, target_M = torch.nonzero(query_BN >= 0, as_tuple=True)
     one_hot[image_M, query_BN[image_M, target_M], targets.label_BN[image_M, target_M]] = 1.0
@@ -83,9 +84,9 @@ def one_hot_labels(query_BN: Tensor, targets: Targets, queries: int, classes: in
 def layer_losses(
     prediction: Prediction, targets: Targets, object_valid_BC: Tensor | None, costs: MatchCosts, count: float
 ) -> dict[str, Tensor]:
-    """Match one layer and score it; without targets only the class loss is not zero.
+    """Match one layer and return its losses. Without targets, only the class loss is not zero.
 
-    A query without a target whose box lies in an ignore region is no background.
+    A query without a target whose box is in an ignore region does not count as background.
     """
     query_BN = match(prediction, targets, costs)
     queries, classes = prediction.logits_BQC.shape[1:]
@@ -105,13 +106,14 @@ def layer_losses(
 def group_losses(
     prediction: Prediction, targets: Targets, object_valid_BC: Tensor | None, costs: MatchCosts, count: float
 ) -> dict[str, Tensor]:
-    """Score every group of a keypoint layer by how well it answers, and teach all that lie on a target.
+    """Return the losses of a keypoint layer whose scores learn the quality of each group.
 
-    Groups see themselves only, so none can know that another answers the same object better: a goal of 1 for one of
-    them and 0 for its equals teaches each the same middling score. Here the goal is the group's own OKS with the best
-    target of its class (arXiv:2006.04388), and besides the matched group, those whose box overlaps a target of their
-    class by `LEAST_OVERLAP` learn its box and keypoints (one-to-many, arXiv:2207.13080). Doubles are left to
-    non-maximum suppression. A group in an ignore region that learns no target is no background.
+    A group attends only to itself, so it cannot know whether another group predicts the same object better. With a
+    target score of 1 for one of several equal groups and 0 for the others, all of them learn the same medium score.
+    Here the target score is the group's own OKS with the best target of its class (arXiv:2006.04388). Besides the
+    matched group, every group whose box overlaps a target of its class by `LEAST_OVERLAP` learns the target's box and
+    keypoints (one-to-many, arXiv:2207.13080). Non-maximum suppression removes duplicates later. A group in an ignore
+    region that learns no target does not count as background.
     """
     assert prediction.class_BQ is not None
     own_BQN = (prediction.class_BQ[:, :, None] == targets.label_BN[:, None]) & targets.valid_BN[:, None]
@@ -134,9 +136,9 @@ def group_losses(
 
 @torch.no_grad()
 def _qualities(prediction: Prediction, targets: Targets) -> tuple[Tensor, Tensor]:
-    """How well every group answers every target, 0..1, and GIoU of their boxes; both [B, Q, N].
+    """Return the quality (0..1) of every group for every target, and the GIoU of their boxes; both [B, Q, N].
 
-    The quality is OKS, or for a target without labelled keypoints the overlap.
+    The quality is the OKS, or the overlap for a target without labelled keypoints.
     """
     assert prediction.points_BQK2 is not None
     similarity_BQN = pairwise_similarity(prediction.points_BQK2, targets)
@@ -175,9 +177,9 @@ def denoising_losses(
     count: float,
     scored_groups: bool = False,
 ) -> dict[str, Tensor]:
-    """Positives answer with their own target, the negatives of the box layers with background.
+    """Return the losses of denoising: positives learn their own target, negatives of the box layers learn background.
 
-    Negatives whose noisy box lies in an ignore region are left out.
+    Negatives whose noisy box is in an ignore region are skipped.
     """
     logits_BPC = prediction.logits_BQC
     label_BR = targets.label_BN.gather(1, denoising.target_BR)
@@ -211,12 +213,12 @@ def objective(
     weights: LossWeights,
     count: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Sum every layer's losses.
+    """Sum the losses of all layers.
 
     Args:
-        count: targets per process, averaged over processes, at least 1 (XPOSE.md 10.3: n).
+        count: mean number of targets per process, at least 1 (n in XPOSE.md 10.3).
     Returns:
-        The total, and each part for the log: the last layer's losses by name, sums of the rest.
+        The total, and the values for the log: the losses of the last layer by name, and sums of the others.
     """
     valid_BC = output.encoded.object_valid_BC
     total, log = torch.zeros(()), dict[str, float]()
@@ -241,7 +243,7 @@ def objective(
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
-    """Sum of losses that are no layer's own ("alignment", "crowding", "dense"), and their values for the log."""
+    """Return the sum of the losses outside of layers ("alignment", "crowding", "dense"), and values for the log."""
     total, log = torch.zeros(()), dict[str, float]()
     for name, value in losses.items():
         total = total + getattr(weights, name) * value

@@ -1,8 +1,8 @@
-"""Muon for the matrices inside the transformers' blocks, AdamW for everything else, or AdamW alone.
+"""Muon for the matrices in transformer blocks and AdamW for everything else, or AdamW alone.
 
-Muon (Jordan et al., 2024; arXiv:2502.16982) makes the momentum of a matrix orthogonal before it is applied. From random
-weights it reaches the same loss in fewer images than AdamW; its updates are scaled to AdamW's size, so that both follow
-one schedule, Muon at `Recipe.muon_rate` times its rate.
+Muon (Jordan et al., 2024; arXiv:2502.16982) orthogonalises the momentum of a matrix before it is applied. From random
+weights it needs fewer images than AdamW to reach the same loss. Its updates are scaled to the size of AdamW's, so that
+both follow one schedule; the learning rate of Muon is `Recipe.muon_rate` times that of AdamW.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from training.recipe import Recipe
 
 BETAS = (0.9, 0.98)
 MOMENTUM = 0.95
-SMALL_MAPS = ("sampling_offsets", "attention_weights")  # start at zero and place samples: not matrices to be balanced
+SMALL_MAPS = ("sampling_offsets", "attention_weights")  # start at zero, set sampling locations: no matrices for Muon
 
 
 class Optimiser:
-    """What the trainer steps: one torch optimiser per kind of parameter."""
+    """The optimisers of a run: one torch optimiser per kind of parameter."""
 
     def __init__(self, model: XPose, clip: Clip, others: list[nn.Parameter], recipe: Recipe) -> None:
         self.muon_rate = recipe.muon_rate
@@ -51,7 +51,7 @@ class Optimiser:
             )
 
     def set_rates(self, rate: float, backbone_rate: float) -> None:
-        """Learning rates of the next step."""
+        """Set the learning rates of the next step."""
         for part, factor in zip(self.parts, (1.0, self.muon_rate), strict=False):
             for group, value in zip(part.param_groups, (rate, backbone_rate), strict=True):
                 group["lr"] = value * factor
@@ -67,7 +67,7 @@ class Optimiser:
             part.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Everything that an exact resume needs."""
+        """Return the state for an exact resume."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
@@ -77,7 +77,7 @@ class Optimiser:
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Weights of linear maps and of attention's joint projections."""
+    """Return the weights of linear maps and of the joint projections of attention."""
     return [
         parameter
         for name, parameter in module.named_parameters()

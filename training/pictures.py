@@ -1,4 +1,4 @@
-"""Predictions drawn on images, for TensorBoard and for the best and worst cases of an evaluation."""
+"""Draws predictions on images, for TensorBoard and for the best and worst cases of an evaluation."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _COLOURS = ((255, 80, 80), (80, 220, 80), (90, 140, 255), (250, 200, 60), (230, 
 
 
 def draw(sample: Sample, found: Found, threshold: float) -> NDArray[np.uint8]:
-    """The image with its true points (white crosses) and the detections above the threshold, in a square tile."""
+    """Draw the true points (white crosses) and the detections above the threshold on the image, as a square tile."""
     height, width = sample.image_HW3.shape[:2]
     scale = TILE_PX / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -48,7 +48,7 @@ def _draw_one(tile: NDArray[np.uint8], found: Found, n: int, category: str, skel
 
 
 def sheet(samples: Sequence[Sample], found: Sequence[Found], columns: int, threshold: float) -> NDArray[np.uint8]:
-    """Tiles side by side, `columns` per row; empty places stay black."""
+    """Arrange tiles in a grid with `columns` per row. Empty places are black."""
     tiles = [draw(sample, result, threshold) for sample, result in zip(samples, found, strict=True)]
     tiles += [np.zeros((TILE_PX, TILE_PX, 3), np.uint8)] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start : start + columns], 1) for start in range(0, len(tiles), columns)]

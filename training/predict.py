@@ -1,4 +1,4 @@
-"""Run a trained network on labelled images, as evaluation needs it.
+"""Run a trained network on labelled images, for the evaluation.
 
 Legend: B images, G groups, C classes, K keypoints, N detections.
 """
@@ -25,7 +25,7 @@ from training.targets import Offer
 
 @dataclass(frozen=True)
 class Found:
-    """Detections of one image, best first, in its own pixels; K is the longest list of the prompts."""
+    """Detections of one image, best first, in pixels of that image. K is the length of the longest keypoint list."""
 
     category_N: tuple[str, ...]
     score_N: NDArray[np.float32]
@@ -37,10 +37,10 @@ class Predictor:
     """A network with fixed prompts.
 
     Args:
-        categories: name to keypoint list.
+        categories: maps the name of each category to its keypoint list.
         modality: one of `MODALITIES`; "visual" and "mean" need examples of every category.
-        size_hw: canvas that images are letterboxed into.
-        nms_iou: overlap above which a detection doubles a better one and is dropped, as the pipeline does.
+        size_hw: size of the letterboxed canvas.
+        nms_iou: NMS IoU threshold, as in the pipeline.
     """
 
     def __init__(

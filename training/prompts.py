@@ -1,4 +1,4 @@
-"""Prompts of a training step: words, examples or the mean of both, drawn per image.
+"""Prompts of a training step: words, examples or the mean of both, chosen at random per image.
 
 Legend: B images, C classes, K keypoint slots, M modalities (text, visual, mean), N examples of a class, D channels.
 """
@@ -21,10 +21,10 @@ MODALITIES = ("text", "visual", "mean")
 
 
 class StepPrompts:
-    """The offered classes' vectors, encoded once per step and shared by its images.
+    """The vectors of the offered classes, encoded once per step for all images.
 
     Args:
-        examples: per offered class; None leaves the text alone.
+        examples: examples of each offered class; None uses text only.
     """
 
     def __init__(self, model: XPose, clip: Clip, offer: Offer, examples: Sequence[Examples] | None) -> None:
@@ -42,7 +42,7 @@ class StepPrompts:
         self.by_modality = model.encode_prompts(torch.stack(objects), torch.stack(keypoints))
 
     def of_images(self, modality_B: Tensor) -> Prompts:
-        """Pick each image's modality and its offered classes."""
+        """Select the modality and the offered classes of each image."""
         shared = self.by_modality
         valid_BCK = self.keypoint_valid_CK.expand(len(modality_B), -1, -1)
         return Prompts(
@@ -56,13 +56,14 @@ class StepPrompts:
 
 
 def spread_words(model: XPose, clip: Clip, vocabulary: Mapping[str, str], steps: int, seed: int) -> float:
-    """Teach an untrained text tower to tell the vocabulary's words apart, before it sees an image.
+    """Train a new text tower to separate the words of the vocabulary, before it sees an image.
 
-    A fresh tower gives all short sentences nearly the same vector (cosine 0.95 between keypoints), and the image losses
-    need hundreds of steps to undo that. Here every projected vector is drawn to a random one of unit variance.
+    An untrained tower gives all short sentences nearly the same vector (cosine 0.95 between keypoints), and the image
+    losses need hundreds of steps to change that. Here the target of each projected vector is a random vector of unit
+    variance.
 
     Returns:
-        The last mean squared error.
+        The mean squared error of the last step.
     """
     names = [keypoint_text(name) for name in dict.fromkeys(_keypoint_names(vocabulary))]
     tokens = tokenize([*(object_text(name) for name in vocabulary), *names])
@@ -86,13 +87,13 @@ def _keypoint_names(vocabulary: Mapping[str, str]) -> list[str]:
 
 
 def draw_modality(count: int, weights: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """Index into `MODALITIES` for each image: int64 [B]."""
+    """Draw an index into `MODALITIES` for each image: int64 [B]."""
     share = np.asarray(weights, np.float64)
     return torch.from_numpy(rng.choice(len(MODALITIES), size=count, p=share / share.sum()))
 
 
 def _name_table(offer: Offer, slots: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Index of each slot's keypoint name, [C, K] int64 (0 on spare slots), and the names."""
+    """Return the index of the keypoint name of each slot, [C, K] int64 (0 for spare slots), and the names."""
     names = tuple(dict.fromkeys(name for skeleton in offer.skeletons for name in skeleton.keypoints))
     rows = {name: row for row, name in enumerate(names)}
     table_CK = torch.zeros(len(offer.skeletons), slots, dtype=torch.int64)

@@ -1,8 +1,9 @@
-"""How a network does on photographs of the real world: several people, nobody, animals, one example.
+"""Evaluation on photographs of the real world: several people, no people, animals, one example.
 
 Definitions. The size of an object is the longer side of its labelled box, in pixels of the photo. Detections are
-matched greedily, by score: each to the labelled person with the highest OKS, at least 0.5, that no better detection has
-taken. A detection that is not matched and lies by more than half its box in an ignore region counts neither way.
+matched greedily in the order of their scores. Each is matched to the labelled person with the highest OKS of at least
+0.5 that is not matched yet. A detection that is not matched, and has more than half of its box in an ignore region, is
+not counted.
 
 Legend: N detections, P labelled people, R ignore regions, K keypoints.
 """
@@ -24,7 +25,7 @@ from training.targets import FIXED_SCALE_FLOOR_PX2, IGNORED_SHARE
 
 BATCH = 16
 LEAST_OKS = 0.5
-LEAST_SCORE = 0.05  # of detections that enter the average precision
+LEAST_SCORE = 0.05  # minimum score of detections in the average precision
 LARGE_PX = 128.0
 SIZES_PX = ((256.0, np.inf), (128.0, 256.0), (64.0, 128.0), (0.0, 64.0))
 EXAMPLE_DRAWS = 20
@@ -32,7 +33,7 @@ NOTHING = Found((), np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.ze
 
 
 class Matched(NamedTuple):
-    """One photo: which labelled people were found, and what became of the detections."""
+    """Results of one photo: which labelled people were found, and how each detection counts."""
 
     found_P: NDArray[np.bool_]
     right_N: NDArray[np.bool_]
@@ -45,7 +46,7 @@ def find_all(predictor: Predictor, samples: Sequence[Sample]) -> list[Found]:
 
 
 def match_photo(sample: Sample, found: Found, threshold: float) -> Matched:
-    """Match the detections above the threshold to the labelled objects, whatever their category."""
+    """Match the detections above the threshold to the labelled objects of any category."""
     kept = np.flatnonzero(found.score_N > threshold)
     found_P = np.zeros(len(sample.instances), bool)
     right_N, wrong_N = np.zeros(len(kept), bool), np.zeros(len(kept), bool)
@@ -60,7 +61,7 @@ def match_photo(sample: Sample, found: Found, threshold: float) -> Matched:
 
 
 def similarity(points_K2: NDArray[np.float32], instance: Instance) -> float:
-    """OKS of one detection with one labelled object, over its labelled keypoints."""
+    """Return the OKS of one detection with one labelled object, over the labelled keypoints."""
     sigmas_K = np.array(load_skeleton(instance.skeleton).oks_sigmas)
     labelled_K = instance.keypoints_K3[:, 2] > 0
     squared_K = np.square(points_K2[: len(sigmas_K)] - instance.keypoints_K3[:, :2]).sum(-1)
@@ -76,7 +77,7 @@ def _ignored(box_4: NDArray[np.float32], ignore_R4: NDArray[np.float32]) -> bool
 
 
 def evaluate_photos(samples: Sequence[Sample], found: Sequence[Found], threshold: float) -> dict[str, Any]:
-    """Recall by size and precision at a threshold, and AP; `by_image` counts what was right less what was wrong."""
+    """Return recall by size and precision at a threshold, and AP; `by_image` is correct minus wrong detections."""
     matched = [match_photo(sample, result, threshold) for sample, result in zip(samples, found, strict=True)]
     found_P = np.concatenate([one.found_P for one in matched])
     side_P = np.array([max(one.box_xyxy[2:] - one.box_xyxy[:2]) for sample in samples for one in sample.instances])
@@ -117,7 +118,7 @@ def evaluate_one_example(
     data: Path,
     threshold: float,
 ) -> dict[str, Any]:
-    """Recall and PCK of single people by one example at a time, drawn by seed from a training cache."""
+    """Return recall and PCK of single people, each prompted with one example drawn by seed from a training cache."""
     stream = Stream([source], data, 0)
     recalls, rights = [], []
     for seed in range(EXAMPLE_DRAWS):
@@ -138,7 +139,7 @@ def evaluate_one_example(
 def evaluate_animals(
     make: Callable[[Mapping[str, str]], Predictor], samples: Sequence[Sample]
 ) -> tuple[dict[str, float], list[Found]]:
-    """PCK@0.2 of the best-scoring animal, each category prompted alone on its own photos; and what was found."""
+    """Return PCK@0.2 of the best-scoring animal, each category prompted alone on its photos, and the detections."""
     results, found = dict[str, float](), [NOTHING] * len(samples)
     skeletons = {one.category: one.skeleton for sample in samples for one in sample.instances}
     for name in sorted(skeletons):

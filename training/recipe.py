@@ -1,4 +1,4 @@
-"""Recipes: one TOML file per training run, read strictly. Every field has its unit and meaning here."""
+"""Recipes: one TOML file per training run. Unknown keys are errors. Every field is documented here."""
 
 import tomllib
 from pathlib import Path
@@ -14,24 +14,25 @@ from training.objective import LossWeights
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the run with its own image size and learning rate, which goes evenly from `lr` to `lr_end`.
+    """A part of the run with its own image size and learning rate, which changes steadily from `lr` to `lr_end`.
 
     Args:
         steps: optimiser steps.
-        size_hw: canvas, pixels.
+        size_hw: size of the canvas, pixels.
         batch: canvases per process and micro-batch.
         accumulate: micro-batches per step.
         backbone_lr: factor on the learning rate of parameters with "backbone" in their name.
-        decoder_share: of each batch, how many canvases (0..1) go on through the decoder; the rest, and all at 0, train
-            backbone, encoder and prompts by the dense losses. From scratch the decoder has nothing to read before
-            these have learned something, and it costs as much as they do.
-        modality_weights: how often an image is prompted by text, by examples, by the mean of both.
-        absent_share: how many of the images that hold objects are prompted for absent classes only (XPOSE.md 10.6).
-        learns: what is trained. "image_tower": only that of the prompts, to name `batch` marked examples; no canvas is
-            drawn. "head": only the training-only head of the dense losses, which a snapshot to start from lacks and
-            whose first losses would lead the rest astray; it needs no decoder (`decoder_share` 0).
-        detached_decoder: the decoder's losses do not reach the image's features (but for a little, through the
-            classes), which learn by the dense losses; a decoder that has learned little yet leads them astray.
+        decoder_share: fraction (0..1) of the canvases of a batch that go through the decoder. The others train
+            backbone, encoder and prompts with the dense losses only. When training from scratch, the decoder cannot
+            learn before these have learned something, and it costs as much as they do.
+        modality_weights: relative frequency of prompts by text, by examples, and by the mean of both.
+        absent_share: fraction of the images with objects that are prompted for absent classes only (XPOSE.md 10.6).
+        learns: the part that is trained. "image_tower": only the image tower of the prompts, which classifies `batch`
+            marked examples by name; no canvas is drawn. "head": only the head of the dense losses, which exists only in
+            training. A snapshot does not contain it, and its first losses would damage the other parts. This needs no
+            decoder (`decoder_share` 0).
+        detached_decoder: the losses of the decoder do not reach the image features, except slightly through the
+            classes. The features learn from the dense losses, because an untrained decoder would damage them.
     """
 
     steps: int
@@ -53,19 +54,20 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         model: "nano", "swin-t" or "swin-l"; `model_overrides` replaces fields of its configuration.
-        start_from: weights to start from: "" (random), a .safetensors snapshot or an official .pth.
+        start_from: initial weights: "" (random), a .safetensors snapshot or an official .pth.
         optimiser: "adamw", as published, or "muon" (`training.optimiser`).
-        muon_rate: factor on the learning rate of Muon's matrices.
-        spread_steps: from random weights, so many steps first teach the text tower to tell the vocabulary apart.
-        most_classes: offered per step, present ones and negatives together.
+        muon_rate: factor on the learning rate of the matrices that Muon trains.
+        spread_steps: number of first steps, from random weights, that train the text tower to separate the vocabulary.
+        most_classes: largest number of offered classes per step, present and absent ones together.
         examples: marked examples per class and step for visual prompts; 0 trains text only.
-        single_share: in how many of the steps (0..1) a class shows one example only, as most users do.
-        warmup_steps: the learning rate grows evenly over so many first steps.
-        clip_norm: global gradient norm.
-        ema_decay: per step, reached gradually.
+        single_share: fraction (0..1) of the steps in which a class has only one example, like most users' prompts.
+        warmup_steps: number of first steps in which the learning rate grows linearly.
+        clip_norm: largest global gradient norm.
+        ema_decay: decay of the average per step; it is reached gradually.
         precision: "bf16" (autocast, and Muon's products) or "fp32".
-        snapshot_steps, evaluate_steps: every so many steps; 0 never.
-        evaluate_cache, evaluate_images: what it is evaluated on, averaged weights, prompts by words.
+        snapshot_steps, evaluate_steps: number of steps between snapshots and between evaluations; 0 for none.
+        evaluate_cache, evaluate_images: cache and number of its images for evaluations, which use the averaged weights
+            and prompts by words.
     """
 
     sources: list[SourceConfig]
@@ -94,11 +96,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all phases."""
+        """Number of optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def phase_at(self, step: int) -> tuple[Phase, float]:
-        """The phase of a step and how far into it the step is, 0..1."""
+        """Return the phase of a step, and the position of the step within it, 0..1."""
         for phase in self.phases:
             if step < phase.steps:
                 return phase, step / phase.steps
@@ -106,7 +108,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.phases[-1], 1.0
 
     def learning_rate(self, step: int) -> float:
-        """Of the non-backbone parameters."""
+        """Return the learning rate of the parameters outside the backbone."""
         phase, share = self.phase_at(step)
         return (phase.lr + (phase.lr_end - phase.lr) * share) * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
@@ -115,7 +117,8 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        ValueError: not TOML, an unknown key or a value of the wrong kind; names file and key.
+        ValueError: the file is not TOML, or has an unknown key or a value of the wrong kind. The message names file and
+            key.
     """
     try:
         recipe = msgspec.convert(tomllib.loads(path.read_text()), Recipe)
@@ -135,10 +138,10 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def model_configs(recipe: Recipe) -> tuple[XPoseConfig, ClipConfig]:
-    """Sizes of the network and of its prompt towers.
+    """Return the sizes of the network and of its prompt towers.
 
     Raises:
-        ValueError: an unknown model or a field that its configuration does not have.
+        ValueError: the model is unknown, or its configuration does not have a field.
     """
     makers = {"nano": XPoseConfig.nano, "swin-t": XPoseConfig.swin_t, "swin-l": XPoseConfig.swin_l}
     if recipe.model not in makers:

@@ -1,6 +1,6 @@
-"""What a run is made of, its exact checkpoint, its average and the weights it ships.
+"""The parts of a run, its exact checkpoint, its averaged weights and the weights that ship.
 
-The shipped file holds the network and the prompt towers (`clip_model.*`); a checkpoint holds everything.
+The shipped file contains the network and the prompt towers (`clip_model.*`); a checkpoint contains everything.
 """
 
 import math
@@ -20,14 +20,14 @@ from training.optimiser import Optimiser
 from training.recipe import Recipe, model_configs
 
 DECODER_PRIOR = -3.0
-"""Logit of a class that the untrained network gives any query: about 5 %, so that negatives do not swamp the start.
-Source: the prior of RetinaNet (arXiv:1708.02002, 4.1), put into the two norms whose dot product is the logit."""
+"""Class logit of any query in the untrained network, about 5 %, so that negatives do not dominate the first steps.
+Source: the prior of RetinaNet (arXiv:1708.02002, 4.1), applied to the two norms whose dot product is the logit."""
 
 NEIGHBOURS_YX = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 class Trainee(nn.Module):
-    """The network, its prompt towers and the training-only head."""
+    """The network, its prompt towers and the head that only training uses."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Trainee(nn.Module):
 
 
 def _start_from_scratch(model: XPose) -> None:
-    """Class logits near the prior instead of dot products of two unit-variance vectors, tens wide."""
+    """Start class logits near the prior. Dot products of two unit-variance vectors would have magnitudes of tens."""
     transformer = model.transformer
     dim = model.config.hidden_dim
     shift = (-DECODER_PRIOR / dim) ** 0.5
@@ -60,15 +60,15 @@ def _start_from_scratch(model: XPose) -> None:
 
 
 def _look_beside(table: Tensor) -> Tensor:
-    """Relative position biases with which every head looks at one neighbour, as a convolution's weights do.
+    """Set relative position biases so that every head attends to one neighbour, like a weight of a convolution.
 
-    Heads take the eight neighbours in turn, then those two cells away, and so on; they unlearn it where it is no use.
+    Heads get the eight neighbours in turn, then those two cells away, and so on. Training can change the biases.
     Source: ConViT, arXiv:2103.10697, section 3 (locality strength 1).
     """
     places, heads = table.shape
     window = (math.isqrt(places) + 1) // 2
     steps = torch.arange(2 * window - 1) - (window - 1)
-    away_y, away_x = torch.meshgrid(-steps, -steps, indexing="ij")  # rows count from the key to the query
+    away_y, away_x = torch.meshgrid(-steps, -steps, indexing="ij")  # indices count from the key to the query
     biases = []
     for head in range(heads):
         ring, side = divmod(head, len(NEIGHBOURS_YX))
@@ -79,7 +79,7 @@ def _look_beside(table: Tensor) -> Tensor:
 
 @torch.no_grad()
 def move(tensors: Mapping[str, Tensor], towards: Mapping[str, Tensor], share: float) -> None:
-    """Move tensors in place by `share` (0..1) of the way to those of the same names; integers are copied."""
+    """Interpolate tensors in place towards those of the same names by `share` (0..1). Integers are copied."""
     for key, value in towards.items():
         if value.is_floating_point():
             tensors[key].lerp_(value, share)
@@ -88,14 +88,14 @@ def move(tensors: Mapping[str, Tensor], towards: Mapping[str, Tensor], share: fl
 
 
 class Average:
-    """Exponential moving average of all floating tensors; integer buffers are copied."""
+    """Exponential moving average of all floating-point tensors. Integer buffers are copied."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
         self.tensors = {key: value.detach().clone() for key, value in module.state_dict().items()}
 
     def update(self, module: nn.Module) -> None:
-        """Move towards the module, early on faster, so that the start is forgotten; what is frozen stands still."""
+        """Move towards the module, faster at first, so that initial weights are forgotten. Frozen parts do not move."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
@@ -104,7 +104,7 @@ class Average:
 
 
 def save_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: Optimiser, step: int) -> None:
-    """Write everything that resuming needs; a break-off leaves the previous file whole."""
+    """Write the state for an exact resume. If this is interrupted, the previous file stays complete."""
     content = {
         "step": step,
         "trainee": trainee.state_dict(),
@@ -118,7 +118,7 @@ def save_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: O
 
 
 def load_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: Optimiser) -> int:
-    """Restore a run; returns the step to go on with."""
+    """Restore a run and return its next step."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     trainee.load_state_dict(content["trainee"])
     average.tensors = {key: value.to(average.tensors[key].device) for key, value in content["average"].items()}
@@ -128,17 +128,17 @@ def load_checkpoint(path: Path, trainee: Trainee, average: Average, optimiser: O
 
 
 def save_snapshot(path: Path, trainee: Trainee, categories: Mapping[str, str]) -> None:
-    """Write the weights as they ship: half precision, with the trained categories and their keypoint lists."""
+    """Write the weights for shipping: half precision, with the trained categories and their keypoint lists."""
     save_weights(path, trainee.model, trainee.clip_model, categories)
 
 
 def load_start(trainee: Trainee, recipe: Recipe) -> None:
-    """Start from a snapshot of ours, from the official checkpoint, or from the average of another run's checkpoint.
+    """Load initial weights: a snapshot of ours, the official checkpoint, or the averaged weights of another run.
 
-    The last one (.pt) holds the training-only head, too.
+    The last one (.pt) also contains the head that only training uses.
 
     Raises:
-        ValueError: the file cannot be read, or does not fit the recipe's model.
+        ValueError: the file cannot be read or does not match the model of the recipe.
     """
     try:
         if recipe.start_from.endswith(".pt"):
@@ -147,7 +147,7 @@ def load_start(trainee: Trainee, recipe: Recipe) -> None:
                 raise ValueError(f"cannot start from {recipe.start_from}: it is no checkpoint.pt of training.train")
             trainee.load_state_dict(content["average"])
             return
-        if recipe.start_from.endswith(".safetensors"):  # may be of a model with the recipe's own overrides
+        if recipe.start_from.endswith(".safetensors"):  # the model may have the overrides of the recipe
             load_own(Path(recipe.start_from), trainee.model, trainee.clip_model)
             return
         model, clip = load_weights(recipe.model, recipe.start_from)

@@ -1,6 +1,6 @@
-"""Targets of a batch as padded tensors, and the offered classes that give them their rows.
+"""Targets of a batch as padded tensors, and the offered classes to which their labels refer.
 
-Legend: B images, N targets of the fullest image, R ignore regions of the image with most, C classes offered, K keypoint
+Legend: B images, N targets (most in one image), R ignore regions (most in one image), C classes offered, K keypoint
 slots, Q predictions.
 """
 
@@ -15,63 +15,63 @@ from engines.skeletons import Skeleton, load_skeleton
 from training.data.sample import Sample
 
 FIXED_SCALE_FLOOR_PX2 = 16.0
-"""OKS of an object of less than 4 x 4 px is judged as if it were that large; labels are no finer."""
+"""The OKS of a smaller object is computed for an area of 4 x 4 px, because labels are not more precise."""
 
 IGNORED_SHARE = 0.5
-"""A detection with more than this share of its box in an ignore region counts neither way."""
+"""A detection with more than this fraction of its box in an ignore region is not counted."""
 
 
 class Targets(NamedTuple):
-    """What the predictions of a batch are compared with.
+    """The targets of the predictions of a batch.
 
     Boxes are (cx, cy, w, h) and points (x, y) as fractions of the canvas; areas are square pixels of a canvas of
-    `size_hw`, so that OKS is taken in pixels and is isotropic (XPOSE.md 10.1 notes that the official one is not).
+    `size_hw`. So OKS is computed in pixels and is isotropic, unlike the official one (XPOSE.md 10.1).
     """
 
     valid_BN: Tensor  # bool
-    label_BN: Tensor  # int64 row of the offered classes
+    label_BN: Tensor  # int64 index of the offered class
     boxes_BN4: Tensor
     points_BNK2: Tensor
     labelled_BNK: Tensor  # bool, v > 0
     area_BN: Tensor
     sigmas_CK: Tensor  # OKS sigma per class and slot
-    keypoint_valid_CK: Tensor  # bool, slots of each class's own list
+    keypoint_valid_CK: Tensor  # bool, True for the slots of the list of the class
     size_hw: tuple[int, int]
-    ignore_BR4: Tensor  # regions that are no background; without area where padded
+    ignore_BR4: Tensor  # regions that do not count as background; padding has no area
 
     @property
     def total(self) -> int:
-        """How many real targets the batch holds."""
+        """Number of real targets in the batch."""
         return int(self.valid_BN.sum())
 
     def to(self, device: torch.device) -> "Targets":
-        """The same targets on another device."""
+        """Return the same targets on another device."""
         return self._replace(**{name: part.to(device) for name, part in self._asdict().items() if name != "size_hw"})
 
     def first_images(self, count: int) -> "Targets":
-        """The targets of the first `count` images."""
+        """Return the targets of the first `count` images."""
         names = ("valid_BN", "label_BN", "boxes_BN4", "points_BNK2", "labelled_BNK", "area_BN", "ignore_BR4")
         return self._replace(**{name: getattr(self, name)[:count] for name in names})
 
 
 class Offer(NamedTuple):
-    """The classes of a step, with their keypoint lists; each image may use only some of them."""
+    """The classes of a step with their keypoint lists. Each image may use only some of them."""
 
     names: tuple[str, ...]
     skeletons: tuple[Skeleton, ...]
-    object_valid_BC: Tensor  # bool: offered to this image
+    object_valid_BC: Tensor  # bool, True if the class is offered to this image
 
 
 def box_to_corners(box: Tensor) -> Tensor:
-    """(cx, cy, w, h) to (x0, y0, x1, y1), any leading axes."""
+    """Convert (cx, cy, w, h) to (x0, y0, x1, y1), with any leading axes."""
     return torch.cat([box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2], -1)
 
 
 def targets_from_samples(samples: Sequence[Sample], offer: Offer) -> Targets:
-    """Pad the labels of a batch of equally sized samples; objects whose class is not offered are background.
+    """Pad the labels of a batch of samples of one size. Objects whose class is not offered are background.
 
     Raises:
-        ValueError: samples differ in size.
+        ValueError: samples have different sizes.
     """
     sizes = {sample.image_HW3.shape[:2] for sample in samples}
     if len(sizes) != 1:
@@ -129,7 +129,7 @@ def _ignore_regions(samples: Sequence[Sample], height: int, width: int) -> Tenso
 
 
 def ignored_boxes(boxes_BQ4: Tensor, targets: Targets) -> Tensor:
-    """Which boxes lie by more than half inside one ignore region of their image: bool [B, Q]."""
+    """Return which boxes are more than half inside one ignore region of their image: bool [B, Q]."""
     if not targets.ignore_BR4.shape[1]:
         return torch.zeros(boxes_BQ4.shape[:2], dtype=torch.bool, device=boxes_BQ4.device)
     own_BQ14 = box_to_corners(boxes_BQ4.detach().float())[:, :, None]
@@ -142,7 +142,7 @@ def ignored_boxes(boxes_BQ4: Tensor, targets: Targets) -> Tensor:
 
 
 def keypoint_tables(skeletons: Sequence[Skeleton], slots: int) -> tuple[Tensor, Tensor]:
-    """Sigmas [C, K] (spare slots 1) and validity [C, K] of the lists' slots."""
+    """Return sigmas [C, K] (1 for spare slots) and validity [C, K] of the slots of the lists."""
     sigmas_CK = torch.ones(len(skeletons), slots)
     valid_CK = torch.zeros(len(skeletons), slots, dtype=torch.bool)
     for row, skeleton in enumerate(skeletons):
@@ -158,15 +158,15 @@ def draw_offer(
     absent_share: float,
     rng: np.random.Generator,
 ) -> Offer:
-    """Draw each image's offered classes: those present and negatives, or, for `absent_share`, absent classes only.
+    """Draw the offered classes of each image: present classes and negatives, or absent classes only (`absent_share`).
 
-    The step's rows are the classes present in the batch and negatives, shuffled, at most `most_classes`
-    (a batch that holds more present classes keeps all of them). XPOSE.md 10.6. Categories that a sample may show
-    without a label are no negatives for it, those that are known to be absent always are.
+    The classes of a step are those present in the batch and negatives, shuffled, at most `most_classes` (a batch with
+    more present classes keeps all of them). Source: XPOSE.md 10.6. A category that a sample may show without a label is
+    never a negative for that sample. A category that is known to be absent always is.
 
     Args:
         vocabulary: every trainable category with the name of its keypoint list.
-        absent_share: 0..1.
+        absent_share: fraction of images, 0..1.
     """
     present = {instance.category for sample in samples for instance in sample.instances}
     present |= {name for sample in samples for name in sample.absent}
@@ -183,7 +183,7 @@ def draw_offer(
         unlabelled_C = np.array([name in sample.unlabelled for name in names])
         negative = np.flatnonzero(~own_C & ~unlabelled_C & ~valid_BC[b])
         if not own and not len(negative) and not valid_BC[b].any():
-            negative = np.arange(len(names))  # a network cannot be asked for nothing
+            negative = np.arange(len(names))  # the network needs at least one class
         if own and not (len(negative) and rng.random() < absent_share):
             valid_BC[b] |= own_C
         take = int(rng.integers(0 if valid_BC[b].any() else 1, len(negative) + 1))

@@ -1,6 +1,6 @@
-"""Train: python -m training.train RECIPE --data FOLDER --out FOLDER; under torchrun for several processes.
+"""Train: python -m training.train RECIPE --data FOLDER --out FOLDER; with torchrun, in several processes.
 
-Interrupted runs go on where they stopped when called again with the same --out.
+The same command continues an interrupted run, as long as --out is the same.
 """
 
 import logging
@@ -18,13 +18,13 @@ from training.trainer import Trainer
 
 SHOWN = ("total", "last/label", "last/point_l1", "last/oks", "last/giou", "dense")
 NARROW = ("NO AVX", "AVX2")
-"""What `get_cpu_capability` calls processors on which PyTorch's bf16 products are many times slower than its fp32."""
+"""Results of `get_cpu_capability` for processors on which bf16 in PyTorch is many times slower than fp32."""
 
 logger = logging.getLogger(__name__)
 
 
 def warn_of_slow_bf16(recipe: Recipe) -> None:
-    """Say what to change where a recipe asks this processor for what it cannot do fast."""
+    """Warn if this processor is slow with the precision of the recipe, and say what to change."""
     if recipe.precision == "bf16" and torch.backends.cpu.get_cpu_capability() in NARROW:
         logger.warning('bf16 is many times slower than fp32 on this processor: set precision = "fp32" in the recipe')
 
@@ -32,7 +32,7 @@ def warn_of_slow_bf16(recipe: Recipe) -> None:
 def main(
     recipe: Annotated[Path, typer.Argument(help="TOML file, see training/recipes")],
     data: Annotated[Path, typer.Option(help="folder of image caches, see training.data.build")],
-    out: Annotated[Path, typer.Option(help="folder of the run; continued where it stopped")],
+    out: Annotated[Path, typer.Option(help="folder of the run; an interrupted run continues")],
     stop_at: Annotated[int | None, typer.Option(help="stop after this step and save")] = None,
     workers: Annotated[
         int, typer.Option(help="processes that draw canvases ahead; beside a GPU, as many as there are cores", min=0)

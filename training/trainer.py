@@ -1,6 +1,6 @@
 """One training run: steps, schedule, average, checkpoints, progress.
 
-Every draw is a function of (seed, rank, step), so a run that was interrupted goes on to the very same numbers.
+All random choices are functions of (seed, rank, step), so an interrupted run continues with exactly the same numbers.
 """
 
 import json
@@ -46,7 +46,7 @@ class Trainer:
     """A run in a folder: checkpoint.pt, snapshot.safetensors, log.jsonl and TensorBoard files.
 
     Args:
-        workers: processes that draw canvases ahead of the steps; 0 draws them in line.
+        workers: number of processes that draw canvases in advance; 0 draws them in this process.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Trainer:
         elif not (folder / "checkpoint.pt").exists():
             words = self.stream.vocabulary
             error = spread_words(self.trainee.model, self.trainee.clip_model, words, recipe.spread_steps, recipe.seed)
-            logger.info("the words are told apart: mean squared error %.4f of 1", error)
+            logger.info("the words are separated: mean squared error %.4f of 1", error)
         self.trainee.to(self.processes.device)
         trainee = self.trainee
         self.optimiser = Optimiser(trainee.model, trainee.clip_model, [*trainee.dense.parameters()], recipe)
@@ -85,7 +85,7 @@ class Trainer:
         return [cache[i] for i in range(min(len(cache), self.recipe.evaluate_images))]
 
     def run(self, on_step: Callable[[int, dict[str, float]], None] | None = None, stop_at: int | None = None) -> None:
-        """Train to the end of the recipe, or until `stop_at` steps are done; then save."""
+        """Train to the end of the recipe, or until `stop_at` steps are done, then save."""
         writer = SummaryWriter(str(self.folder / "tensorboard")) if self.processes.rank == 0 else None
         last = self.recipe.steps if stop_at is None else min(stop_at, self.recipe.steps)
         with (self.folder / f"log{self.processes.rank}.jsonl").open("a") as log_file:
@@ -105,11 +105,11 @@ class Trainer:
         self.processes.close()
 
     def draws(self, last: int) -> Iterator[Drawn]:
-        """What the steps from now to `last` - 1 read."""
+        """Return the inputs of the steps from now to `last` - 1."""
         return draw_steps(Draws(self.recipe, self.stream, self.processes.rank), self.step, last, self.workers)
 
     def train_step(self, draws: Iterator[Drawn]) -> dict[str, float]:
-        """One optimiser step on the next of `draws`; returns the losses."""
+        """Do one optimiser step with the next of `draws` and return the losses."""
         phase, _ = self.recipe.phase_at(self.step)
         rate = self.recipe.learning_rate(self.step)
         self.optimiser.set_rates(rate, rate * phase.backbone_lr)
@@ -124,7 +124,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
-                f"step {self.step}: the gradient is not finite; the last checkpoint is whole, lower the learning rate"
+                f"step {self.step}: the gradient is not finite; lower the learning rate, then run the same command again "
+                "to continue from the last checkpoint"
             )
         self.optimiser.step()
         self.average.update(self.trainee)
@@ -173,7 +174,7 @@ class Trainer:
         return total, log
 
     def _named_examples(self, drawn: Marked) -> tuple[Tensor, dict[str, float]]:
-        """Examples against the words of the whole vocabulary."""
+        """Return the losses of examples against the words of the whole vocabulary."""
         trainee, vocabulary = self.trainee, self.stream.vocabulary
         skeletons = tuple(load_skeleton(skeleton) for skeleton in vocabulary.values())
         offer = Offer(tuple(vocabulary), skeletons, torch.ones(1, len(vocabulary), dtype=torch.bool))
@@ -188,7 +189,7 @@ class Trainer:
     def _decode(
         self, encoded: Encoded, prompts: Prompts, targets: Targets, book_C: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The matched losses of the decoder and of the encoder's proposals."""
+        """Return the matched losses of the decoder and of the proposals of the encoder."""
         denoising = make_denoising(self.trainee.model.label_enc, targets, book_C, self.recipe.denoising, generator)
         output = forward_train(self.trainee.model, encoded, prompts, targets, denoising)
         count = max(1.0, self.processes.mean(float(targets.total)))
@@ -198,7 +199,7 @@ class Trainer:
     def _precision(self) -> AbstractContextManager[object]:
         context = ExitStack()
         kind = self.processes.device.type
-        if kind == "cpu":  # on small windows and groups its fused attention is slower backwards than plain products
+        if kind == "cpu":  # for small windows and groups, the backward of fused attention is slower than plain products
             context.enter_context(sdpa_kernel(SDPBackend.MATH))
         if self.recipe.precision == "bf16":
             context.enter_context(torch.autocast(kind, torch.bfloat16))
@@ -214,7 +215,7 @@ class Trainer:
             self._evaluate(writer)
 
     def _evaluate(self, writer: SummaryWriter) -> None:
-        """AP, PCK and a picture of predictions on the first images of the evaluation cache."""
+        """Log AP, PCK and a picture of predictions on the first images of the evaluation cache."""
         trained, samples = self.averaged(), self.evaluation
         predictor = Predictor(
             trained.model,
@@ -235,7 +236,7 @@ class Trainer:
         logger.info("step %d: AP %.3f, PCK %.3f of the best-scoring object", self.step, precision, right)
 
     def averaged(self) -> Trainee:
-        """A copy of the trainee with the averaged weights, in evaluation mode."""
+        """Return a copy of the trainee with the averaged weights, in evaluation mode."""
         copy = Trainee(self.recipe)
         copy.load_state_dict(self.average.tensors)
         return copy.eval()

@@ -1,7 +1,7 @@
 """Augmentation by one affine warp per source image: flip, rotation, scale, translation, several sources on one canvas.
 
-Every draw comes from the generator that is handed in, so a batch is a function of (seed, step) alone.
-Placing two or four sources on a canvas shows several and smaller objects for the price of one image.
+All random choices use the generator that the caller passes, so a batch is a function of (seed, step) only. A canvas
+with two or four sources shows several smaller objects at the cost of one image.
 
 Legend: H, W canvas; K keypoints.
 """
@@ -19,25 +19,25 @@ from engines.skeletons import load_skeleton
 from training.data.sample import Instance, Sample, clip_boxes, clip_instance
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1), (2, 2))  # rows, columns
-BORDER_RGB = (124, 116, 104)  # ImageNet's mean, what letterboxing shows the network
+BORDER_RGB = (124, 116, 104)  # the mean of ImageNet, as in the bars of letterboxing
 
 
 class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Strengths; every `*_probability` in 0..1.
+    """Strengths of the augmentation; every `*_probability` is in 0..1.
 
     Args:
         flip_probability: horizontal mirror with left and right keypoints exchanged.
-        rotation_degrees: uniform in plus and minus this.
-        scale_range: factor on the scale at which the source just fits its cell; above 1 crops.
-        shift: centre moves by up to this share of the cell.
-        layout_weights: how often 1, 2 side by side, 2 stacked and 4 sources share a canvas.
-        colour_probability: brightness, contrast and channel gains are drawn.
-        grey_probability: colour is removed.
-        blur_probability: a Gaussian blur of up to 1.2 px.
+        rotation_degrees: the angle is uniform between minus and plus this.
+        scale_range: factor on the scale at which the source just fits its cell; above 1 it is cropped.
+        shift: the centre moves by up to this fraction of the cell.
+        layout_weights: relative frequency of 1, 2 side by side, 2 stacked and 4 sources on a canvas.
+        colour_probability: random brightness, contrast and channel gains.
+        grey_probability: the colour is removed.
+        blur_probability: Gaussian blur of up to 1.2 px.
         occlusion_probability: one to three filled rectangles of up to a quarter of the canvas side.
-        mirrored_probability: a source with a row of the canvas to itself stands beside its mirror images, two or three
-            in all, so that several objects share one background without an edge between them.
-        least_px: an instance whose box is smaller on both sides becomes an ignore region.
+        mirrored_probability: a source that fills a row of the canvas is repeated next to its mirror images, two or
+            three in all, so that several objects share one background without an edge between them.
+        least_px: an instance whose box is smaller than this on both sides becomes an ignore region.
     """
 
     flip_probability: float = 0.5
@@ -54,7 +54,7 @@ class AugmentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def draw_layout(config: AugmentConfig, rng: Generator) -> tuple[int, int]:
-    """Rows and columns of the next canvas."""
+    """Draw the numbers of rows and columns of the next canvas."""
     weights = np.asarray(config.layout_weights, np.float64)
     return LAYOUTS[int(rng.choice(len(LAYOUTS), p=weights / weights.sum()))]
 
@@ -70,7 +70,7 @@ def compose(
 ) -> Sample:
     """Warp each sample into its cell of a height x width canvas and join their labels.
 
-    What the samples leave open shows `backdrop`, a picture without objects, or else the border colour.
+    The rest of the canvas shows `backdrop`, a picture without objects, or the border colour.
     """
     rows, columns = layout
     cell_height, cell_width = height // rows, width // columns
@@ -107,7 +107,7 @@ def letterbox(sample: Sample, height: int, width: int) -> Sample:
 
 
 def beside_mirror_images(sample: Sample, rng: Generator) -> Sample:
-    """Two or three copies side by side, every other one mirrored, cut near the objects or through the outermost."""
+    """Return two or three copies side by side, every other one mirrored, cropped near or through the outer objects."""
     if not sample.instances:
         return sample
     height, width = sample.image_HW3.shape[:2]
@@ -133,7 +133,7 @@ def beside_mirror_images(sample: Sample, rng: Generator) -> Sample:
 
 
 def _cover(image_HW3: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The middle of a picture, scaled so that it fills height x width."""
+    """Scale a picture so that it fills height x width, and return its centre."""
     scale = max(height / image_HW3.shape[0], width / image_HW3.shape[1])
     size = (max(width, round(image_HW3.shape[1] * scale)), max(height, round(image_HW3.shape[0] * scale)))
     large = cv2.resize(image_HW3, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -144,9 +144,9 @@ def _cover(image_HW3: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 def _warp_into_cell(
     sample: Sample, cell_HW3: NDArray[np.uint8], config: AugmentConfig, rng: Generator
 ) -> tuple[list[Instance], NDArray[np.float32]]:
-    """Draw a sample into a cell, in place; returns its instances and ignore regions there.
+    """Draw a sample into a cell, in place; return its instances and ignore regions there.
 
-    What is left of an instance that is cut too much to be labelled, or is too small, becomes an ignore region.
+    An instance that is too small, or of which too much is cut off, becomes an ignore region.
     """
     height, width = cell_HW3.shape[:2]
     source_height, source_width = sample.image_HW3.shape[:2]
@@ -173,9 +173,9 @@ def _warp_into_cell(
 
 
 def _warp_image(image: NDArray[np.uint8], matrix: NDArray[np.float64], target: NDArray[np.uint8], scale: float) -> None:
-    """Warp into `target`, which keeps what the image does not reach.
+    """Warp into `target`; pixels that the image does not reach stay as they are.
 
-    When shrinking by more than two, shrink by area first, since bilinear sampling would alias.
+    A reduction by more than two starts with area averaging, because bilinear sampling alone would cause aliasing.
     """
     if scale < 0.5:
         half = cv2.resize(
@@ -199,7 +199,7 @@ def _mirrored(boxes_R4: NDArray[np.float32], width: int) -> NDArray[np.float32]:
 def _transform_boxes(
     boxes_R4: NDArray[np.float32], matrix: NDArray[np.float64], scale: float, angle: float
 ) -> NDArray[np.float32]:
-    """Boxes after the warp: the bounds of the rotated inscribed ellipse, tighter than those of rotated corners."""
+    """Return boxes after the warp: bounds of the rotated inscribed ellipse, tighter than those of rotated corners."""
     centre_R2 = (boxes_R4[:, :2] + boxes_R4[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
     half_R2 = (boxes_R4[:, 2:] - boxes_R4[:, :2]) * scale / 2
     turn_22 = np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -235,7 +235,7 @@ def _shift(instance: Instance, left: int, top: int) -> Instance:
 
 
 def _distort(image_HW3: NDArray[np.uint8], config: AugmentConfig, rng: Generator) -> None:
-    """Colour, blur and occlusion, in place."""
+    """Apply colour, blur and occlusion, in place."""
     if rng.random() < config.colour_probability:
         gains = rng.uniform(0.8, 1.2, 3) * rng.uniform(0.7, 1.3)
         table = np.arange(256)[:, None] * gains + rng.uniform(-25, 25)

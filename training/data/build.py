@@ -24,15 +24,15 @@ from training.unikpt.schema import InstanceRecord, Record, Report
 
 EXTRA_PEOPLE = "extra_people.json"
 EXTRA_KINDS = ("bystander", "unclear")
-LEAST_KEYPOINT_SCORE = 0.35  # of a machine-made keypoint that is taught
-BODY_SHARE = 0.53  # of a box that a person covers, the median of COCO's segments
+LEAST_KEYPOINT_SCORE = 0.35  # minimum score of a machine-made keypoint that becomes a label
+BODY_SHARE = 0.53  # fraction of a box that a person covers: the median of COCO's segments
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build an image cache for training or evaluation.")
-Side = Annotated[int, typer.Option(help="longer side in the cache, pixels; larger images shrink to it")]
+Side = Annotated[int, typer.Option(help="longer side in the cache, pixels; larger images are scaled down")]
 
 
 class SyntheticSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which scenes: one per seed from `first_seed` on; `scene` holds fields of `SceneConfig`."""
+    """A set of scenes, one per seed, starting with `first_seed`; `scene` contains fields of `SceneConfig`."""
 
     first_seed: int
     count: int
@@ -40,10 +40,10 @@ class SyntheticSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_synthetic_set(path: Path) -> tuple[SyntheticSet, SceneConfig]:
-    """Read a scene set's TOML file.
+    """Read the TOML file of a set of scenes.
 
     Raises:
-        ValueError: an unknown key, or a value that `SceneConfig` refuses; the message names the file.
+        ValueError: a key is unknown, or `SceneConfig` refuses a value. The message names the file.
     """
     try:
         settings = msgspec.convert(tomllib.loads(path.read_text()), SyntheticSet)
@@ -65,7 +65,7 @@ def lspet(
 ) -> None:
     """Leeds Sports Pose Extended: SOURCE is the folder with annotations_SPLIT.json and the zip shards.
 
-    People that it does not label become ignore regions where the folder has extra_people.json.
+    Unlabelled people become ignore regions if the folder has extra_people.json.
     """
     report = Report()
     records = list(read_coco_layout(source / f"annotations_{split}.json", ImageFinder(source), LSPET, report))
@@ -90,7 +90,7 @@ def synthetic(
 
 @app.command()
 def coco(annotations: Path, images: Path, skeleton: str, target: Path, side: Side = 640) -> None:
-    """Any COCO-format keypoint file; SKELETON is a published list's name or the path of a TOML file."""
+    """Any COCO-format keypoint file; SKELETON is the name of a published list or the path of a TOML file."""
     load_skeleton(skeleton)
     report = Report()
     rules = CocoRules(annotations.stem, skeleton)
@@ -99,9 +99,9 @@ def coco(annotations: Path, images: Path, skeleton: str, target: Path, side: Sid
 
 @app.command()
 def negatives(annotations: Path, images: Path, target: Path, side: Side = 640) -> None:
-    """Photographs without some category: ANNOTATIONS is a COCO file, of which only `images` is read.
+    """Photographs that do not show some category: only `images` of the COCO file ANNOTATIONS is read.
 
-    A recipe names what they do not hold (`absent` of its source).
+    A recipe names the absent categories (`absent` of its source).
     """
     report, finder, records = Report(), ImageFinder(images), list[Record]()
     for entry in load_json(annotations)["images"]:
@@ -116,7 +116,7 @@ def negatives(annotations: Path, images: Path, target: Path, side: Side = 640) -
 
 @app.command()
 def index(source: Path, target: Path, split: str = "", side: Side = 640) -> None:
-    """The index that `python -m training.unikpt --index` wrote; --split keeps the records of one split."""
+    """The index that `python -m training.unikpt --index` wrote; --split selects the records of one split."""
     records = [record for record in load_index(source) if split in ("", record.split)]
     _write(target, records, Report(), side)
 
@@ -124,10 +124,10 @@ def index(source: Path, target: Path, split: str = "", side: Side = 640) -> None
 def with_extra_people(records: list[Record], table: dict[str, Any], teach: bool) -> list[Record]:
     """Add ignore regions from a file of boxes in COCO's layout, by file name.
 
-    A box of the kind "labelled person or a part" lies on the labelled person and is left out.
+    Boxes of the kind "labelled person or a part" are skipped, because they are on the labelled person.
 
     Args:
-        teach: label the people whose pose is marked as usable, in place of ignoring them.
+        teach: label the people whose pose is marked as usable, instead of ignoring them.
     """
     extra: dict[str, list[dict[str, Any]]] = {}
     for annotation in table["annotations"]:

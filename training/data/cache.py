@@ -1,7 +1,7 @@
-"""Decoded images in one memory-mapped file, labels beside it, so that loading costs a copy and not a decode.
+"""Decoded images in one memory-mapped file, with a label file, so that loading is a copy and needs no decoding.
 
 A cache is a folder: images.npy (uint8 [N, side, side, 3], each image in its top-left corner), labels.json.
-It is written to a temporary name and renamed at the end, so a cache that exists is complete.
+It is written under a temporary name and renamed at the end, so every existing cache is complete.
 """
 
 import json
@@ -19,7 +19,7 @@ from training.data.sample import Instance, Sample
 
 
 def write_cache(folder: Path, samples: Iterable[Sample], count: int, side: int) -> int:
-    """Write at most `count` samples, shrinking images whose longer side exceeds `side`; returns how many."""
+    """Write at most `count` samples and return their number. Images with a longer side above `side` are scaled down."""
     if folder.exists():
         raise FileExistsError(f"cache {folder} exists already; remove the folder to build it again")
     partial = folder.with_name(folder.name + ".partial")
@@ -62,9 +62,9 @@ class ImageCache:
         return Sample(image, instances, str(label["dataset"]), str(label["id"]), ignore_R4)
 
     def summary(self, index: int) -> list[tuple[str, str, int, float]]:
-        """Category, skeleton, number of labelled keypoints and longer side in pixels of each instance.
+        """Return category, skeleton, number of labelled keypoints and longer side in pixels of each instance.
 
-        The image is not touched.
+        This does not read the image.
         """
         return [
             (category, skeleton, sum(v > 0 for v in keypoints[2::3]), max(box[2] - box[0], box[3] - box[1]))

@@ -1,4 +1,4 @@
-"""Records of `training.unikpt` as training samples: the image decoded, the rest taken over."""
+"""Turns records of `training.unikpt` into training samples by decoding their images."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def read_records(records: Iterable[Record], report: Report) -> Iterator[Sample]:
-    """Yield one sample per record whose image can be decoded; the others are reported and passed over."""
+    """Yield one sample per record whose image can be decoded. The others are reported and skipped."""
     for record in records:
         try:
             image_HW3 = read_image(record)

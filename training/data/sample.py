@@ -1,4 +1,4 @@
-"""What every reader yields and everything after it consumes: one image with its labelled instances.
+"""One image with its labelled instances, the result of every reader.
 
 Legend: H, W image; K keypoints of the instance's own skeleton; R ignore regions.
 """
@@ -14,7 +14,7 @@ class Instance:
     """One labelled object.
 
     Args:
-        category: the text a user would prompt, for example "person".
+        category: the prompt for it, for example "person".
         skeleton: name of the keypoint list (`engines.skeletons`); it fixes K and the order.
         box_xyxy: [4] float32, pixels of the image.
         keypoints_K3: float32 (x px, y px, v); v: 0 not labelled, 1 labelled but hidden, 2 visible.
@@ -34,15 +34,15 @@ def _no_boxes() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its instances and where it came from.
+    """One image with its instances and its origin.
 
     Args:
         image_HW3: RGB uint8.
-        ignore_R4: float32 boxes (x0, y0, x1, y1), pixels: objects without labels may be there, of any category. They
-            are neither positives nor background.
-        unlabelled: categories whose objects may be anywhere in the image without a label; they are asked for only
-            where one is labelled.
-        absent: categories that are known not to be in the image and are always asked for.
+        ignore_R4: float32 boxes (x0, y0, x1, y1), pixels, which may contain objects of any category without labels.
+            They are neither positives nor background.
+        unlabelled: categories that may be anywhere in the image without a label. They are prompted only if an object of
+            them is labelled.
+        absent: categories that are known to be absent from the image. They are always prompted.
     """
 
     image_HW3: NDArray[np.uint8]
@@ -55,7 +55,7 @@ class Sample:
 
 
 def clip_instance(instance: Instance, width: int, height: int) -> Instance | None:
-    """Clip the box to the image and drop labels of points outside it; None when nothing usable remains.
+    """Clip the box to the image and drop the labels of points outside. None if nothing usable remains.
 
     The official transform clamps outside points to the border and keeps them labelled (XPOSE.md 10.10);
     here they lose their label instead.
@@ -77,7 +77,7 @@ def clip_instance(instance: Instance, width: int, height: int) -> Instance | Non
 
 
 def clip_boxes(boxes_R4: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """Clip boxes to the image; those of less than two pixels on a side are dropped."""
+    """Clip boxes to the image. Boxes with a side of less than two pixels are dropped."""
     low_R2 = boxes_R4[:, :2].clip(0, (width, height))
     high_R2 = boxes_R4[:, 2:].clip(0, (width, height))
     boxes_R4 = np.concatenate([low_R2, high_R2], 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Canvases and examples from several caches; every draw comes from the generator that is handed in.
+"""Canvases and examples from several caches. All random choices use the generator that the caller passes.
 
 Legend: N examples of a class, K keypoint slots.
 """
@@ -28,12 +28,12 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         cache: folder name under the data folder.
-        weight: how often a canvas is filled from it, relative to the others.
-        limit: use only its first so many images; 0 uses all.
+        weight: relative frequency with which a canvas is filled from it.
+        limit: use only this many images from its start; 0 uses all.
         unlabelled: categories whose objects its images may show without a label (`Sample.unlabelled`).
-        absent: categories that its images do not hold and are always prompted for.
-        backdrops: a cache of pictures without labelled objects that fill what its images leave open on a canvas; ""
-            leaves the border colour.
+        absent: categories that are absent from its images. They are always prompted.
+        backdrops: a cache of pictures without labelled objects that fill the rest of the canvas; "" uses the border
+            colour.
     """
 
     cache: str
@@ -54,16 +54,16 @@ class Examples:
     visible_NK: Tensor
 
     def to(self, device: torch.device) -> "Examples":
-        """The same examples on another device."""
+        """Return the same examples on another device."""
         return Examples(self.pixels_N3SS.to(device), self.points_NK2.to(device), self.visible_NK.to(device))
 
     @classmethod
     def joined(cls, parts: Sequence["Examples"]) -> "Examples":
-        """Examples of several classes one after another."""
+        """Join the examples of several classes, one after another."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def parted_by(self, classes: int) -> list["Examples"]:
-        """The examples of each class, where all have as many."""
+        """Split into the examples of each class, which have the same number."""
         count = len(self.pixels_N3SS) // classes
         columns = zip(*(getattr(self, field.name).split(count) for field in fields(self)), strict=True)
         return [Examples(*parts) for parts in columns]
@@ -73,10 +73,10 @@ class Stream:
     """Draws canvases and examples from several caches.
 
     Args:
-        folder: where the caches lie.
+        folder: folder that contains the caches.
     Raises:
         FileNotFoundError: a cache is missing.
-        ValueError: no cache, or one without images.
+        ValueError: there is no cache, or one has no images.
     """
 
     def __init__(self, sources: Sequence[SourceConfig], folder: Path, seed: int) -> None:
@@ -103,11 +103,11 @@ class Stream:
         self._slots = max((len(load_skeleton(name).keypoints) for name in self.vocabulary.values()), default=0)
 
     def generator(self, rank: int, step: int, purpose: int) -> Generator:
-        """The generator of one draw; purposes keep canvases, prompts and examples independent."""
+        """Return the generator of one draw. Different purposes keep canvases, prompts and examples independent."""
         return np.random.default_rng([self.seed, rank, step, purpose])
 
     def canvases(self, count: int, height: int, width: int, rng: Generator) -> list[Sample]:
-        """`count` augmented canvases."""
+        """Return `count` augmented canvases."""
         return [self._canvas(height, width, rng) for _ in range(count)]
 
     def _canvas(self, height: int, width: int, rng: Generator) -> Sample:
@@ -124,12 +124,12 @@ class Stream:
         return replace(canvas, unlabelled=source.unlabelled, absent=source.absent)
 
     def examples(self, category: str, count: int, side_px: int, rng: Generator) -> Examples:
-        """`count` marked examples of a category, cropped as visual prompts are; K is of the longest known list."""
+        """Return `count` marked examples of a category, cropped like visual prompts; K is that of the longest list."""
         places = self._places[category][1]
         return self._crop([places[int(rng.integers(len(places)))] for _ in range(count)], side_px)
 
     def marked(self, count: int, side_px: int, rng: Generator) -> tuple[list[str], Examples]:
-        """`count` marked examples of any category, from the sources by their weights; returns the categories too."""
+        """Return `count` marked examples of any category, from the sources by their weights, and their categories."""
         drawn = []
         for source in rng.choice(len(self.sources), size=count, p=self._weights):
             drawn.append(self._marked[source][int(rng.integers(len(self._marked[source])))])
@@ -150,7 +150,7 @@ class Stream:
         return pixels, np.pad(points_K2, ((0, spare), (0, 0))), np.pad(visible_K, (0, spare))
 
     def _index_instances(self) -> dict[str, tuple[str, list[tuple[int, int, int]]]]:
-        """Category to its keypoint list and the places (source, image, instance) of usable examples."""
+        """Return the keypoint list of each category, and the (source, image, instance) of its usable examples."""
         places: dict[str, tuple[str, list[tuple[int, int, int]]]] = {}
         for source, cache in enumerate(self.caches):
             for index in range(self.lengths[source]):
@@ -167,12 +167,12 @@ class Stream:
 
 
 def stack_images(samples: Sequence[Sample]) -> Tensor:
-    """Equally sized images as [B, H, W, 3] uint8."""
+    """Stack images of one size as [B, H, W, 3] uint8."""
     return torch.from_numpy(np.stack([sample.image_HW3 for sample in samples]))
 
 
 def normalise(images_BHW3: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] to the network's [B, 3, H, W] float32, on the device of the images."""
+    """Convert uint8 [B, H, W, 3] to the network's [B, 3, H, W] float32, on the device of the images."""
     mean, std = (
         torch.tensor(values, device=images_BHW3.device).view(3, 1, 1) for values in (PIXEL_MEAN_255, PIXEL_STD_255)
     )

@@ -1,4 +1,4 @@
-"""Synthetic scenes as training samples: the generator of `pipeline.synthetic`, its labels in our schema."""
+"""Synthetic scenes of `pipeline.synthetic` as training samples."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,10 +12,10 @@ from training.data.sample import Instance, Sample
 
 
 def read_synthetic(config: SceneConfig, first_seed: int, count: int, workers: int = 0) -> Iterator[Sample]:
-    """Yield `count` scenes, one per seed from `first_seed` on; training and test sets take disjoint ranges.
+    """Yield `count` scenes, one per seed, starting with `first_seed`. Training and test sets use disjoint ranges.
 
     Args:
-        workers: processes that render; 0 renders in this one.
+        workers: number of processes that render; 0 renders in this process.
     """
     seeds, render = range(first_seed, first_seed + count), partial(_render, config)
     if not workers:
@@ -30,7 +30,7 @@ def _render(config: SceneConfig, seed: int) -> Sample:
 
 
 def sample_from_scene(scene: Scene, image_id: str) -> Sample:
-    """Label a scene; a hidden keypoint is labelled (v = 1), one outside the picture is not (v = 0)."""
+    """Label a scene. Hidden keypoints are labelled (v = 1), keypoints outside the picture are not (v = 0)."""
     instances = tuple(
         Instance(
             found.category,

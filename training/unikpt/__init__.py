@@ -1,4 +1,4 @@
-"""UniKPT: thirteen keypoint data sets, and any file in COCO's layout, read into one schema.
+"""UniKPT: reads thirteen keypoint data sets, and any file in COCO's layout, into one schema.
 
 python -m training.unikpt --root DATA --index unikpt.jsonl --overlay pictures
 """

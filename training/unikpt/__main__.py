@@ -1,4 +1,4 @@
-"""Builds the unified index from whatever data sets are present and compares it with the published figures."""
+"""Builds the unified index from the data sets that are present and compares it with the published figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ImagesOption = Annotated[Path | None, typer.Option(help="Folder of the images of
 IndexOption = Annotated[Path | None, typer.Option(help="Write the index here, one JSON line per image.")]
 OverlayOption = Annotated[Path | None, typer.Option(help="Write pictures with boxes and keypoints into this folder.")]
 OverlayCountOption = Annotated[int, typer.Option(min=1, help="Pictures per data set.")]
-CheckOption = Annotated[bool, typer.Option(help="Decode every image now and drop those that cannot be.")]
+CheckOption = Annotated[bool, typer.Option(help="Decode every image now and drop those that cannot be decoded.")]
 ProblemsOption = Annotated[Path | None, typer.Option(help="Write every problem into this file, one per line.")]
 
 

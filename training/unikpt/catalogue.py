@@ -1,4 +1,4 @@
-"""The thirteen data sets of UniKPT: what was published about each, where its files are and who reads them.
+"""The thirteen data sets of UniKPT: published figures, file names and readers.
 
 | slug | reads | has met |
 |---|---|---|
@@ -31,7 +31,7 @@ from training.unikpt.schema import AnnotationFileError, Record, Report
 
 @dataclass(frozen=True)
 class Published:
-    """The README's table: keypoints as written there, classes, images and instances of the source and as unified."""
+    """A row of the table in UniKPT's README: keypoints, classes, images and instances, original and unified."""
 
     keypoints: str
     classes: int
@@ -49,11 +49,11 @@ class DataSet:
     """One source.
 
     Attributes:
-        folders: names of its folder below the data root; wildcards allowed.
-        files: annotation files in COCO's layout, as wildcards of the file name.
+        folders: possible names of its folder below the data root; wildcards are allowed.
+        files: patterns for the names of annotation files in COCO's layout.
         tables: annotation files of another format, with their reader.
         points: whether .pts files are read.
-        no_real_file: True where no reader of this set has met a real file.
+        no_real_file: True if its readers were never tested on a real file.
     """
 
     slug: str
@@ -144,17 +144,17 @@ DATA_SETS: tuple[DataSet, ...] = (
 )  # fmt: skip
 
 PUBLISHED_TOTAL = Published("338", 1_237, 0, 0, 226_547, 418_487)
-"""The README gives no totals of the sources."""
+"""UniKPT's README gives no totals of the sources."""
 
 LSPET = CocoRules("lspet", "person", "person", ignored_names=frozenset({"neck", "head top"}))
-"""Leeds Sports Pose Extended: 12 of its 14 joints are the person's; its neck and head top have no counterpart."""
+"""Leeds Sports Pose Extended: 12 of its 14 joints are in the person list; its neck and head top are not."""
 
 UNIKPT = CocoRules("unikpt")
-"""The published file names no data set, so keypoint lists follow from category and count; **no real file met**."""
+"""The published file names no data set, so the keypoint list follows from category and count; **no real file met**."""
 
 
 def read_data_set(data_set: DataSet, folder: Path, report: Report) -> Iterator[Record]:
-    """Everything of a data set below `folder`; a file that cannot be used is reported and the others are read."""
+    """Yield all records of a data set below `folder`. A file that cannot be used is reported and skipped."""
     finder = ImageFinder(folder)
     for path in sorted({path for pattern in data_set.files for path in folder.rglob(pattern)}):
         yield from refusing(read_coco_layout(path, finder, data_set.rules, report), path, report)
@@ -166,7 +166,7 @@ def read_data_set(data_set: DataSet, folder: Path, report: Report) -> Iterator[R
 
 
 def refusing(records: Iterator[Record], path: Path, report: Report) -> Iterator[Record]:
-    """Passes records on; the error of a whole file becomes an entry of the report."""
+    """Yield the records; an error that concerns the whole file becomes an entry of the report."""
     try:
         yield from records
     except AnnotationFileError as error:

@@ -1,4 +1,4 @@
-"""What one annotation must fulfil to become an instance, and what happens to it when it does not.
+"""Checks that an annotation must pass to become an instance, and what happens if it does not.
 
 | found | done |
 |---|---|
@@ -26,12 +26,12 @@ from training.data.sample import clip_boxes
 from training.unikpt.schema import InstanceRecord, Report
 
 Box = tuple[float, float, float, float]
-_BOX_MARGIN = 0.08  # of the points' extent, for sources that give no box
+_BOX_MARGIN = 0.08  # fraction of the extent of the points, for sources without boxes
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one image may hold: the network answers with 50 boxes and is prompted with at most 350 categories."""
+    """Limits per image: the network returns 50 boxes and takes at most 350 categories."""
 
     instances: int = 50
     categories: int = 350
@@ -39,7 +39,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An annotation before it is checked; the keypoints are in the order of `skeleton` already."""
+    """An annotation before its checks. The keypoints already have the order of `skeleton`."""
 
     category: str
     skeleton: str
@@ -50,7 +50,7 @@ class Candidate:
 
 
 def checked(candidate: Candidate, width: int, height: int, file: Path, report: Report) -> InstanceRecord | None:
-    """The instance, repaired where the table above says so; None where it is skipped."""
+    """Return the instance, repaired as in the table above, or None if it is skipped."""
     keypoints_K3 = candidate.keypoints_K3.copy()
     labelled_K = keypoints_K3[:, 2] > 0
     if not np.isfinite(keypoints_K3[labelled_K]).all():
@@ -105,7 +105,7 @@ def _checked_box(
 def within_capacity(
     instances: list[InstanceRecord], capacity: Capacity, file: Path, image: str, report: Report
 ) -> tuple[InstanceRecord, ...]:
-    """Keeps the largest instances of the categories with the most instances, in their order."""
+    """Keep the largest instances of the categories with the most instances, in their order."""
     sizes: dict[str, float] = {}
     for instance in instances:
         sizes[instance.category] = sizes.get(instance.category, 0.0) + instance.area
@@ -120,7 +120,7 @@ def within_capacity(
 
 
 def ignore_regions(boxes_xywh: Sequence[object], width: int, height: int) -> tuple[Box, ...]:
-    """Boxes (x, y, width, height) as corners inside the image; what is no box is left out."""
+    """Convert boxes (x, y, width, height) to corners inside the image. Invalid boxes are dropped."""
     numbers = [box for box in boxes_xywh if isinstance(box, list | tuple) and len(box) == 4]
     try:
         boxes_R4 = np.array(numbers, np.float32).reshape(-1, 4)
@@ -132,7 +132,7 @@ def ignore_regions(boxes_xywh: Sequence[object], width: int, height: int) -> tup
 
 
 def cover_all(ignore: Sequence[Box], width: int, height: int, cells: int = 64) -> bool:
-    """Whether no cell of a grid over the image has its centre outside all ignore regions."""
+    """Whether ignore regions cover the image: a grid of cells has every centre inside one of them."""
     x_W, y_H = ((np.arange(cells) + 0.5) / cells * side for side in (width, height))
     open_HW = np.ones((cells, cells), bool)
     for x0, y0, x1, y1 in ignore:

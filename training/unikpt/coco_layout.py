@@ -24,13 +24,13 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class CocoRules:
-    """How one data set departs from COCO.
+    """How one data set differs from COCO.
 
     Attributes:
-        dataset: slug that its records carry.
+        dataset: slug of the data set in its records.
         skeleton: keypoint list of every category; "" finds it by the category's name and number of keypoints.
-        category: text of every instance; "" takes the category's own name.
-        category_field: field of an annotation that holds its class, where categories are coarser (Animal Kingdom).
+        category: prompt of every instance; "" uses the name of the category.
+        category_field: field of an annotation that contains its class, if categories are coarser (Animal Kingdom).
             ignored_names: keypoints that are dropped knowingly, folded.
     """
 
@@ -43,7 +43,7 @@ class CocoRules:
 
 
 def load_json(path: Path) -> Any:
-    """Raises AnnotationFileError where the file cannot be read or is no JSON."""
+    """Read the file; raise AnnotationFileError if it cannot be read or is not JSON."""
     try:
         return msgspec.json.decode(path.read_bytes())
     except OSError as error:
@@ -59,10 +59,10 @@ def split_of(path: Path) -> str:
 
 
 def read_coco_layout(path: Path, finder: ImageFinder, rules: CocoRules, report: Report) -> Iterator[Record]:
-    """Yields one record per image that keeps an instance.
+    """Yield one record per image with at least one valid instance.
 
     Raises:
-        AnnotationFileError: no JSON, not COCO's layout, or no category of it can be understood.
+        AnnotationFileError: the file is not JSON, does not have COCO's layout, or has no known category.
     """
     table = load_json(path)
     missing = [key for key in ("images", "annotations") if not isinstance(table, dict) or key not in table]
@@ -88,7 +88,7 @@ def read_coco_layout(path: Path, finder: ImageFinder, rules: CocoRules, report: 
 
 
 class _Reader:
-    """One file being read; keeps what was found out about its categories."""
+    """The state while one file is read, with the facts about its categories."""
 
     def __init__(
         self, path: Path, finder: ImageFinder, rules: CocoRules, report: Report, categories: dict[Any, Entry]
@@ -101,10 +101,10 @@ class _Reader:
         self.understood = 0
 
     def annotations_by_image(self, annotations: list[Entry]) -> dict[Any, list[Entry]]:
-        """Groups by image; of two annotations with one id the second is skipped.
+        """Group annotations by image. The second of two annotations with one id is skipped.
 
-        Notes which categories use v = 2: where none does (300W, OneHand10K, Animal Kingdom, AFLW), v = 1 says no more
-        than "labelled", and such points count as seen.
+        Also notes which categories use v = 2. Where none does (300W, OneHand10K, Animal Kingdom, AFLW), v = 1 only
+        means "labelled", and such points count as seen.
         """
         grouped: dict[Any, list[Entry]] = {}
         seen: set[Any] = set()
@@ -121,7 +121,7 @@ class _Reader:
         return grouped
 
     def usable_images(self, images: list[Entry]) -> dict[Any, Entry]:
-        """Images by id. Two files under one id are both skipped: nothing says whose the annotations are."""
+        """Return the images by id. Two files with one id are both skipped, because the annotations are ambiguous."""
         names = Counter((image["id"], image["file_name"]) for image in images)
         files_of_id = Counter(number for number, _ in names)
         usable: dict[Any, Entry] = {}
@@ -213,7 +213,7 @@ class _Reader:
         return naming.category_text(str(self.categories[annotation["category_id"]]["name"]))
 
     def _understand(self, category_id: Any, slots: int) -> tuple[str, list[tuple[int, int]]] | None:
-        """Keypoint list and columns of a category; None, with the reason in `refusals`, where it has none."""
+        """Return keypoint list and columns of a category; or None, with the reason in `refusals`."""
         key = (category_id, slots)
         if key not in self._columns:
             try:

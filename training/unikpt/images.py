@@ -1,7 +1,7 @@
-"""Finding and decoding the image that an annotation names, in folders, in zip files or in an HDF5 file.
+"""Finds and decodes the image that an annotation names, in folders, zip files or an HDF5 file.
 
-Annotation files name images in many ways: relative to a folder that is not given, with the folders of somebody
-else's disk in front (APT-36K, Human-Art), or inside a shard. The longest matching end of the path decides.
+Annotation files name images in many ways: relative to an unknown folder, with the folders of somebody else's disk in
+front (APT-36K, Human-Art), or inside a shard. The image with the longest matching end of its path is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ImageReference:
 
 
 class ImageFinder:
-    """All images below a folder, members of zip files included; walks the folder once."""
+    """All images below a folder, including members of zip files. The folder is walked once."""
 
     def __init__(self, folder: Path) -> None:
         self._by_name: dict[str, list[ImageReference]] = {}
@@ -59,10 +59,10 @@ class ImageFinder:
                 self._by_name.setdefault(member.name, []).append(ImageReference(member, archive))
 
     def find(self, file_name: str, shard: str | None = None) -> ImageReference | None:
-        """The image whose path ends like `file_name` for the longest stretch; None if there is none or a tie.
+        """Return the image whose path has the longest common end with `file_name`; None if there is none or a tie.
 
         Args:
-            shard: name of the zip file that must hold it.
+            shard: name of the zip file that must contain it.
         """
         wanted = PurePosixPath(file_name.replace("\\", "/")).parts
         candidates = self._by_name.get(wanted[-1], []) if wanted else []
@@ -85,10 +85,10 @@ def _common_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 
 
 def read_image(reference: ImageReference | Record) -> NDArray[np.uint8]:
-    """Decode to RGB, uint8 [height, width, 3]; stored pixels as they are (annotations ignore EXIF turns).
+    """Decode to RGB, uint8 [height, width, 3], without EXIF rotation, because annotations ignore it.
 
     Raises:
-        ImageError: missing, truncated or no image; names the file.
+        ImageError: the file is missing, truncated or not an image. The message names it.
     """
     path = reference.path if isinstance(reference, ImageReference) else reference.image_path
     if reference.archive is not None and reference.archive.suffix == HDF5_SUFFIX:
@@ -122,7 +122,7 @@ def _named(path: Path, archive: Path | None) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _open_archive(archive: Path, process: int) -> zipfile.ZipFile:
-    """One open file per process: forked loaders that shared one would read from each other's position."""
+    """Open a file once per process. Forked loaders with a shared file would change each other's position."""
     return zipfile.ZipFile(archive)
 
 

@@ -1,4 +1,4 @@
-"""The unified index: the records of all sources that are present, and their table beside the published figures."""
+"""The unified index: the records of all sources that are present, and a table that compares them with the paper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.unikpt.schema import AnnotationFileError, Record, Report
 
 @dataclass
 class Tally:
-    """What was read of one data set."""
+    """Counts of what was read from one data set."""
 
     title: str
     keypoints: set[str] = field(default_factory=set)
@@ -33,7 +33,7 @@ class Tally:
 
 @dataclass
 class Index:
-    """All records, one tally per data set that was found, and the data sets that were not."""
+    """All records, one tally for each data set that was found, and the missing data sets."""
 
     records: list[Record] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Index:
 
 
 def build_index(root: Path, report: Report, only: frozenset[str] = frozenset()) -> Index:
-    """Reads every data set that has a folder below `root`; `only` limits it to some slugs."""
+    """Read every data set that has a folder below `root`; `only` limits it to some slugs."""
     index = Index()
     for data_set in DATA_SETS:
         if only and data_set.slug not in only:
@@ -63,7 +63,7 @@ def build_index(root: Path, report: Report, only: frozenset[str] = frozenset()) 
 
 
 def save_index(path: Path, records: Iterable[Record]) -> int:
-    """Writes one JSON line per record; returns how many."""
+    """Write one JSON line per record and return their number."""
     encoder, count = msgspec.json.Encoder(), 0
     with path.open("wb") as opened:
         for record in records:
@@ -73,10 +73,10 @@ def save_index(path: Path, records: Iterable[Record]) -> int:
 
 
 def load_index(path: Path) -> Iterator[Record]:
-    """Reads an index back, line by line.
+    """Read an index, line by line.
 
     Raises:
-        AnnotationFileError: a line that is no record; names file and line.
+        AnnotationFileError: a line is not a record. The message names file and line.
     """
     with path.open("rb") as opened:
         for number, line in enumerate(opened, start=1):
@@ -89,7 +89,7 @@ def load_index(path: Path) -> Iterator[Record]:
 
 
 def table(index: Index) -> str:
-    """The README's table: read here | published by source | published as unified."""
+    """Return the table: read here | published by source | published as unified."""
     source_heads = ("keypoints", "classes", "images", "instances")
     heads = ("data set", *source_heads, "published kpts", *source_heads[1:], "unified images", "instances")
     rows: list[tuple[str, ...]] = [heads]

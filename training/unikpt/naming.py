@@ -1,4 +1,4 @@
-"""From a source's category and keypoint names to the project's: equal names across data sets are one keypoint."""
+"""Maps category and keypoint names of a source to ours. Equal names across data sets are one keypoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEEPFASHION2_ORDER = (
     *("short_sleeved_shirt", "long_sleeved_shirt", "short_sleeved_outwear", "long_sleeved_outwear", "vest", "sling"),
     *("shorts", "trousers", "skirt", "short_sleeved_dress", "long_sleeved_dress", "vest_dress", "sling_dress"),
 )
-"""DeepFashion2 gives every instance 294 slots, of which its own garment fills one stretch."""
+"""DeepFashion2 gives every instance 294 slots; the garment of the instance uses one range of them."""
 
 _BY_CATEGORY: dict[str, tuple[str, ...]] = {
     "human body": ("person",),
@@ -30,18 +30,18 @@ _BY_CATEGORY: dict[str, tuple[str, ...]] = {
     "desert locust": ("locust",),
     "vinegar fly": ("fly",),
 }
-"""Names of MP-100 and of the published file that no skeleton claims; the number of keypoints picks among several."""
+"""Names of MP-100 and of the published file that no skeleton lists; several lists differ in number of keypoints."""
 
 
 def category_text(category: str) -> str:
-    """The prompt for a source's category: lower case, no underscores; garments take their prompt's words."""
+    """Return the prompt for a category of a source: lower case, no underscores, our own words for garments."""
     if category in DEEPFASHION2_ORDER:
         return load_skeleton(category).instances[0]
     return fold(category)
 
 
 def skeleton_for_category(category: str, slots: int) -> str | None:
-    """The keypoint list of a category that names no keypoints, by its name and their number; None if unknown."""
+    """Return the list of a category without keypoint names, by its name and their number; None if unknown."""
     folded = fold(category)
     if slots == DEEPFASHION2_SLOTS and category in DEEPFASHION2_ORDER:
         return category
@@ -62,14 +62,14 @@ def skeleton_for_category(category: str, slots: int) -> str | None:
 def columns(
     skeleton: Skeleton, names: list[str], slots: int, ignored: frozenset[str], where: str
 ) -> list[tuple[int, int]]:
-    """Pairs (slot in the skeleton, slot in the source).
+    """Return pairs (slot in the skeleton, slot in the source).
 
     Args:
-        names: the source's keypoint names; empty or numbers mean that only the order is known.
-        ignored: names that the skeleton is known to lack and that are dropped, folded.
+        names: keypoint names of the source; if they are empty or numbers, only the order is known.
+        ignored: folded names that are dropped, because the skeleton does not have them.
         where: the category, for the message.
     Raises:
-        AnnotationFileError: a name that the skeleton does not have, or no names and another count.
+        AnnotationFileError: the skeleton does not have a name; or there are no names and the counts differ.
     """
     if slots == DEEPFASHION2_SLOTS and skeleton.name in DEEPFASHION2_ORDER:
         start = _deepfashion2_starts()[skeleton.name]

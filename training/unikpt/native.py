@@ -1,7 +1,7 @@
-"""Readers for the native files that are not in COCO's layout.
+"""Readers for native files that do not have COCO's layout.
 
-None of these has met a real file: none was to be had. They follow the data sets' descriptions and what public
-converters read; the tests use files written after those.
+None of these readers was tested on a real file, because none was available. They follow the descriptions of the data
+sets and the input of public converters. The tests use files that were made from these descriptions.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def _record(
 
 
 def _labelled(points_K2: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Adds v: 2 where both coordinates are numbers, else 0."""
+    """Add v: 2 where both coordinates are numbers, else 0."""
     flags_K1 = np.isfinite(points_K2).all(1, keepdims=True) * 2.0
     return np.concatenate([np.nan_to_num(points_K2), flags_K1], axis=1).astype(np.float32)
 
 
 def parse_points_file(path: Path) -> NDArray[np.float64]:
-    """The (x, y) pairs of an iBUG .pts file, which count pixels from 1; returned from 0.
+    """Return the (x, y) pairs of an iBUG .pts file, converted from 1-based to 0-based pixels.
 
     Raises:
-        AnnotationFileError: no braces, or something between them that is no pair of numbers.
+        AnnotationFileError: there are no braces, or a line between them is not a pair of numbers.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     body = text.partition("{")[2].partition("}")[0]
@@ -62,7 +62,7 @@ def parse_points_file(path: Path) -> NDArray[np.float64]:
 
 
 def read_points_folder(folder: Path, finder: ImageFinder, dataset: str, report: Report) -> Iterator[Record]:
-    """300W and AnimalWeb: beside each image a .pts file of the same name.
+    """300W and AnimalWeb: each image has a .pts file with the same name.
 
     AnimalWeb's class is the file name up to its last underscore.
     """
@@ -195,8 +195,8 @@ def read_deepposekit(
 ) -> Iterator[Record]:
     """DeepPoseKit's HDF5: `images` [N, H, W, 1 or 3], `annotations` [N, K, 2], `annotated` [N, K]; images are inside.
 
-    The keypoints' names are the column "name" of the `skeleton.csv` beside it. What is not marked as annotated was
-    only guessed by a network and is not labelled.
+    The names of the keypoints are in the column "name" of the `skeleton.csv` in the same folder. Points that are not
+    marked as annotated are predictions of a network; they are not labelled.
     """
     names_file = path.with_name("skeleton.csv")
     names = _deepposekit_names(names_file)

@@ -1,4 +1,4 @@
-"""Pictures to look at: boxes, skeletons and keypoint numbers drawn over the image of a record."""
+"""Pictures for a visual check: boxes, skeletons and keypoint numbers on the image of a record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MIN_SIDE_PX = 480  # small pictures are enlarged so that numbers can be read
 
 
 def draw_record(record: Record) -> NDArray[np.uint8]:
-    """RGB picture of a record: seen keypoints green, hidden ones red, each with its number in the list.
+    """Return an RGB picture of a record: seen keypoints green, hidden ones red, each with its number in the list.
 
     Raises:
         ImageError: the image cannot be read.
@@ -50,7 +50,7 @@ def draw_record(record: Record) -> NDArray[np.uint8]:
 
 
 def write_overlays(records: Iterable[Record], folder: Path, per_data_set: int) -> list[Path]:
-    """Writes `<data set>_<number>.png` for the first images of each data set; unreadable images are passed over."""
+    """Write `<data set>_<number>.png` for the first images of each data set. Unreadable images are skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, list[Path]] = defaultdict(list)
     for record in records:

@@ -1,7 +1,7 @@
-"""One schema for every data set: a record is an image with its labelled instances, keypoints by name.
+"""One schema for all data sets: a record is an image with its labelled instances and named keypoints.
 
     UniKPTError (ValueError)
-    ├── AnnotationFileError   the file is refused as a whole; the message says what to change
+    ├── AnnotationFileError   the whole file is refused; the message says what to change
     └── ImageError            one image is missing or cannot be decoded
 
 Legend: K keypoints of the instance's own skeleton; 3 = (x px, y px, v).
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 
 class UniKPTError(ValueError):
-    """What is wrong with a data set; one sentence for its owner."""
+    """A problem with a data set; the message is one sentence."""
 
 
 class AnnotationFileError(UniKPTError):
@@ -27,7 +27,7 @@ class AnnotationFileError(UniKPTError):
 
 
 class ImageError(UniKPTError):
-    """An image is missing or cannot be decoded; loaders skip it and go on."""
+    """An image is missing or cannot be decoded. Loaders skip it."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class InstanceRecord:
     """One labelled object.
 
     Attributes:
-        category: the text to prompt with, for example "person" or "short sleeve top".
-        skeleton: what `engines.skeletons.load_skeleton` takes: a published name or the path of a TOML file.
+        category: the prompt for it, for example "person" or "short sleeve top".
+        skeleton: argument of `engines.skeletons.load_skeleton`: a published name or the path of a TOML file.
         bbox_xyxy: pixels, inside the image.
         keypoints_K3: float32 in the order of the skeleton; v is 2 seen, 1 labelled but hidden, 0 not labelled.
-        area: square pixels: the source's segment area, else its box area.
-        crowd: a region of many objects; readers drop these, the flag is for indices made elsewhere.
-        id: the source's own id, for messages.
+        area: square pixels; the segment area of the source, or else its box area.
+        crowd: True for a region of many objects. Readers drop these; the flag is for indices made by other programs.
+        id: id in the source, for messages.
     """
 
     category: str
@@ -55,9 +55,9 @@ class InstanceRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One image: `image_path` on disk or, where `archive` is given, the name inside that zip or HDF5 file.
+    """One image: `image_path` on disk or, if `archive` is given, the name inside that zip or HDF5 file.
 
-    `ignore` are boxes (x0, y0, x1, y1) in pixels where objects have no labels: crowds, people without keypoints.
+    `ignore` contains boxes (x0, y0, x1, y1) in pixels with unlabelled objects: crowds, people without keypoints.
     """
 
     dataset: str
@@ -70,7 +70,7 @@ class Record:
     ignore: tuple[tuple[float, float, float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for one line of an index file; coordinates keep a hundredth of a pixel."""
+        """Return plain values for one line of an index file. Coordinates are rounded to 0.01 px."""
         return {
             "dataset": self.dataset,
             "split": self.split,
@@ -95,7 +95,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`. Raises KeyError or ValueError on a foreign line."""
+        """Inverse of `to_dict`. Raises KeyError or ValueError if the line is not a record."""
         instances = tuple(
             InstanceRecord(
                 entry["category"],
@@ -137,12 +137,12 @@ ProblemKind = Literal[
 SKIPPED_SILENTLY: frozenset[ProblemKind] = frozenset(
     {"crowd region", "no labelled keypoint", "keypoint outside the image"}
 )
-"""Usual in good data sets (COCO labels many people without keypoints): counted, and shown only on request."""
+"""Common in good data sets (COCO labels many people without keypoints). They are counted but not listed."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What was found where, and what was done about it."""
+    """A problem: where it is, what it is, and what was done."""
 
     kind: ProblemKind
     file: str
@@ -155,7 +155,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """Everything the readers skipped or repaired, in order."""
+    """All problems that the readers skipped or repaired, in order."""
 
     problems: list[Problem] = field(default_factory=list)
 
