@@ -46,7 +46,7 @@ def focal_cost(logits_BQC: Tensor) -> Tensor:
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the GIoU of (cx, cy, w, h) boxes, with broadcasting. Denominators have 1e-6 added, as in the released code.
+    """Return the GIoU of (cx, cy, w, h) boxes, with broadcasting. Both denominators get 1e-6 more, as released.
 
     Source: arXiv:1902.09630.
     """

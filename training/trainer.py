@@ -124,8 +124,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
-                f"step {self.step}: the gradient is not finite; lower the learning rate, then run the same command again "
-                "to continue from the last checkpoint"
+                f"step {self.step}: the gradient is not finite; lower the learning rate, then run the same command "
+                "again to continue from the last checkpoint"
             )
         self.optimiser.step()
         self.average.update(self.trainee)
