@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_source(text: str, config: SourceConfig | None = None) -> Source:
-    """Return the source that the address `text` names; iterating the source opens it.
+    """Return the source for the address `text`. Iterating the source opens it.
 
-    Only the address is looked at. One kind of address needs a question to its server: a playlist (.m3u8) is a recording
-    where it has its end marker, and live otherwise.
+    This function does not open anything, with one exception: it reads a playlist (.m3u8) from its server. A playlist
+    with an end marker is a recording, otherwise it is live.
 
     Raises:
-        SourceError: the address is malformed, or a path that does not exist.
+        SourceError: the address is malformed, or the path does not exist.
     """
     config = config or SourceConfig()
     address = parse_address(text)
@@ -65,9 +65,9 @@ def _source_of_path(address: Address, config: SourceConfig) -> Source:
 
 
 def _is_complete(address: Address, config: SourceConfig) -> bool:
-    """Whether a playlist has an end marker; one that cannot be read yet is taken for live."""
+    """Whether a playlist has an end marker. A playlist that cannot be read counts as live."""
     try:
         return playlist_is_complete(address.url, config.open_timeout_s)
     except OSError as error:
-        logger.warning("%s: the playlist cannot be read yet (%s); it is taken for live", address.label, reason(error))
+        logger.warning("%s: the playlist cannot be read yet (%s); it is treated as live", address.label, reason(error))
         return False

@@ -1,7 +1,7 @@
-"""What an address means: the kind of source, what FFmpeg opens, and a label without secrets.
+"""Parses addresses: the kind of source, the URL for FFmpeg, and a label without secrets.
 
-People type addresses as they have them. A user name or a password may hold any character, typed or percent-encoded; a
-`%` that two hexadecimal digits follow is taken as encoded. FFmpeg gets them percent-encoded, and nobody else gets them.
+A user name or a password may contain any character, as it is or percent-encoded. A `%` followed by two hexadecimal
+digits counts as encoded. Only FFmpeg gets them, percent-encoded; they never appear in labels, messages or logs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["live", "device", "recording", "playlist", "path", "testsrc"]
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp"})
 RECORDING_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv"})
-"""A server's file with one of these names is a recording, which has an end and loses nothing."""
+"""A file on a server with one of these suffixes is a recording. It has an end, and none of its frames is lost."""
 
 _LARGEST_PORT = 65535
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://", re.ASCII)
@@ -32,14 +32,14 @@ _CAMERA_DEVICE = re.compile(r"/dev/(video\d+|v4l/.+)")
 
 @dataclass(frozen=True)
 class Address:
-    """An address that was understood.
+    """A parsed address.
 
     Attributes:
         kind: live: a stream; device: a camera of this machine; recording: a file on a server; playlist: a recording or
-            a stream, which only the server knows; path: a file, a folder or a pipe; testsrc: drawn figures.
+            a stream, depending on its content; path: a file, a folder or a pipe; testsrc: drawn figures.
         scheme: in lower case; "" for paths and devices.
-        url: what FFmpeg opens, with credentials.
-        label: what messages and logs call it: without user, password and query.
+        url: the URL that FFmpeg opens, with credentials.
+        label: its name in messages and logs, without user, password and query.
         name: name of the source in topics, made of host and path.
         host: host name or IP address without brackets; "" where there is none.
         port: None where the address states none.
@@ -55,10 +55,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Understand `text`. Nothing is opened; paths are looked at.
+    """Parse `text`. Nothing is opened; for a path, its existence is checked.
 
     Raises:
-        SourceError: the address is malformed. The message holds no password.
+        SourceError: the address is malformed. The message contains no password.
     """
     if text == "-":
         return Address("path", "", "/dev/stdin", "standard input", "stdin")
@@ -125,10 +125,10 @@ def _kind(scheme: str, path: str, query: str) -> Kind:
 
 
 def _split(scheme: str, rest: str) -> tuple[str | None, str, str]:
-    """Split into (credentials, host and port, the rest), however the password looks.
+    """Split into (credentials, host and port, the rest), also if the password contains special characters.
 
-    By the standard the authority ends at the first "/", "?" or "#". Where that leaves no sensible host, and an "@"
-    with a host behind it comes later, the password holds one of these characters.
+    By the standard, the authority ends at the first "/", "?" or "#". If this gives no valid host, and a later "@" is
+    followed by a host, the password contains one of these characters.
     """
     end = next((index for index, character in enumerate(rest) if character in "/?#"), len(rest))
     standard = rest[:end].rfind("@")
@@ -149,7 +149,7 @@ def _split(scheme: str, rest: str) -> tuple[str | None, str, str]:
 
 
 def _host_at(rest: str, at: int) -> str:
-    """Host and port behind the "@" at `at`; "" where there are none."""
+    """Return host and port after the "@" at `at`; "" if there are none."""
     text = re.split("[/?#@]", rest[at + 1 :], maxsplit=1)[0]
     following = rest[at + 1 + len(text) :][:1]
     return text if following != "@" and _is_host(text) else ""
@@ -161,7 +161,7 @@ def _is_host(text: str) -> bool:
 
 
 def _is_strong(text: str) -> bool:
-    """Whether this is surely a host: an IP address, localhost, or a name with a domain."""
+    """Whether this is certainly a host: an IP address, localhost, or a name with a domain."""
     match = _HOST_PORT.fullmatch(text)
     if not match or not match[1] or not _is_host(text):
         return False
@@ -170,7 +170,7 @@ def _is_strong(text: str) -> bool:
 
 
 def _encoded(credentials: str) -> str:
-    """Percent-encode user and password; what is encoded already stays."""
+    """Percent-encode user and password. Parts that are already encoded stay as they are."""
     user, colon, password = credentials.partition(":")
     parts = [quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", part), safe="%-._~") for part in (user, password)]
     return parts[0] + colon + parts[1]

@@ -1,4 +1,4 @@
-"""What every source is: a name, and an iterator of frames that any thread can ask to end."""
+"""The base class of all sources: a name, and an iterator of frames that any thread can ask to end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class SourceConfig:
     Attributes:
         name: name of the source in messages and topics; "" takes it from the address.
         decode_threads: threads of the video decoder; 0 lets FFmpeg use one per core.
-        rate: frames per second of files that state none, such as raw MJPEG; a rate that the stream states is kept.
+        rate: frames per second of files that state none, such as raw MJPEG. A stated rate has priority.
         open_timeout_s: longest wait for the first packets of an address or a device.
         read_timeout_s: longest silence of a live source before it counts as lost. FFmpeg may need twice this time.
         reconnect_first_s: first back-off in seconds; it doubles on each retry.
         reconnect_longest_s: longest back-off in seconds. A camera that is back is noticed within this time.
-        reconnect_give_up_s: a live source without a frame for this long is given up; inf tries for ever.
-        required: a live source that cannot be opened at the start is an error; otherwise it is tried again.
-        clock: where capture times come from. "auto" takes the sender's own clock where it sends reports and is right,
+        reconnect_give_up_s: after this long without a frame, a live source ends with an error; inf never gives up.
+        required: if True, a live source that cannot be opened at the start is an error. Otherwise it is tried again.
+        clock: origin of the capture times. "auto" uses the sender's own clock if the sender reports it and it is right,
             else the stream's clock, else the time of receipt.
         rtsp_transport: "tcp" loses no packets; "udp" is for cameras without TCP.
         options: more FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.
@@ -69,20 +69,22 @@ class SourceConfig:
 
 
 class Source(ABC):
-    """Frames from one address. Making a source opens nothing: the thread that iterates opens, reads and closes.
+    """Frames from one address. The constructor opens nothing: the iterating thread opens, reads and closes.
 
-    Iterate a source once. Where the iteration may end early, close its iterator, so that the resources are freed on
-    the iterating thread: `with contextlib.closing(iter(source)) as frames`.
+    Iterate a source once. If the iteration may end early, close its iterator so that the iterating thread frees the
+    resources: `with contextlib.closing(iter(source)) as frames`.
 
     Attributes:
         name: the same in all its frames. A byte of a file name that is not UTF-8 is written as \\xNN.
-        live: True where the newest frame wins; False where no frame may be lost.
-        frame_count: number of frames as far as it is known; None until the source is open, and where no end is in
-            sight. Containers estimate or lie: good enough for a progress bar and for nothing else.
-        fps: nominal frames per second; None until the source is open, and where there is none.
-        drops: pictures that never became a frame, by reason, such as "undecodable"; the iterating thread counts them.
-        status: how the source is doing, for any thread.
-        age_budget_s: a live source whose pictures are older catches up; 0 for never. Set it before the iteration.
+        live: True if the newest frame has priority; False if no frame may be lost.
+        frame_count: number of frames; None until the source is open, and for sources without a known end. Containers
+            give estimates and even wrong values, so use it for progress bars only.
+        fps: nominal frames per second; None until the source is open, and for sources without a rate.
+        drops: number of pictures that never became a frame, by reason, such as "undecodable". The iterating thread
+            counts.
+        status: state of the source, for any thread.
+        age_budget_s: if pictures of a live source are older than this, it catches up; 0 for never. Set it before the
+            iteration.
     """
 
     name: str
@@ -102,13 +104,13 @@ class Source(ABC):
         """Open the source, yield its frames in order, and close it.
 
         Raises:
-            SourceError: the source cannot be opened or broke off, or some of it could not be read (raised after
-                everything that could be read was yielded). `partial` is True where good frames came before.
+            SourceError: the source cannot be opened, or ended with an error, or parts of it could not be read (raised
+                after all readable frames). `partial` is True if there were good frames before.
         """
 
     def stop(self) -> None:
-        """Ask the iteration to end before its next frame; returns at once. For any thread.
+        """Ask the iteration to end before its next frame, and return at once. For any thread.
 
-        A read that is under way ends by itself or by its time-out.
+        A read in progress ends by itself or by its time-out.
         """
         self._stopped.set()

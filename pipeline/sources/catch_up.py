@@ -1,4 +1,4 @@
-"""How a late source catches up: it skips packets that wait, and connects again where none wait."""
+"""How a late source catches up: it skips waiting packets, or connects again if no packets are waiting."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import av
 from av.video.stream import VideoStream
 
 _STAYS_LATE_S = 1.0
-"""A source that is late for this long, with no packets waiting, connects again."""
+"""A source that is late for this long without waiting packets connects again."""
 
 _BETWEEN_CONNECTIONS_S = 2.0
 _BETWEEN_CONNECTIONS_LONGEST_S = 60.0
-_MOST_WAITING = 1000  # packets; a stream without key frames is decoded whole
+_MOST_WAITING = 1000  # packets; after so many without a key frame, all of them are decoded
 
 
 class CatchUp:
-    """Decides what to skip and when to connect again, from the age of each picture.
+    """Decides, from the age of each picture, which packets to skip and when to connect again.
 
     Attributes:
         age_s: age of the newest picture when it was decoded.
-        skipped: packets that were skipped so far.
+        skipped: number of packets that were skipped.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class CatchUp:
         self._connected_s = time.monotonic()
 
     def picture(self, age_s: float, budget_s: float) -> None:
-        """Take in the age of a decoded picture; a budget of 0 allows every age."""
+        """Note the age of a decoded picture; a budget of 0 allows every age."""
         self.age_s = age_s
         if budget_s <= 0 or age_s <= budget_s:
             self._late_since_s = None
@@ -52,7 +52,7 @@ class CatchUp:
 
         Args:
             packet: the next packet.
-            waiting: it was there before it was asked for, so more may be waiting.
+            waiting: the packet had already arrived when it was requested, so more may be waiting.
         """
         if self._late_since_s is None and not self._held:
             yield packet
@@ -70,7 +70,7 @@ class CatchUp:
         yield from held
 
     def must_reconnect(self) -> bool:
-        """Whether skipping did not help. The time between two such connections doubles while they do not help."""
+        """Whether to connect again because skipping did not help. The time between these connections doubles."""
         now_s = time.monotonic()
         if self._late_since_s is None or self._held:
             return False

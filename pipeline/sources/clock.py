@@ -1,12 +1,12 @@
-"""When a live picture was captured: the best that can be known, and by which clock.
+"""Capture times of live pictures: the best available estimate, and the clock that it comes from.
 
-sender    The sender's own clock, by its RTCP sender reports. FFmpeg turns them into the wall time of each packet.
-stream    The stream's clock. It gives the delay that the link has built up since its best moment, not the delay of
-          that moment. While the first report of a sender that is known to send them is due, the first picture is taken
-          to be as old as the connection: it cannot be older, and may be younger.
-receipt   The time of arrival, where time stamps are made up or unusable.
+sender    The sender's own clock, from its RTCP sender reports. FFmpeg converts them to the wall time of each packet.
+stream    The stream's clock. It gives the delay that the link has built up since its best moment. The delay at that
+          moment is unknown. If the sender is known to send reports and its first one is still missing, the first
+          picture is assumed to be as old as the connection. It may be younger, but not older.
+receipt   The time of arrival, if time stamps are made up or unusable.
 
-`PictureClock` is pure logic: arrivals in, times out. It reads no clock, so that tests can simulate any link.
+`PictureClock` is pure logic: it maps arrivals to times and reads no clock itself, so tests can simulate any link.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ come from the future. A sender that was right before is believed for delays up t
 
 LARGEST_KNOWN_DELAY_S = 60.0
 
-_FUTURE_S = 0.1  # synchronised clocks differ by less
-_SAME_S = 0.1  # reports that differ by less are of one clock
-_STAYS_S = 0.9  # a report that contradicts the one before must stay for this long
+_FUTURE_S = 0.1  # synchronised clocks differ by less than this
+_SAME_S = 0.1  # reports that differ by less come from one clock
+_STAYS_S = 0.9  # a report that contradicts the previous ones counts after this time
 _OLD_REPORT_S = 10.0  # after a jump of the stream's time, a new report comes within this time
-_REPORT_WAIT_S = 6.0  # of stream time; a sender that sends reports sends its first one within this time
-_HOST_STEP_S = 0.1  # this machine's wall clock was set
+_REPORT_WAIT_S = 6.0  # stream time; a sender with reports sends the first one within it
+_HOST_STEP_S = 0.1  # a larger change means that this machine's wall clock was set
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What is known of a picture when its packet has arrived.
+    """The facts about a picture at the arrival of its packet.
 
     Attributes:
-        stated_s: time stamp of the stream, seconds; None where it has none.
+        stated_s: time stamp of the stream, seconds; None if it has none.
         monotonic_ns: arrival on this machine's monotonic clock.
         unix_ns: the same moment on this machine's wall clock.
-        sender_unix_ns: the sender's wall clock at capture, by its reports; None before the first report.
+        sender_unix_ns: the sender's wall clock at capture, from its reports; None before the first report.
         size_bytes: size of the packet.
     """
 
@@ -63,10 +63,10 @@ class Stamp:
         pts_s: continuous time since the first picture of the source, seconds, strictly increasing.
         capture_monotonic_ns: moment of capture on this machine's monotonic clock; never after the arrival.
         capture_unix_ns: the same moment as wall time.
-        clock: where the capture time comes from.
-        lag_s: arrival minus capture: for `sender` the whole delay of the link, for `stream` the delay that it has built
-            up; None for `receipt`.
-        uncertainty_s: how far `lag_s` may be off because clocks drift; None where it is not known.
+        clock: origin of the capture time.
+        lag_s: arrival minus capture. For `sender` it is the whole delay of the link, for `stream` the delay that the
+            link has built up; None for `receipt`.
+        uncertainty_s: possible error of `lag_s` because of clock drift; None if unknown.
     """
 
     pts_s: float
@@ -78,12 +78,12 @@ class Stamp:
 
 
 class PictureClock:
-    """Gives each picture of one live source its times, across connections.
+    """Computes the times of each picture of one live source, across connections.
 
     Args:
-        choice: which clock to use; `auto` takes the best one that there is. Where the chosen one is not to be had, the
-            next in the order sender, stream, receipt is used.
-        label: what log messages call the source.
+        choice: the clock to use; `auto` uses the best one. If the chosen clock is not available, the next one in the
+            order sender, stream, receipt is used.
+        label: name of the source in log messages.
     """
 
     def __init__(self, choice: ClockChoice = "auto", label: str = "source") -> None:
@@ -100,19 +100,19 @@ class PictureClock:
 
     @property
     def offset_s(self) -> float | None:
-        """Constant error of the sender's clock (sender minus this machine); None where it is right or not known."""
+        """Constant error of the sender's clock (sender minus this machine); None if the clock is right or unknown."""
         return self._sender.offset_s
 
     @property
     def interval_s(self) -> float:
-        """Usual time from picture to picture of this connection."""
+        """Typical time between two pictures of this connection."""
         return self._stream.interval_s
 
     def connect(self, opened_ns: int, *, counts_pictures: bool = False) -> None:
-        """Begin a new connection, whose time stamps have a zero of their own.
+        """Begin a new connection. Its time stamps start at another zero.
 
         Args:
-            opened_ns: monotonic time at which the connection was asked for; its pictures were captured later.
+            opened_ns: monotonic time at which the connection was requested; its pictures were captured later.
             counts_pictures: the demuxer makes up the time stamps (FFmpeg's AVFMT_NOTIMESTAMPS).
         """
         self._opened_ns = opened_ns
@@ -152,7 +152,7 @@ class PictureClock:
         self._host_offset_ns = offset_ns
 
     def _next_pts_s(self, moment: StreamMoment, arrival_s: float, usable: bool) -> float:
-        """Go on by the step of the stream's time, or of the arrivals where that is unusable or begins anew."""
+        """Advance by the step of the stream time, or of the arrivals if the stream time is unusable or restarts."""
         if self._last is not None:
             stream_step_s, step_s = moment.seconds - self._last[0], arrival_s - self._last[1]
             if usable and stream_step_s != float("inf"):
@@ -170,10 +170,10 @@ def _stamp(
 
 
 class _SenderClock:
-    """Follows the sender's wall clock, and knows whether it is right.
+    """Follows the sender's wall clock and decides whether it is right.
 
-    "Base" is the sender's wall time minus stream time: constant but for drift. A wrong time stamp of a single picture
-    shifts both, and leaves the base as it was.
+    "Base" is the sender's wall time minus the stream time. It is constant except for drift. A wrong time stamp of a
+    single picture shifts both times, so the base stays the same.
     """
 
     def __init__(self, label: str, always: bool) -> None:
@@ -187,10 +187,10 @@ class _SenderClock:
         self.connect()
 
     def connect(self) -> None:
-        """Begin a new connection: stream times have another zero. What is known of the sender's clock stays."""
+        """Begin a new connection. Stream times start at another zero; the facts about the sender's clock stay."""
         self._base_s: float | None = None
-        self._other: tuple[float, float] | None = None  # a base that contradicts, and since when
-        self._moved_base: tuple[float, float] | None = None  # where a report from before a jump puts the base; until
+        self._other: tuple[float, float] | None = None  # a base that contradicts, and the time since then
+        self._moved_base: tuple[float, float] | None = None  # base by reports from before a jump; valid until
         self._doubtful_since_s = None
 
     @property
@@ -199,11 +199,11 @@ class _SenderClock:
         return self._had_reports and self._right is not False and self._base_s is None
 
     def judge_again(self) -> None:
-        """This machine's clock was set: what was known of the sender's clock is void."""
+        """Forget the decision about the sender's clock, because this machine's clock was set."""
         self._right = None
 
     def lag_s(self, arrival: Arrival, moment: StreamMoment, arrival_s: float) -> float | None:
-        """Return arrival minus capture by the sender's clock; None without a report, or where that clock is wrong."""
+        """Return arrival minus capture by the sender's clock; None without a report, or if that clock is wrong."""
         if arrival.sender_unix_ns is not None:
             self._take_report(arrival.sender_unix_ns / 1e9 - moment.seconds, moment.moved_s, arrival_s)
         if self._base_s is None:
@@ -229,9 +229,9 @@ class _SenderClock:
             self._base_s, self._other = base_s, None
 
     def _judge(self, best_delay_s: float, arrival_s: float) -> bool:
-        """Return whether the sender's clock is right, by the delay that it gives the link at its best moment.
+        """Return whether the sender's clock is right, judged by the delay of the link at its best moment.
 
-        What was decided changes only when the evidence against it stays; meanwhile the clock is not used.
+        A decision changes only if the evidence against it persists. In the meantime the clock is not used.
         """
         limit_s = LARGEST_KNOWN_DELAY_S if self._right else LARGEST_SENDER_DELAY_S
         right = -_FUTURE_S <= best_delay_s <= limit_s

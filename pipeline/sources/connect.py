@@ -1,4 +1,4 @@
-"""Opening a live address: waits until it can be reached, and says in one sentence why it cannot be opened."""
+"""Opens live addresses: waits until they can be reached, and says in one sentence why one cannot be opened."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pipeline.sources.video import open_video, reason
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _PROBE_S = 1.0
-"""A camera that comes back is noticed within this time. TCP alone would repeat its first packet after 1, 3 and 7 s."""
+"""A camera that is back is noticed within this time. TCP by itself repeats its first packet after 1, 3 and 7 s."""
 
 
 class RefusedError(SourceError):
-    """The server refused the login. Trying again soon would lock the account."""
+    """The server refused the login. Frequent retries could lock the account."""
 
 
 class Connector:
-    """Opens one address, again and again.
+    """Opens one address, as often as needed.
 
     Args:
-        stopped: ends the waiting.
+        stopped: event that ends the waiting.
     """
 
     def __init__(self, address: Address, config: SourceConfig, stopped: threading.Event) -> None:
@@ -39,7 +39,7 @@ class Connector:
         self._config = config
         self._stopped = stopped
         self._silent_host = address.scheme in ("rtsp", "rtsps", "rtmp", "rtmps")
-        # FFmpeg would wait for 20 pictures to guess their rate, which nothing here needs.
+        # Otherwise FFmpeg waits for 20 pictures to estimate their rate, which is not needed here.
         self._options = {"fflags": "nobuffer", "fpsprobesize": "0"}
         if address.scheme in ("rtsp", "rtsps"):
             self._options["rtsp_transport"] = config.rtsp_transport
@@ -49,7 +49,7 @@ class Connector:
         """Open the address and return the container with its video stream.
 
         Raises:
-            SourceError: nothing answers, or what answers is no video.
+            SourceError: there is no answer, or the answer is not a video.
             RefusedError: the login was refused.
         """
         label = self._address.label
@@ -70,7 +70,7 @@ class Connector:
             raise self._explained(error) from error.__cause__
 
     def _await_reachable(self, status: SourceStatus) -> None:
-        """Return when something accepts connections."""
+        """Wait until the address accepts connections."""
         address = self._address
         port = address.port or _PORTS[address.scheme]
         begun_s = time.monotonic()
@@ -97,7 +97,7 @@ class Connector:
         raise SourceError(f"{address.label}: stopped")
 
     def _explained(self, error: SourceError) -> SourceError:
-        """Say what FFmpeg's error means for a live address."""
+        """Convert an error of FFmpeg to a sentence about the live address."""
         label, cause = self._address.label, error.__cause__
         if isinstance(cause, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
             return RefusedError(f"{label}: the user name or the password was refused; check them in the address")
@@ -113,7 +113,7 @@ class Connector:
         return error
 
     def _tls_failure(self) -> str | None:
-        """Try the handshake alone; return what is wrong with it."""
+        """Try only the TLS handshake and return what is wrong with it."""
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         address = (self._address.host, self._address.port or _PORTS[self._address.scheme])

@@ -1,7 +1,7 @@
-"""Any video that FFmpeg reads, as frames: none lost, in order.
+"""Video files in any format that FFmpeg reads: every frame, in order.
 
-Damage does not end the reading: what can be decoded is yielded, and one SourceError at the end says where the first
-damage was. A frame count in the container is never trusted; a stated length in bytes is (see `truncation`).
+Damage does not end the reading. Everything that can be decoded is yielded, and one SourceError at the end says where
+the first damage was. The frame count of a container is not trusted, but its length in bytes is (see `truncation`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pipeline.sources.file_time import mend
 from pipeline.sources.truncation import missing_bytes
 from pipeline.sources.video import RgbConverter, open_video, reason
 
-_MOST_DRAINS = 256  # more than decoders have threads; one that cannot even be opened fails for ever
+_MOST_DRAINS = 256  # more than the threads of a decoder; a decoder that cannot be opened fails for ever
 _SAME_TIME_S = 1e-6
-_PACKETS_BEFORE_A_JOINT = 3  # the parser looks ahead, so the mark is up to two packets early
-_LONGEST_STEP_S = 1.0  # a longer step, or one backwards, begins another recording
+_PACKETS_BEFORE_A_JOINT = 3  # the parser looks ahead, so the flag may be two packets early
+_LONGEST_STEP_S = 1.0  # a longer step, or a step backwards, starts another recording
 _NO_TIME_STAMPS = 0x80  # AVFMT_NOTIMESTAMPS in libavformat/avformat.h: raw streams
 
 
 class FileSource(Source):
     """A video file, a pipe, or a recording behind an http address.
 
-    Memory is flat: the decoder's own pictures, and one RGB array per frame that lives as long as the frame does.
+    Memory does not grow: it holds the pictures of the decoder, and one RGB array per frame while the frame exists.
     """
 
     _container: InputContainer
@@ -94,7 +94,7 @@ class FileSource(Source):
             ) from error
 
     def _pictures(self) -> Iterator[VideoFrame]:
-        """Decode everything that can be decoded; damage is noted and passed over."""
+        """Decode everything that can be decoded. Damage is noted and skipped."""
         packets = self._container.demux(self._stream)
         recent: deque[av.Packet[VideoStream]] = deque(maxlen=_PACKETS_BEFORE_A_JOINT)
         while True:
@@ -116,10 +116,10 @@ class FileSource(Source):
         yield from self._drained()
 
     def _is_joint(self, last: av.Packet[VideoStream], first: av.Packet[VideoStream]) -> bool:
-        """Whether two transport streams are joined here: a key frame whose time does not follow from the one before.
+        """Whether two transport streams are joined here: the time of a key frame does not follow from the previous one.
 
-        At a joint the counter of the transport stream starts again. FFmpeg takes that for a lost packet, and marks one
-        of the last packets before it as incomplete.
+        At a joint the counter of the transport stream restarts. FFmpeg treats this as a lost packet and marks one of
+        the last packets before it as incomplete.
         """
         last_s, first_s = self._seconds(last.dts), self._seconds(first.dts)
         if last_s is None or first_s is None:
@@ -139,7 +139,7 @@ class FileSource(Source):
         yield from pictures
 
     def _drained(self) -> Iterator[VideoFrame]:
-        """What the decoder's threads still hold. Each call ends at a bad picture, so it is called until all is out."""
+        """Yield the pictures that the decoder still holds. A call ends at a bad picture, so it is repeated until the end."""
         for _ in range(_MOST_DRAINS):
             try:
                 pictures = self._stream.decode(None)
@@ -173,14 +173,14 @@ class FileSource(Source):
         return frame
 
     def _rate(self) -> float | None:
-        """The nominal frame rate. FFmpeg gives a raw stream 25 frames per second, whatever the stream itself states."""
+        """Return the nominal frame rate. FFmpeg gives raw streams 25 frames per second, whatever the stream states."""
         if self._has_times:
             rate = self._stream.average_rate or self._stream.guessed_rate
             return float(rate) if rate else None
         return float(self._stream.codec_context.framerate or self._config.rate)
 
     def _stated_s(self, picture: VideoFrame) -> float | None:
-        """The picture's own time stamp. FFmpeg makes one up for some raw streams."""
+        """Return the time stamp of the picture. FFmpeg makes one up for some raw streams."""
         return self._seconds(picture.pts) if self._has_times else None
 
     def _seconds(self, pts: int | None) -> float | None:
@@ -188,7 +188,7 @@ class FileSource(Source):
         return None if pts is None or time_base is None else float(pts * time_base)
 
     def _note(self, damage: str, pts: int | None = None) -> None:
-        """Remember damage near `pts` (in stream units; decoder threads report late), or after so many frames."""
+        """Note damage near `pts` (in stream units; decoder threads report late), or else after the current frame."""
         at_s = self._seconds(pts)
         where = f"after {self._index} frames" if at_s is None else f"near {at_s:.2f} s"
         self._first_damage = self._first_damage or f"{damage} {where}"

@@ -1,9 +1,8 @@
-"""Time stamps of files, mended: a wrong one costs one interval, and neither the run nor a file of ten hours.
+"""Corrects time stamps of files, so that a wrong one shifts the time by at most one interval.
 
-A stamp is compared with the one before and the one behind it. One that stands alone (it does not increase, or leaps
-ahead and the next one does not follow) is placed one interval after its predecessor. A change that the next stamp
-confirms begins a new line of time, which is joined one interval after the old one. A gap of up to `LONGEST_GAP_S` is
-taken for what it is.
+A stamp is compared with the previous and the next one. If it does not increase, or jumps ahead while the next one does
+not, it is replaced by its predecessor plus one interval. If the next stamp confirms the change, a new time line starts;
+it continues one interval after the old one. A gap of up to `LONGEST_GAP_S` is accepted as it is.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 LONGEST_GAP_S = 60.0
-_GAP_INTERVALS = 5.0  # of recordings that take a picture a minute
+_GAP_INTERVALS = 5.0  # for recordings with one picture per minute
 
 
 def mend(stated: Iterable[tuple[Item, float | None]], interval_s: float) -> Iterator[tuple[Item, float]]:
-    """Yield each item with a time that strictly increases. One item is held back until the next one has come.
+    """Yield each item with a strictly increasing time. One item is held back until the next one arrives.
 
     Args:
-        stated: items with their own time stamps, seconds; None where there is none.
-        interval_s: nominal time from picture to picture.
+        stated: items with their time stamps, seconds; None for items without one.
+        interval_s: nominal time between two pictures.
     """
     times = _FileTimes(interval_s)
     waiting: tuple[Item, float | None] | None = None
@@ -43,7 +42,7 @@ class _FileTimes:
         self._shift_s = 0.0
 
     def place(self, stated_s: float | None, next_s: float | None) -> float:
-        """Return the time of a picture that states `stated_s`, before one that states `next_s`."""
+        """Return the time of a picture with the stamp `stated_s` that is followed by one with the stamp `next_s`."""
         if self._last_s is None:
             self._last_s = self._first(stated_s, next_s)
             return self._last_s
@@ -78,7 +77,7 @@ class _FileTimes:
         return 0 < stated_s + self._shift_s - self._last_s <= longest_s
 
     def _stands_alone(self, stated_s: float, next_s: float | None, interval_s: float) -> bool:
-        """Whether the stamp leaps ahead, and the next one lies before it."""
+        """Whether the stamp jumps ahead and the next one is before it."""
         assert self._last_s is not None
         if next_s is None or stated_s + self._shift_s - self._last_s <= 2 * interval_s:
             return False

@@ -1,11 +1,11 @@
-"""The delay that a link has built up: arrival time minus stream time, against its smallest value.
+"""The delay that a link has built up: arrival time minus stream time, relative to its smallest value.
 
 The arrival time and the stream time come from two clocks, so their difference ("delay" here) has an unknown constant,
-drifts by up to ±200 ppm, and grows by whatever the link holds back. A link can only add delay. The delay of an empty
-link is therefore a line below all measured delays, and the distance from that line is the lag.
+drifts by up to ±200 ppm, and increases by the time that the link holds packets back. A link can only add delay. So the
+delay of an empty link is a line below all measured delays, and the distance from that line is the lag.
 
-The line may fall at once, but may rise only as fast as the clocks can drift: a delay that stays is not forgotten. The
-drift is learned from the smallest delay of each half minute with the linear program of Moon, Skelly and Towsley,
+The line can fall immediately but rises only as fast as the clocks can drift, so a persistent delay is not forgotten.
+The drift is estimated from the smallest delay of each half minute with the linear program of Moon, Skelly and Towsley,
 "Estimation and removal of clock skew from network delay measurements" (INFOCOM 1999): of all lines below the points,
 the one with the largest sum is the edge of their lower convex hull at their mean time.
 """
@@ -21,9 +21,9 @@ WORST_DRIFT = 200e-6
 _WINDOW_S = 30.0
 _WINDOWS = 20
 _FEWEST_WINDOWS = 4
-_BELIEVABLE_SLOPE = 250e-6  # a steeper line is a delay that changed, not a drift
+_BELIEVABLE_SLOPE = 250e-6  # a steeper line means that the delay changed, not that a clock drifts
 _SMALLEST_SLACK = 10e-6
-_JITTER_S = 0.005  # smallest delays of two windows differ by this much on a quiet link
+_JITTER_S = 0.005  # on an idle link, the smallest delays of two windows differ by this much
 
 
 class LinkLag:
@@ -46,7 +46,7 @@ class LinkLag:
 
     @property
     def uncertainty_s(self) -> float:
-        """How far the reference may have drifted since a delay last touched it."""
+        """Possible drift of the reference since the last delay that was equal to it."""
         return (abs(self._drift) + self._slack) * (self._at_s - self._touched_s)
 
     def expected_s(self, arrival_s: float) -> float | None:
@@ -56,7 +56,7 @@ class LinkLag:
         return self._reference_s + (self._drift + self._slack) * max(0.0, arrival_s - self._at_s)
 
     def measure(self, delay_s: float, arrival_s: float) -> float:
-        """Take in one picture's delay; return the lag, 0 or more seconds."""
+        """Add the delay of one picture and return the lag, 0 or more seconds."""
         expected_s = self.expected_s(arrival_s)
         if expected_s is None:
             self._window_from_s = arrival_s
@@ -84,7 +84,7 @@ class LinkLag:
 
 
 def _slope_below(points: list[tuple[float, float]]) -> float:
-    """Slope of the lower convex hull of `points` (time, delay; times increase) at their mean time."""
+    """Return the slope of the lower convex hull of `points` (time, delay; times increase) at their mean time."""
     hull: list[tuple[float, float]] = []
     for x, y in points:
         while len(hull) > 1 and _turns_right(hull[-2], hull[-1], (x, y)):

@@ -1,14 +1,14 @@
-"""Live addresses and devices: every picture as it arrives, across lost connections.
+"""Live addresses and devices: every picture as it arrives, also after lost connections.
 
 One thread opens the connection, reads, decodes and yields. It never waits for a consumer: its frames go into a queue
 that keeps the newest (`pipeline.flow.queues`). A picture becomes RGB only when somebody asks for it, so that a dropped
-frame costs no conversion. A connection that is lost, or was never there, is tried again for ever.
+frame costs no conversion. It connects again for ever, after a lost connection or a failed one.
 
 FFmpeg cannot be woken from a blocking read, but every read has a time-out: after `stop` the iteration ends within
 `read_timeout_s`, and sooner while packets come.
 
-Times come from `pipeline.sources.clock`. A source whose pictures are older than the age budget catches up: it skips to
-the newest key frame while packets are waiting, and connects again where none are.
+Times come from `pipeline.sources.clock`. If pictures are older than the age budget, the source catches up: it skips to
+the newest key frame if packets are waiting, and otherwise connects again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from pipeline.sources.video import LazyPicture, RgbConverter, reason, sender_uni
 logger = logging.getLogger(__name__)
 
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS of libavformat/avformat.h
-_PATIENT_S = 30.0  # wait after a refusal: cameras lock accounts that fail often
-_STEADY_S = 5.0  # a connection that lasted this long was good: the next back-off starts anew
+_PATIENT_S = 30.0  # wait after a refused login: cameras lock accounts after many failures
+_STEADY_S = 5.0  # after a connection of this length, the back-off starts again at its first value
 _LOG_EVERY_S = 60.0
 
 
 class LiveSource(Source):
-    """A camera or a stream. It ends by `stop`, or with a SourceError where the settings say so."""
+    """A camera or a stream. It ends after `stop`, or with a SourceError if the settings allow that."""
 
     live = True
 
@@ -101,18 +101,18 @@ class LiveSource(Source):
         return longest_s * random.uniform(0.5, 1.0)
 
     def _log(self, sentence: str) -> None:
-        """Log each new reason, and the same one once a minute."""
+        """Log every new reason; log the same reason again only once a minute."""
         before, at_s = self._logged
         if sentence != before or time.monotonic() - at_s > _LOG_EVERY_S:
             self._logged = (sentence, time.monotonic())
             logger.warning("%s; trying again until it is back", sentence)
 
     def _connection(self) -> Generator[Frame, None, str]:
-        """Open the address, yield its frames until it ends, close it; return why it ended."""
+        """Open the address, yield its frames, close it, and return why it ended."""
         opened_ns = time.monotonic_ns()
         container, stream = self._connector.open(self.status)
         with container:
-            stream.thread_type = "SLICE"  # frame threads would hold back one picture each
+            stream.thread_type = "SLICE"  # with frame threads, each thread would hold back one picture
             stream.codec_context.flags |= CodecFlags.low_delay | CodecFlags.copy_opaque
             self.fps = float(stream.average_rate) if stream.average_rate else self.fps
             self.status.connected()
@@ -128,7 +128,7 @@ class LiveSource(Source):
                 return f"{self._label}: the connection broke ({reason(error)})"
 
     def _frames(self, container: InputContainer, stream: VideoStream) -> Generator[Frame, None, str]:
-        """Yield frames; return why no more come."""
+        """Yield frames, and return why there are no more."""
         barren_s = time.monotonic()  # arrival of the first packet after the newest picture
         pictured = False
         for packet in self._packets(container, stream):
@@ -157,7 +157,7 @@ class LiveSource(Source):
         return f"{self._label}: the sender ended the stream"
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
-        """Packets with their arrival; while the source is late, those before the newest key frame are skipped."""
+        """Yield packets with their arrival. A late source skips those before the newest key frame."""
         packets = container.demux(stream)
         while True:
             asked_ns = time.monotonic_ns()
@@ -175,7 +175,7 @@ class LiveSource(Source):
                 self.drops["skipped to catch up"] = self._catch_up.skipped
 
     def _frame(self, picture: VideoFrame, decode_s: float) -> Frame | None:
-        """The frame of a picture; None where it would be older than the frame before it."""
+        """Return the frame of a picture; None if it would be older than the previous frame."""
         arrival = cast(Arrival | None, picture.opaque)
         if arrival is None:
             unix_ns, monotonic_ns = now_ns()
@@ -200,7 +200,7 @@ class LiveSource(Source):
         self.status.picture(frame, self._clock.offset_s)
         self._catch_up.picture(frame.age_s, self.age_budget_s)
         if stamp.capture_monotonic_ns <= self._newest_capture_ns:
-            # A report of the sender showed that pictures are older than was known.
+            # A new report of the sender showed that pictures are older than they seemed.
             self.drops["older than the frame before"] += 1
             return None
         self._newest_capture_ns = stamp.capture_monotonic_ns

@@ -10,7 +10,7 @@ _LARGEST_BYTES = 1 << 20
 
 
 def playlist_is_complete(url: str, timeout_s: float) -> bool:
-    """Whether the playlist at `url` has its end marker. Of a master playlist, the first variant counts.
+    """Whether the playlist at `url` has an end marker. For a master playlist, the first variant is checked.
 
     Raises:
         OSError: it cannot be read.

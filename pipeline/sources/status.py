@@ -1,7 +1,7 @@
-"""How a source is doing. The iterating thread writes it; any thread reads it.
+"""The state of a source. The iterating thread writes it; any thread reads it.
 
-The state is worked out when somebody asks, from the time of the newest picture: a thread that hangs in a decoder cannot
-hide it.
+The state is computed when it is read, from the time of the newest picture. So it is right even if the iterating thread
+hangs in a decoder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StatusView:
         since_unix_ns: when this state was first seen, ns since 1970.
         frame_rate: pictures a second in the last two seconds.
         lag_s: lag of the newest picture; None where unknown.
-        last_error: what went wrong last, one sentence; None where nothing did.
+        last_error: the last error, one sentence; None without an error.
         last_capture_unix_ns: capture time of the newest picture; None before the first.
         capture_clock: clock of the newest picture.
         clock_offset_s: constant error of the camera's clock; None where unknown.
@@ -52,7 +52,7 @@ class SourceStatus:
     """Facts about one source.
 
     Args:
-        silence_s: a source without a picture for this long is lost; None for sources that may take their time.
+        silence_s: a source without a picture for this long is lost; None for sources that may be slow.
     """
 
     def __init__(self, silence_s: float | None = None) -> None:
@@ -99,7 +99,7 @@ class SourceStatus:
             self._moved_ns = time.monotonic_ns()
 
     def ended(self, sentence: str | None = None) -> None:
-        """There will be no more pictures; `sentence` says why where that is an error."""
+        """There will be no more pictures; `sentence` is the reason if this is an error."""
         with self._lock:
             self._ended = True
             self._error = sentence or self._error
@@ -113,7 +113,7 @@ class SourceStatus:
         """Return the status now.
 
         Args:
-            budget_s: a newest picture that is older than this makes the source late; 0 for sources that are never late.
+            budget_s: the source is late if its newest picture is older than this; 0 for sources that are never late.
         """
         now_ns = time.monotonic_ns()
         with self._lock:

@@ -1,13 +1,12 @@
-"""The stream's own clock, made continuous: wrong time stamps are ignored, changes that stay are followed.
+"""A continuous clock from the time stamps of a stream. Wrong stamps are ignored; lasting changes are followed.
 
-A time stamp is doubtful where it does not increase, or where it runs ahead of what the link could deliver. A single
-doubtful picture is taken to follow its predecessor by one interval. Doubtful pictures that agree with each other for
-half a second are a new line of time (a reset, a wrap, a jump), which is joined to the old one without a step. Where
-nothing agrees for a second (frozen, zero or random stamps), time follows the arrivals until the stamps agree again.
+A time stamp is doubtful if it does not increase, or if it is further ahead than the arrival allows. A single doubtful
+picture is placed one interval after its predecessor. Doubtful pictures that agree with each other for half a second are
+a new time line (after a reset, a wrap or a jump), which continues the old one without a step. If no stamps agree for a
+second (frozen, zero or random stamps), the time follows the arrivals until the stamps agree again.
 
-Some times are made up: a demuxer or a camera counts pictures and states a rate that it does not have. Then stream time
-and real time part steadily from the first second on. A link that is too slow looks alike, except that its pictures
-take longer the larger they are.
+Some stamps are made up: a demuxer or a camera counts pictures and assumes a wrong rate. Then stream time and real time
+diverge steadily from the first second. A link that is too slow looks similar, but there, larger pictures take longer.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ _HOPELESS_S = 1.0
 """Without time stamps that agree for this long, time follows the arrivals."""
 
 _GAP_INTERVALS = 2.5  # a step of more intervals than this is a gap, not jitter
-_TOLERANCE_S = 0.05  # stamps may run ahead of the link's best moment by this much
+_TOLERANCE_S = 0.05  # stamps may be ahead of the best moment of the link by this much
 _FIRST_INTERVAL_S = 1 / 25
 _SMALLEST_STEP_S = 1e-6
 
-_SETTLING_S = 1.0  # servers send what they have kept in a burst at first
+_SETTLING_S = 1.0  # at first, servers send their buffered packets in a burst
 _SHORTEST_S = 1.0
 _PROVEN_S = 10.0
-_RATE_ERROR = 0.005  # 25 times the worst clock
-_LARGE_PICTURES_TAKE_LONGER = 0.6  # correlation of size and time since the picture before
+_RATE_ERROR = 0.005  # 25 times the error of the worst clock
+_LARGE_PICTURES_TAKE_LONGER = 0.6  # correlation of size and time since the previous picture
 
 
 @dataclass(frozen=True)
 class StreamMoment:
-    """A picture's place in stream time.
+    """The position of a picture in stream time.
 
     Attributes:
         seconds: continuous stream time, strictly increasing; it runs at the rate of the stream's clock.
-        lag_s: delay that the link has built up; estimated where the stamp is doubtful.
-        trusted: False where the time stamps are unusable and `seconds` follows the arrivals.
-        moved_s: how far the stamps jumped, where a new line of time was joined with this picture; else 0.
+        lag_s: delay that the link has built up; an estimate if the stamp is doubtful.
+        trusted: False if the time stamps are unusable and `seconds` follows the arrivals.
+        moved_s: size of the jump of the stamps if a new time line starts with this picture; else 0.
     """
 
     seconds: float
@@ -76,7 +75,7 @@ class StreamClock:
         self._good_s = 0.0  # last arrival at which the stamps were usable
         self._since_good = 0
         self._lag_s = 0.0
-        self.interval_s = _FIRST_INTERVAL_S  # usual time from picture to picture
+        self.interval_s = _FIRST_INTERVAL_S  # typical time between two pictures
         self._intervals: deque[float] = deque([_FIRST_INTERVAL_S], maxlen=15)
         self._lags: deque[tuple[float, float]] = deque(maxlen=60)
         self._line: list[_Picture] = []  # doubtful pictures that agree with each other
@@ -91,7 +90,7 @@ class StreamClock:
         """Place the next picture, in order of presentation.
 
         Args:
-            stated_s: time stamp of the stream in seconds; None where it has none.
+            stated_s: time stamp of the stream in seconds; None if it has none.
             arrival_s: monotonic time at which the picture's packet arrived.
             size_bytes: size of that packet.
         """
@@ -109,12 +108,12 @@ class StreamClock:
         return StreamMoment(self._seconds, self._lag_s, trusted, moved_s)
 
     def _begin(self, stated_s: float, arrival_s: float, passed_s: float) -> None:
-        """Take the first stamp; pictures without one may have come before it."""
+        """Use the first stamp. Pictures without a stamp may have come before."""
         self._shift_s = max(self._start_s, self._seconds + passed_s) - stated_s
         self._good = _Picture(stated_s - self.interval_s, arrival_s - self.interval_s)
 
     def _accept(self, picture: _Picture, size_bytes: int) -> None:
-        """Take the stamp as it is."""
+        """Use the stamp as it is."""
         assert self._good is not None
         step_s = picture.stated_s - self._good.stated_s
         if step_s <= _GAP_INTERVALS * self.interval_s * (1 + self._since_good) or len(self._intervals) < 3:
@@ -143,13 +142,13 @@ class StreamClock:
                 return True
         if not self._line or not _agree(self._line[-1], stated_s, arrival_s, self.interval_s):
             return False
-        # Both lines are possible: the nearer one is right.
+        # Both lines are possible; the nearer one is used.
         newest = self._line[-1]
         error_s = abs(stated_s - newest.stated_s - (arrival_s - newest.arrival_s))
         return error_s + self.interval_s / 2 < abs(step_s - passed_s)
 
     def _doubt(self, stated_s: float | None, arrival_s: float, passed_s: float) -> float:
-        """Estimate the place of a picture whose stamp is doubtful; return how far the stamps jumped if they stay."""
+        """Estimate the time of a picture with a doubtful stamp. Return the size of a jump that lasts, else 0."""
         self._since_good += 1
         hopeless = arrival_s - self._good_s >= _HOPELESS_S
         if stated_s is not None:
@@ -167,7 +166,7 @@ class StreamClock:
         return 0.0
 
     def _join(self, arrival_s: float) -> float:
-        """Follow the new line of time. The lag is taken to be what it was in the last second before the change."""
+        """Follow the new time line. The lag is assumed to be that of the last second before the change."""
         newest = self._line[-1]
         recent = [lag_s for at_s, lag_s in self._lags if at_s >= self._good_s - 1.0]
         lag_s = min(recent, default=0.0)
@@ -189,13 +188,13 @@ class StreamClock:
 
 
 def _agree(before: _Picture, stated_s: float, arrival_s: float, interval_s: float) -> bool:
-    """Whether a picture may follow `before`: later, and not farther ahead than its arrival allows."""
+    """Whether a picture can follow `before`: it is later, but not further ahead than its arrival allows."""
     step_s = stated_s - before.stated_s
     return 0 < step_s <= max(_GAP_INTERVALS * interval_s, arrival_s - before.arrival_s + _TOLERANCE_S)
 
 
 class _RateCheck:
-    """Compares the stated rate with the real one, from the first seconds of a connection until it is decided."""
+    """Compares the stated rate with the real one, from the first seconds of a connection until the result is clear."""
 
     def __init__(self) -> None:
         self.made_up = False
@@ -240,7 +239,7 @@ class _RateCheck:
                 self.decided = True
 
     def _parts_steadily(self, passed_s: float, ahead_s: float) -> bool:
-        """Whether half of the difference was there at half of the time."""
+        """Whether half of the difference existed after half of the time, so that it grows steadily."""
         half_s = next(ahead for passed, ahead in self._ahead if passed >= passed_s / 2)
         return 0.3 * abs(ahead_s) < abs(half_s) < 0.7 * abs(ahead_s)
 

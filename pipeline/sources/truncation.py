@@ -1,8 +1,8 @@
-"""Does a file end before its own container says so?
+"""Detects files that end before the length that their container states.
 
-A file cut off at the boundary of a packet reads without any error: FFmpeg simply reports its end (Matroska always
-does). But the three families of containers that nearly all video comes in state their length in bytes up front, and
-that length does not lie as frame counts and durations do. Other formats (MPEG-TS, raw streams) state none.
+FFmpeg reports no error for a file that was cut at the boundary of a packet; it just reports the end (for Matroska
+always). But the three families of containers that most videos use state their length in bytes near the start. Unlike
+frame counts and durations, this length is reliable. Other formats (MPEG-TS, raw streams) state no length.
 
 Sources: ISO/IEC 14496-12 §4.2 (boxes), Microsoft RIFF (chunks), RFC 8794 §4 and RFC 9559 §5.1 (EBML, Matroska).
 """
@@ -18,12 +18,12 @@ _EBML_HEADER = 0x1A45DFA3
 _MATROSKA_SEGMENT = 0x18538067
 _BOX_TYPES = frozenset(
     b"ftyp styp pdin moov moof mfra mdat free skip wide pnot uuid meta udta sidx ssix prft emsg".split()
-)  # anything else at the top level is a trailer of the recorder's own, whose length means nothing
-_RIFF_SLACK_BYTES = 8  # some writers count the header of the RIFF chunk, some do not
+)  # other boxes at the top level are trailers of recorders; their length is meaningless
+_RIFF_SLACK_BYTES = 8  # some writers include the header of the RIFF chunk, some do not
 
 
 def missing_bytes(path: Path) -> int:
-    """Return how many bytes of its stated length the video file lacks; 0 where it is whole or states no length."""
+    """Return how many bytes of its stated length a video file lacks; 0 if it is complete or states no length."""
     size = os.path.getsize(path)
     with path.open("rb") as file:
         head = file.read(12)
@@ -40,7 +40,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def _iso_end(file: BinaryIO, size: int) -> int:
-    """End of the last top-level box; a size of 0 means "to the end of the file"."""
+    """Return the end of the last top-level box. A size of 0 means "to the end of the file"."""
     end = 0
     while end + 8 <= size:
         file.seek(end)
@@ -54,7 +54,7 @@ def _iso_end(file: BinaryIO, size: int) -> int:
 
 
 def _riff_end(file: BinaryIO, size: int) -> int:
-    """End of the last top-level RIFF chunk (large AVI files have several); 0 is what a crashed recorder leaves."""
+    """Return the end of the last top-level RIFF chunk (large AVI files have several). A crashed recorder leaves 0."""
     end = 0
     while end + 8 <= size:
         file.seek(end)
@@ -66,7 +66,7 @@ def _riff_end(file: BinaryIO, size: int) -> int:
 
 
 def _matroska_end(file: BinaryIO, size: int) -> int:
-    """End of the segment; an unknown size (a stream recorded without seeking back) reads as the file's own."""
+    """Return the end of the segment. For an unknown size (recorded without seeking), it is the end of the file."""
     end = 0
     while end + 12 <= size:
         file.seek(end)

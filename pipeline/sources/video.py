@@ -1,11 +1,10 @@
-"""What file and live sources share: opening a video with PyAV, and turning its pictures into upright RGB.
+"""Common parts of file and live sources: opens a video with PyAV and converts its pictures to upright RGB.
 
 swscale converts a picture once, from the decoder's own format to RGB at source size. Files convert in the decode
-thread, since every frame is used. Live sources convert when inference takes the frame (`LazyPicture`), since most
-frames may be dropped before. Converting and scaling to the engine's input in one call would cost more, not less:
-swscale scales at half the rate at which it converts (measured on 640 × 480), and the overlay needs the source size
-anyway. swscale runs on one thread: its slices cost more than they gain at these sizes, and the decoder's threads use
-the other cores.
+thread, because every frame is used. Live sources convert when inference takes the frame (`LazyPicture`), because most
+frames may be dropped before. Converting and scaling to the engine's input in one call would be slower: scaling with
+swscale takes twice as long as conversion (measured on 640 × 480), and the overlay needs the source size anyway. swscale
+uses one thread: at these sizes, slices cost more than they gain, and the decoder's threads use the other cores.
 
 Shape suffixes: H, W = height and width in pixels; 3 = red, green, blue.
 """
@@ -41,19 +40,19 @@ def open_video(
     """Open `address` and return the container with its main video stream.
 
     Args:
-        address: what FFmpeg opens.
-        label: what messages call it; free of passwords.
+        address: address for FFmpeg.
+        label: its name in messages, without passwords.
         format_name: FFmpeg's name of the input format; None lets it probe.
         options: FFmpeg's input options.
-        timeout_s: (open, read) limits; None waits for ever, which is right for local files.
+        timeout_s: limits for opening and reading; None waits for ever, as for local files.
     Raises:
-        SourceError: nothing there, not a video, no decoder, or the time is up.
+        SourceError: the address does not exist, is no video or has no decoder, or the time is over.
     """
     started_s = time.monotonic()
     try:
         container = av.open(address, mode="r", format=format_name, options=options or {}, timeout=timeout_s)
     except (av.FFmpegError, OSError, ValueError) as error:
-        # FFmpeg reports a time-out as whatever the interrupted protocol made of it, so only the clock tells.
+        # After a time-out FFmpeg reports an arbitrary error of the protocol, so the clock is checked.
         if timeout_s is not None and time.monotonic() - started_s >= timeout_s[0]:
             raise SourceError(
                 f"{label}: no video within {timeout_s[0]:g} s; check that it is on and reachable, or wait longer"
@@ -69,12 +68,12 @@ def open_video(
 
 
 def reason(error: Exception) -> str:
-    """FFmpeg's words for `error`, without its numbers and without the address, which may hold a password."""
+    """Return FFmpeg's text for `error`, without numbers and without the address, which may contain a password."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def sender_unix_ns(packet: av.Packet[VideoStream]) -> int | None:
-    """Wall time of the sender at the packet's capture, ns since 1970; None before its first report.
+    """Return the sender's wall time at the capture of the packet, ns since 1970; None before its first report.
 
     Source: AVProducerReferenceTime in libavcodec/defs.h: int64 microseconds since 1970, int flags.
     """
@@ -85,7 +84,7 @@ def sender_unix_ns(packet: av.Packet[VideoStream]) -> int | None:
 
 
 class RgbConverter:
-    """Turns decoded pictures into upright RGB arrays; thread-safe. Keeps swscale's tables between like pictures."""
+    """Converts decoded pictures to upright RGB arrays. Thread-safe. Caches swscale's tables for similar pictures."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -128,13 +127,13 @@ class LazyPicture:
             if self._picture is not None:
                 self._rgb_HW3 = self._converter.rgb(self._picture)
                 self._rgb_HW3.flags.writeable = False
-                self._picture = None  # the decoder may use its buffer again
+                self._picture = None  # so that the decoder can use its buffer again
             assert self._rgb_HW3 is not None
             return self._rgb_HW3
 
 
 def upright(rgb_HW3: NDArray[Any], picture: VideoFrame) -> NDArray[np.uint8]:
-    """Apply the display matrix of `picture`, if it has one, rounded to the nearest of the eight turns and mirrorings.
+    """Apply the display matrix of `picture`, if any, rounded to the nearest of the eight rotations and mirrorings.
 
     Source: libavutil/display.h: x' = a·x + c·y, y' = b·x + d·y; the matrix is [a, b, u; c, d, v; x, y, w] in 16.16.
     """
