@@ -139,7 +139,7 @@ class FileSource(Source):
         yield from pictures
 
     def _drained(self) -> Iterator[VideoFrame]:
-        """Yield the pictures that the decoder still holds. A call ends at a bad picture, so it is repeated until the end."""
+        """Yield the pictures that the decoder still holds. Each call ends at a bad picture, so it is repeated."""
         for _ in range(_MOST_DRAINS):
             try:
                 pictures = self._stream.decode(None)
