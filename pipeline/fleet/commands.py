@@ -31,7 +31,7 @@ from pipeline.options import (
 
 def batch(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, or @list.txt with a path in each line.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results; one folder in it for each input.")],
+    out: Annotated[str, typer.Option(help="Folder for the results, or object storage such as s3://bucket/folder.")],
     pattern: Annotated[
         list[str] | None, typer.Option(help="Files to take from folders, such as '*.mp4'; by default all videos.")
     ] = None,
@@ -59,6 +59,7 @@ def batch(
     from pipeline.config import load_config
     from pipeline.fleet.batch import Workers, run_batch
     from pipeline.fleet.jobs import VIDEO_PATTERNS, find_jobs
+    from pipeline.fleet.places import place_of
     from pipeline.fleet.worker import BatchSettings
 
     flags = {
@@ -67,7 +68,7 @@ def batch(
         "--backend": ("engine.backend", backend),
     }
     settings = load_config(config, set_ or (), flags)
-    jobs = find_jobs(inputs, out, pattern or VIDEO_PATTERNS)
+    jobs = find_jobs(inputs, place_of(out), pattern or VIDEO_PATTERNS)
     prompts = parse_prompts(settings.engine, prompt, keypoints, prompt_image, prompt_annotation, prompt_from)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     wanted = BatchSettings(settings, prompts, video, tuple(export or ()), overwrite)

@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from pipeline.errors import ConfigError, OutputError
+from pipeline.fleet.places import Place
 from pipeline.names import readable
 from pipeline.sources.addresses import RECORDING_SUFFIXES
 
@@ -34,7 +35,7 @@ class Job:
     """One input file and its folder of results."""
 
     input: Path
-    folder: Path
+    folder: Place
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -61,21 +62,26 @@ class Manifest(msgspec.Struct, frozen=True):
     error: str = ""
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest | None:
+    def read(cls, folder: Place) -> Manifest | None:
         """Return the manifest of a folder; None if there is none that can be read."""
         try:
             return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Place) -> None:
         """Replace the manifest of a folder. Readers see the old one or the new one."""
+        data = msgspec.json.format(msgspec.json.encode(self), indent=1)
+        if not isinstance(folder, Path):  # object storage replaces whole objects
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).write_bytes(data)
+            return
         partial = folder / f".{MANIFEST}.{os.getpid()}"
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
+        partial.write_bytes(data)
         partial.replace(folder / MANIFEST)
 
 
-def find_jobs(inputs: Sequence[str], out: Path, patterns: Sequence[str] = VIDEO_PATTERNS) -> list[Job]:
+def find_jobs(inputs: Sequence[str], out: Place, patterns: Sequence[str] = VIDEO_PATTERNS) -> list[Job]:
     """Return a job for each file, sorted by path, each file once.
 
     Args:
@@ -85,8 +91,8 @@ def find_jobs(inputs: Sequence[str], out: Path, patterns: Sequence[str] = VIDEO_
     Raises:
         ConfigError: an input does not exist, nothing matches, or two inputs would share a folder of results.
     """
-    jobs: dict[Path, Job] = {}
-    inside = out.resolve()
+    jobs: dict[Place, Job] = {}
+    inside = out.resolve() if isinstance(out, Path) else None
     for path in _expanded(inputs):
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if _matches(file.name, patterns) and file.is_file())
@@ -99,7 +105,7 @@ def find_jobs(inputs: Sequence[str], out: Path, patterns: Sequence[str] = VIDEO_
             raise ConfigError(f"{path}: there is no such file or folder")
     if not jobs:
         raise ConfigError(f"no file in {', '.join(inputs)} matches {', '.join(patterns)}; give --pattern")
-    return [jobs[folder] for folder in sorted(jobs)]
+    return [jobs[folder] for folder in sorted(jobs, key=str)]
 
 
 def prepare(job: Job, settings: str, *, overwrite: bool) -> bool:
@@ -125,12 +131,15 @@ def prepare(job: Job, settings: str, *, overwrite: bool) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; a process that dies gives it back.
+def locked(folder: Place) -> Iterator[None]:
+    """Hold the folder for this process; a process that dies gives it back. Object storage has no locks.
 
     Raises:
         OutputError: another batch holds it, or it cannot be made.
     """
+    if not isinstance(folder, Path):
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("w")
@@ -169,7 +178,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in patterns)
 
 
-def _add(jobs: dict[Path, Job], job: Job) -> None:
+def _add(jobs: dict[Place, Job], job: Job) -> None:
     other = jobs.setdefault(job.folder, job)
     if other.input.resolve() != job.input.resolve():
         raise ConfigError(

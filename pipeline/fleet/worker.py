@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from pipeline.errors import ERRORS, PipelineError
 from pipeline.fleet.jobs import POSES, Job, locked, prepare, started
+from pipeline.fleet.places import upload, working_folder
 from pipeline.names import readable
 from pipeline.outputs.convert import FORMATS, PoseLines, convert
 
@@ -86,29 +88,32 @@ class Worker:
             return Outcome(job, "failed", error=str(error))
 
     def _process(self, job: Job) -> Outcome:
-        from pipeline.flow.pipeline import Pipeline
-
-        settings = self._settings
         manifest = started(job, self._identity)
         manifest.write(job.folder)
-        poses = job.folder / POSES
-        pipeline = Pipeline(
-            settings.pipeline, poses=poses, video=job.folder / "annotated.mp4" if settings.video else None
-        )
         try:
-            pipeline.add(str(job.input))
-            result = pipeline.run(self._engine, settings.prompts)
-            if result.broken:
-                raise PipelineError("; ".join(result.broken))
-            exported = [job.folder / f"poses{FORMATS[kind][0]}" for kind in settings.exports]
-            for kind, path in zip(settings.exports, exported, strict=True):
-                convert(PoseLines(poses), kind, path)
+            with working_folder(job.folder) as folder:
+                outputs, frames = self._make(job.input, folder)
+                upload(folder, job.folder)
         except ERRORS as error:
             msgspec.structs.replace(manifest, state="failed", error=readable(str(error))).write(job.folder)
             raise
-        outputs = tuple(path.name for path in (*result.outputs, *exported))
-        msgspec.structs.replace(manifest, state="done", outputs=outputs, frames=result.published).write(job.folder)
-        return Outcome(job, "done", result.published)
+        msgspec.structs.replace(manifest, state="done", outputs=outputs, frames=frames).write(job.folder)
+        return Outcome(job, "done", frames)
+
+    def _make(self, video: Path, folder: Path) -> tuple[tuple[str, ...], int]:
+        """Write the results of a video into a folder; return their names, and the number of frames."""
+        from pipeline.flow.pipeline import Pipeline
+
+        settings, poses = self._settings, folder / POSES
+        pipeline = Pipeline(settings.pipeline, poses=poses, video=folder / "annotated.mp4" if settings.video else None)
+        pipeline.add(str(video))
+        result = pipeline.run(self._engine, settings.prompts)
+        if result.broken:
+            raise PipelineError("; ".join(result.broken))
+        exported = [folder / f"poses{FORMATS[kind][0]}" for kind in settings.exports]
+        for kind, path in zip(settings.exports, exported, strict=True):
+            convert(PoseLines(poses), kind, path)
+        return tuple(path.name for path in (*result.outputs, *exported)), result.published
 
 
 def identity(settings: BatchSettings) -> str:

@@ -27,7 +27,7 @@ _TOKEN = secrets.token_hex(16)  # Ray keeps the first one that a process has
 
 on_ray = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
 ]
 
@@ -82,7 +82,7 @@ def fleet_of(cluster: Any, config: FleetConfig, make_engine: MakeEngine, path: P
     thread = threading.Thread(target=supervise, name="fleet")
     thread.start()
     try:
-        assert running.begun.wait(60)
+        assert running.begun.wait(180)
         if running.error is not None:
             raise running.error
         yield running
@@ -102,7 +102,7 @@ class Running:
     begun: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def until(self, holds: Callable[[FleetEntry], bool], within_s: float = 60.0) -> FleetEntry:
+    def until(self, holds: Callable[[FleetEntry], bool], within_s: float = 180.0) -> FleetEntry:
         """Ask the directory until `holds`; fail after `within_s`."""
         deadline_s = time.monotonic() + within_s
         while not holds(found := ask(self.directory, 10)):
