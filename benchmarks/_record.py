@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipeline.doctor import cpuinfo
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PACKAGES = ("torch", "openvino", "numpy", "av", "opencv-python", "pyzmq", "msgspec", "filterpy")
@@ -67,19 +69,14 @@ def versions() -> dict[str, str]:
 
 def cpu_model() -> str:
     """Return the processor's name as Linux gives it, else the platform's."""
-    for line in _cpuinfo():
+    for line in cpuinfo():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def _cpu_flags() -> set[str]:
-    for line in _cpuinfo():
+    for line in cpuinfo():
         if line.startswith("flags"):
             return set(line.split(":", 1)[1].split())
     return set()

@@ -11,6 +11,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
+from engines.engine_cache import file_sha256
 from engines.errors import CheckpointError
 from engines.folders import expanded, home_cache
 
@@ -88,7 +89,7 @@ def fetch_weights(
 
 def _fetch(source: Source, folder: Path, progress: Progress, announce: Callable[[str], None]) -> Path:
     path = folder / source.file
-    if path.is_file() and (source.sha256 is None or _sha256(path) == source.sha256):
+    if path.is_file() and (source.sha256 is None or file_sha256(path) == source.sha256):
         announce(f"{path} is there already")
         return path
     failures = []
@@ -141,8 +142,3 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -60,7 +60,7 @@ def print_report(console: Console) -> None:
 
 def _cpu() -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    name = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    name = next((line.partition(":")[2].strip() for line in cpuinfo() if line.startswith("model name")), "")
     return Finding(
         "processor",
         f"{name or platform.machine()}, {usable} usable cores, Python {platform.python_version()}",
@@ -69,7 +69,7 @@ def _cpu() -> Finding:
 
 
 def _cpu_flags() -> Finding:
-    flags = next((set(line.partition(":")[2].split()) for line in _cpuinfo() if line.startswith("flags")), set())
+    flags = next((set(line.partition(":")[2].split()) for line in cpuinfo() if line.startswith("flags")), set())
     present = [name for name in _CPU_FLAGS if name in flags]
     fast = {"avx512_bf16", "amx_bf16"} & set(present)
     return Finding(
@@ -167,6 +167,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpuinfo() -> list[str]:
+def cpuinfo() -> list[str]:
+    """Return the lines of Linux's description of the processors; none elsewhere."""
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -20,8 +20,9 @@ from multiprocessing.synchronize import Event
 import numpy as np
 
 from benchmarks._record import RESULTS, commit, record
-from benchmarks.chaos.run import Camera, Run, Verdict, has_gstreamer, judge, memory_mib, running
+from benchmarks.chaos.run import Camera, Run, Verdict, has_gstreamer, judge, running
 from benchmarks.chaos.subscribers import beside, deaf, flood
+from benchmarks.memory import resident_mib
 
 SLOW_BYTES_PER_S = 15_000
 """A fifth of what the cameras send."""
@@ -116,7 +117,7 @@ def play(scenario: Scenario) -> Outcome:
             if command == scenario.recovered:
                 recovered_ns = time.monotonic_ns()
         _wait_until(run, scenario.seconds)
-        outcome = Outcome(Verdict(0), memory_mib=memory_mib(), threads=threading.active_count())
+        outcome = Outcome(Verdict(0), memory_mib=resident_mib(), threads=threading.active_count())
         outcome.reconnects = run.sources[-1].status.view().reconnects
         outcome.skipped = run.sources[-1].drops["skipped to catch up"]
     camera = len(cameras) - 1
@@ -139,7 +140,7 @@ def soak(seconds: float, seed: int = 0) -> dict[str, object]:
             time.sleep(chance.uniform(0.5, 6))
             camera.do("start" if fault == "kill" else "pass")
             time.sleep(chance.uniform(1, 8))
-            samples.append((memory_mib(), threading.active_count()))
+            samples.append((resident_mib(), threading.active_count()))
     third = max(1, len(samples) // 3)
     verdicts = [judge(run, camera) for camera in range(2)]
     return {

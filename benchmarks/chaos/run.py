@@ -8,7 +8,6 @@ brings its true time along, through the tracker, the publisher and ZeroMQ.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -352,9 +351,3 @@ def _share(run: Run, camera: int) -> float:
             could += 1
             free_ns = at_ns + round(run.engine_s * 1.2e9)
     return min(1.0, done / could) if could else 1.0
-
-
-def memory_mib() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

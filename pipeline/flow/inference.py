@@ -153,7 +153,7 @@ class Inference:
         return usable, earlier
 
     def _is_usable(self, frame: Frame, frames: Queue[Frame]) -> bool:
-        """Whether the frame is young enough and can be converted to RGB; otherwise it is dropped."""
+        """Whether the frame is young enough and can be converted to RGB. If not, it is dropped."""
         if not is_in_time(frame, frames, self._age_budget_s):
             return False
         try:

@@ -1,6 +1,6 @@
-"""Counters and times of the stages, in constant memory however long the pipeline runs.
+"""Counters and times of the stages, in constant memory.
 
-Durations go into logarithmic histograms whose bins are 2 % wide, so a percentile is right to 1 %.
+Durations are counted in logarithmic histograms with bins of 2 %, so a percentile is exact to 1 %.
 """
 
 import math
@@ -25,7 +25,7 @@ _BINS = math.ceil(math.log(_LARGEST_S / _SMALLEST_S) / math.log(_BIN_RATIO)) + 1
 
 
 class LatencyHistogram:
-    """Durations from 1 microsecond to 10,000 seconds; others count in the outermost bins."""
+    """Durations from 1 microsecond to 10,000 seconds. Others are counted in the first or last bin."""
 
     def __init__(self) -> None:
         self._counts = [0] * _BINS
@@ -42,7 +42,7 @@ class LatencyHistogram:
         self.largest_s = max(self.largest_s, duration_s)
 
     def percentile_s(self, percent: float) -> float | None:
-        """Return the duration that `percent` of the durations do not exceed, in seconds; None without durations."""
+        """Return the percentile of the durations, in seconds; None without durations."""
         rank, seen = max(1, math.ceil(self.count * percent / 100)), 0
         for index, count in enumerate(self._counts):
             seen += count
@@ -66,7 +66,7 @@ class LatencyHistogram:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a stage did so far.
+    """The counts and times of a stage.
 
     Attributes:
         frames_in, frames_out, dropped: counts of frames, the last by reason.
@@ -101,7 +101,7 @@ class MetricsView:
 
 
 class Metrics:
-    """Facts of every stage; any thread may add, any thread may read.
+    """Counts and times of every stage. Any thread may add, any thread may read.
 
     The time of "decode" is that of reading and decoding a frame, without waiting for a camera. The time of "infer" runs
     from handing a frame to the engine until its detections are there. `CAPTURE_TO_PUBLISH` is a frame's age when it was
@@ -121,41 +121,41 @@ class Metrics:
         self._ages: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
 
     def watch(self, stage: str, drops: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        """Report what `drops` returns as the drops of `stage`, by (source, reason)."""
+        """Include the result of `drops`, counts by (source, reason), in the drops of `stage`."""
         with self._lock:
             self._drops.append((stage, drops))
 
     def count_in(self, stage: str, source: str, waited_s: float) -> None:
-        """Count a frame that `stage` took after it waited for so long."""
+        """Count a frame that `stage` took from its queue, with the time that it waited there."""
         with self._lock:
             self._in[stage, source] += 1
             self._waited[stage].add(waited_s)
 
     def count_out(self, stage: str, source: str, took_s: float | None = None) -> None:
-        """Count a frame that `stage` passed on, and the stage's own time for it where it is known."""
+        """Count a frame that `stage` passed on, and the time that the stage took for it if it is known."""
         with self._lock:
             self._out[stage, source] += 1
             if took_s is not None:
                 self._took[stage].add(took_s)
 
     def count_age(self, source: str, age_s: float) -> None:
-        """Count the age of a frame at the moment when it was published."""
+        """Count the age of a frame at the time of its publication."""
         with self._lock:
             self._age_s[source] = age_s
             self._ages[source].add(age_s)
             self._took[self.CAPTURE_TO_PUBLISH].add(age_s)
 
     def frames_out(self, stage: str, source: str | None = None) -> int:
-        """Frames that `stage` passed on, of one source or of all."""
+        """Return how many frames `stage` passed on, of one source or of all."""
         with self._lock:
             return sum(n for (name, of), n in self._out.items() if name == stage and source in (None, of))
 
     def age_s(self, source: str) -> float | None:
-        """Age of the last frame of `source` when it was published; None before the first."""
+        """Return the age of the last frame of `source` when it was published; None before the first."""
         return self._age_s.get(source)
 
     def drops(self, source: str | None = None, stage: str | None = None) -> Counter[str]:
-        """Frames that were dropped, by reason: of one source or of all, at one stage or at all."""
+        """Return the dropped frames by reason, for one source or all, and for one stage or all."""
         with self._lock:
             watched = [(name, dict(drops())) for name, drops in self._drops]
         found: Counter[str] = Counter()
@@ -178,7 +178,7 @@ class Metrics:
             return MetricsView(dict(self._out), dict(counted), took, waited, ages)
 
     def report(self) -> list[StageReport]:
-        """One report per stage, in the order in which frames pass; capture to publish last."""
+        """Return one report per stage, in the order of the stages; capture to publish comes last."""
         with self._lock:
             names = dict.fromkeys([name for name, _ in (*self._out, *self._in)] + [*self._took])
         return [

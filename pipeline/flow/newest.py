@@ -1,7 +1,7 @@
-"""The newest published frame of each source, for whoever wants to look at it.
+"""The newest published frame of each source, for viewers.
 
-Nothing is copied, converted or encoded here: the publishing stage hands over references. Whoever looks works on a
-thread of their own and always gets the newest frame, so that a slow viewer skips frames and delays nobody.
+The publishing stage stores references; nothing is copied, converted or encoded here. A viewer has its own thread and
+always gets the newest frame, so a slow viewer skips frames and delays nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Newest:
-    """One place per source, overwritten with each frame. All methods are for any thread."""
+    """One frame per source, replaced by each newer one. All methods are for any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -23,7 +23,7 @@ class Newest:
         self._of_source: dict[str, tuple[int, Published]] = {}
 
     def put(self, published: Published) -> None:
-        """Replace the source's newest frame, and wake those who wait."""
+        """Replace the newest frame of its source, and wake waiting viewers."""
         with self._changed:
             self._stamp += 1
             self._of_source[published.source] = (self._stamp, published)
@@ -39,11 +39,11 @@ class Newest:
         """Wait for frames that are newer than the stamp `seen`.
 
         Args:
-            seen: the stamp that the last call returned; 0 at first.
+            seen: the stamp from the previous call; 0 for the first call.
             timeout_s: longest wait.
         Returns:
-            The stamp for the next call, and the newest frame of each source that has one since `seen`; none of any
-            source after the time-out, and at once when the pipeline has ended.
+            The stamp for the next call, and the newest frame of each source with a frame newer than `seen`. After the
+            time-out there may be none. After the end of the pipeline the call returns at once.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._stamp > seen, timeout_s)
@@ -56,7 +56,7 @@ class Newest:
             self._of_source.pop(source, None)
 
     def end(self) -> None:
-        """Nothing comes any more: nobody waits from now on."""
+        """Note the end of the pipeline: `wait` returns at once from now on."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()

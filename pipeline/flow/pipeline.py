@@ -2,11 +2,11 @@
 
     sources ⇒ decode ⇒ infer ⇒ track ⇒ publish ⇒ draw
 
-It ends in one of three ways: all sources end and the queues run empty, unless it holds; `stop` ends the sources and
-what is under way still goes through; or a stage fails and stops the others.
+A run ends in one of three ways. All sources end and the queues run empty, unless it holds. Or `stop` ends the sources,
+and frames that are in the engine or behind it are still published. Or a stage fails and stops the others.
 
-Output files are written under a `.part` name and renamed at the end. After a failure they stay as parts, so that hours
-of work are never lost.
+Output files have a `.part` name and are renamed at the end. After a failure they keep this name, so that hours of work
+are never lost.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _DECODER_GRACE_S = 1.0
-"""How long the end waits for decoders that hang in a read. They are daemon threads and end with the process."""
+"""How long `finish` waits for decoders that hang in a read. They are daemon threads and end with the process."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ class PipelineResult:
 
     Attributes:
         outputs: files that were written.
-        broken: one sentence for each source that could not be opened or broke off; frames before it are in the outputs.
+        broken: one sentence for each source that could not be opened or ended with an error. The outputs contain the
+            frames before the error.
         published: frames that were published, written or drawn.
-        stopped: whether `stop` ended it.
+        stopped: whether `stop` ended the run.
     """
 
     outputs: tuple[Path, ...]
@@ -71,8 +72,8 @@ class Pipeline:
     Args:
         config: settings of every stage.
         poses: file for the messages as JSON lines.
-        video: file for the annotated video of the source that the pipeline starts with; of several sources each has its
-            own, `<stem>.<source><suffix>`.
+        video: file for the annotated video. With several sources, or for a source that is added later, it is
+            `<stem>.<source><suffix>`.
         hold: go on without sources, until `stop`; otherwise the end of the last source ends the pipeline.
 
     Attributes:
@@ -84,7 +85,7 @@ class Pipeline:
         started_s: `time.monotonic` when the engine was warm and the sources began; None before.
 
     Raises:
-        OutputError: `video` has a suffix that is none of a video.
+        OutputError: `video` does not have the suffix of a video file.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Pipeline:
         Args:
             session: of its messages, ns since 1970; None: the pipeline's, or a new one if the name was used before.
         Raises:
-            SourceError: the address is malformed, or a path that does not exist.
+            SourceError: the address is malformed, or the path does not exist.
             PipelineError: the pipeline has ended.
         """
         source = open_source(address, self.config.source) if isinstance(address, str) else address
@@ -195,11 +196,11 @@ class Pipeline:
         return self._started("prompts").prompts
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
-        """Look for these classes from the next inferred frame on; return the id that its message carries.
+        """Look for these classes from the next inferred frame on, and return their id, which is in the messages.
 
         Raises:
-            PromptError: more than the engine has room for, or classes that the model was not trained on. The old
-                prompts stay.
+            PromptError: there are more classes than the engine has room for, or the model was not trained on one of
+                them. The old prompts stay.
         """
         inference = self._started("set_prompts")
         with self._steering:
@@ -231,7 +232,7 @@ class Pipeline:
         """Start the stages, and the sources once all stages are ready.
 
         Args:
-            engine: made of `config.engine`; this pipeline alone uses it until the end. The caller closes it.
+            engine: only this pipeline uses it until the end. The caller closes it.
             prompts: classes to look for.
         Raises:
             PromptError: as `set_prompts`.
@@ -253,18 +254,18 @@ class Pipeline:
                 self._start_decoder(source)
 
     def stop(self) -> None:
-        """Ask for the end: nothing more is inferred than what is under way, and its results go all the way."""
+        """Ask for the end, and return at once. Frames that are in the engine or behind it are still published."""
         self._stopped = True
         for source in self.sources:
             source.stop()
         self._frames.close(drop_waiting=True)
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the pipeline has come to its end, after waiting for that for at most `timeout_s`."""
+        """Wait for the end for at most `timeout_s`; return whether the pipeline has ended."""
         return _join(self._threads, timeout_s)
 
     def finish(self) -> PipelineResult:
-        """Put the outputs into place; call it after `wait` returned True.
+        """Rename the outputs and return how the run ended. Call it after `wait` returned True.
 
         Raises:
             The error of the stage that failed first. What was written stays under its `.part` name.
@@ -284,7 +285,7 @@ class Pipeline:
         return PipelineResult(outputs, tuple(self._broken), published, self._stopped)
 
     def _make_stages(self, inference: Inference) -> list[Stage[Any, Any]]:
-        """All stages after the decoders, first to last."""
+        """Make all stages after the decoders, first to last."""
         config, metrics = self.config, self.metrics
         poses: Queue[FramePoses] = Queue("track", metrics, producers=inference.workers)
         tracks: Queue[FrameTracks] = Queue("publish", metrics)
@@ -315,7 +316,7 @@ class Pipeline:
         return self._inference
 
     def _add_video(self, source: Source, *, alone: bool) -> None:
-        """Make the video file of a source, if videos are written; several sources have their names in its name."""
+        """Make the video file of a source if videos are written. `alone` leaves the source out of the file name."""
         if self._video is not None:
             named = self._video.with_stem(f"{self._video.stem}.{source.name.replace('/', '_')}")
             path = self._video if alone else named
@@ -359,7 +360,7 @@ class Pipeline:
             self._end_lane(source.name, lane)
 
     def _end_lane(self, name: str, lane: Lane[Frame]) -> None:
-        """Forget a lane; that of the last source ends the pipeline."""
+        """Close a lane and forget it. The end of the last lane ends the pipeline."""
         with self._lock:
             lane.close()
             if self._lanes.get(name) is lane:
@@ -368,7 +369,7 @@ class Pipeline:
                 self._frames.close()
 
     def _fail(self, error: BaseException) -> None:
-        """Keep the first failure and stop everything; what is in the queues is lost."""
+        """Keep the first failure and stop everything. Frames in the queues are lost."""
         with self._lock:
             if self._failure is None:
                 self._failure = error
@@ -381,7 +382,7 @@ class Pipeline:
 
 
 def _join(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
-    """Whether all threads have ended, after waiting for that for at most `timeout_s`."""
+    """Wait for the threads for at most `timeout_s`; return whether all have ended."""
     deadline_s = time.monotonic() + timeout_s
     for thread in threads:
         thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -389,6 +390,6 @@ def _join(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
 
 
 def _free_name(name: str, taken: dict[str, Any]) -> str:
-    """Name the second `clip` `clip-2`, and so on: names are topics."""
+    """Return a name that is not taken. The second `clip` becomes `clip-2`, because names are topics."""
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     return next(free for free in names if free not in taken)

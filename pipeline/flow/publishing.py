@@ -184,7 +184,7 @@ class Publish:
 
 
 def draw(files: Mapping[str, VideoFile], frames: Queue[Published]) -> Generator[Published]:
-    """Draw each message on its frame and encode it into the video of its source. Yields what was drawn.
+    """Draw each message on its frame and encode it into the video of its source. Yields the drawn frames.
 
     This stage has a thread of its own, so that publishing never waits for an encoder.
     """

@@ -3,8 +3,8 @@
 A file must lose nothing, so `put` waits for room. A live source must never wait, so `put` on a `drop_oldest` lane drops
 the oldest item. A queue counts what was dropped from it, by source and reason.
 
-A queue is an iterable with one way to end: once it is closed, the iteration ends when the queue is empty. Closing wakes
-both ends: no thread waits for ever.
+A queue is an iterable. After `close`, the iteration ends as soon as the queue is empty. Closing wakes producers and
+consumers, so no thread waits for ever.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.flow.metrics import NEWER_FRAME, STOPPED, Metrics
 
 
 class FromSource(Protocol):
-    """What a queue holds: an item that knows the name of its source."""
+    """An item of a queue: it has the name of its source."""
 
     @property
     def source(self) -> str: ...
@@ -35,7 +35,7 @@ class QueueClosed(Exception):
 
 @dataclass(eq=False)
 class Lane(Generic[Item]):
-    """The end of a queue that one producer writes. Made by `Queue.lane`."""
+    """The part of a queue that one producer fills. Made by `Queue.lane`."""
 
     queue: Queue[Item]
     capacity: int
@@ -44,7 +44,7 @@ class Lane(Generic[Item]):
     closed: bool = False
 
     def put(self, item: Item) -> None:
-        """Append `item`; at capacity wait for room, or drop the oldest item.
+        """Append `item`. If the lane is full, wait for room or drop the oldest item.
 
         Raises:
             QueueClosed: the lane is closed, or was closed while waiting. The item counts as dropped.
@@ -63,7 +63,7 @@ class Lane(Generic[Item]):
             self.queue.changed.notify_all()
 
     def close(self, *, drop_waiting: bool = False) -> None:
-        """Let nothing more in; waiting items can still be taken unless `drop_waiting`. Idempotent."""
+        """Refuse further items. Waiting items can still be taken, unless `drop_waiting` drops them. Idempotent."""
         with self.queue.changed:
             self.closed = True
             while drop_waiting and self.items:
@@ -72,7 +72,7 @@ class Lane(Generic[Item]):
 
 
 class Queue(Generic[Item]):
-    """Lanes that come and go, read in turn as one queue, so that no lane starves.
+    """Lanes that are read in turn as one queue, so that no lane starves. Lanes may be added at any time.
 
     Args:
         stage: name of the stage that reads the queue; `metrics` count under it.
@@ -100,7 +100,7 @@ class Queue(Generic[Item]):
         metrics.watch(stage, lambda: self.drops)
 
     def lane(self, capacity: int, source: str | None = None, *, drop_oldest: bool = False) -> Lane[Item]:
-        """Add a lane for the items of `source`, or of all sources without a lane. It leaves once closed and empty.
+        """Add a lane for the items of `source`, or of all sources without a lane. It is removed when closed and empty.
 
         Raises:
             QueueClosed: the queue is closed.
@@ -123,7 +123,7 @@ class Queue(Generic[Item]):
         """Wait for an item, then take at most `limit`, one from each lane in turn. Each lane keeps its order.
 
         Returns:
-            The items; an empty list if none came within `timeout_s`, or none will come (`ended`).
+            The items. The list is empty if none came within `timeout_s`, or if none will come (`ended`).
         """
         self.read.set()
         taken: list[Item] = []
@@ -145,7 +145,7 @@ class Queue(Generic[Item]):
         return taken
 
     def polled(self, timeout_s: float | None) -> Iterator[Item | None]:
-        """Yield each item, and None whenever none came for `timeout_s`."""
+        """Yield each item, and None each time that no item came within `timeout_s`."""
         while (items := self.take(1, timeout_s)) or not self.ended:
             yield items[0] if items else None
 
@@ -174,12 +174,12 @@ class Queue(Generic[Item]):
             return sum(len(lane.items) for lane in self._lanes)
 
     def drop(self, item: FromSource, reason: str) -> None:
-        """Count an item that goes no further."""
+        """Count an item as dropped."""
         with self.changed:
             self.drops[item.source, reason] += 1
 
     def close(self, *, drop_waiting: bool = False) -> None:
-        """Let nothing more in and add no lanes; waiting items can still be taken.
+        """Refuse further items and lanes. Waiting items can still be taken.
 
         Args:
             drop_waiting: close for all producers, and drop the waiting items.

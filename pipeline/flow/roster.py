@@ -1,7 +1,7 @@
-"""The sources of a pipeline, while they come and go.
+"""The sources of a pipeline, which can be added and removed while it runs.
 
-A source that was removed is reported as "ended" for a few seconds and then forgotten. Frames of it may still be on
-their way through the stages: `is_gone` tells them from those of a later source with the same name.
+A removed source is reported as "ended" for a few seconds and then forgotten. Some of its frames may still be in the
+stages. `is_gone` distinguishes them from frames of a later source with the same name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Roster:
     """Sources by name. All methods are for any thread.
 
     Attributes:
-        removals: how many sources were removed so far.
+        removals: number of sources that were removed.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Roster:
         self._past_drops: Counter[tuple[str, str]] = Counter()
 
     def add(self, source: Source) -> bool:
-        """Take up a source, in place of an ended one with its name; return whether the name was used before."""
+        """Add a source; it replaces an ended one with its name. Return whether the name was used before."""
         with self._lock:
             used = source.name in self._names
             self._names.add(source.name)
@@ -44,7 +44,7 @@ class Roster:
             return used
 
     def remove(self, name: str) -> Source | None:
-        """Take out a source and return it, if there is one of this name; what it has captured so far is gone."""
+        """Remove a source and return it; None if there is none with this name. Its frames so far are gone."""
         with self._lock:
             source = self._sources.pop(name, None)
             if source is not None:
@@ -55,12 +55,12 @@ class Roster:
             return source
 
     def sources(self) -> list[Source]:
-        """Every source that was added and not removed, in order; the latest of each name."""
+        """Return every source that was added and not removed, in order; the latest one of each name."""
         with self._lock:
             return list(self._sources.values())
 
     def reported(self) -> list[Source]:
-        """The sources, with those that were removed a moment ago."""
+        """Return the sources, including those that were removed a few seconds ago."""
         with self._lock:
             now_s = time.monotonic()
             for name in [name for name, (_, forget_s) in self._leaving.items() if now_s >= forget_s]:
@@ -69,11 +69,11 @@ class Roster:
             return list({**leaving, **self._sources}.values())
 
     def is_gone(self, frame: Frame) -> bool:
-        """Whether the frame was captured by a source that has been removed since."""
+        """Whether the frame comes from a source that was removed after its capture."""
         return frame.capture_monotonic_ns <= self._removed_ns.get(frame.source, 0)
 
     def drops(self) -> Counter[tuple[str, str]]:
-        """Pictures that never became a frame, by (source, reason), of all sources that there were."""
+        """Return how many pictures never became a frame, by (source, reason), for all sources, also removed ones."""
         with self._lock:
             drops = Counter(self._past_drops)
             for source in (*self._sources.values(), *(source for source, _ in self._leaving.values())):

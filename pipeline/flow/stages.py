@@ -1,9 +1,9 @@
 """What a stage is, and the age contract of live sources.
 
-A stage is a generator function: it reads a `Queue` and yields what it makes. `Stage.drive` runs it on a thread, counts
-and times its items, and closes its output however it ends. To add a stage, write such a function and name it in
-`Pipeline._make_stages`. Sources start once every stage reads its queue: what a stage needs, it opens before that, and
-closes on its own thread.
+A stage is a generator function: it reads a `Queue` and yields results. `Stage.drive` runs it on a thread, counts and
+times its items, and closes its output whatever happens. To add a stage, write such a function and add it to
+`Pipeline._make_stages`. A stage opens its files and sockets before it reads its queue, and closes them on its own
+thread. The sources start when all stages read their queues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Out = TypeVar("Out", bound=FromSource)
 _log = logging.getLogger(__name__)
 
 _SENDING_S = 0.005
-"""Time to make and send a message: what is checked before must still hold after it."""
+"""Time to make and send a message. The age is checked before this time passes, but must be right after it."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class FlowConfig:
         file_queue: frames of a file that may wait for inference; when the queue is full, the decoder waits.
         live_queue: frames of a live source that may wait for inference; when the queue is full, the oldest is dropped.
         stage_queue: results that may wait between inference, tracking and publishing; when full, inference waits.
-        age_budget_s: an older live frame is not inferred, and an older result is not published. A source that stays
-            older catches up. 0 allows every age.
+        age_budget_s: an older live frame is not inferred, and an older result is not published. A source whose frames
+            stay older than this catches up. 0 allows every age.
     """
 
     file_queue: int = 8
@@ -59,10 +59,10 @@ class Stage(Generic[Item, Out]):
 
     Attributes:
         work: the generator function.
-        input: what it reads; the stage has its name.
-        output: where its items go; None discards them.
-        workers: threads that run `work` side by side.
-        counts_itself: `work` counts and times its items, so the driver does not.
+        input: queue that it reads; the stage has the name of this queue.
+        output: queue for its items; None discards them.
+        workers: number of threads that run `work` side by side.
+        counts_itself: True if `work` counts and times its items, so that `drive` does not.
     """
 
     work: Callable[[Queue[Item]], Generator[Out]]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engines.prompts import PromptClass
 
 MakeTracker = Callable[[bool, Mapping[int, NDArray[np.float64]]], Tracker | StillTracker]
-"""Makes a tracker, for stills (True) or for video, from the OKS sigmas [K] of each class index."""
+"""Makes a tracker for stills (True) or for video (False), from the OKS sigmas [K] of each class index."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) ->
 def track(
     make_tracker: MakeTracker, rules: Callable[[], ScoreRules], roster: Roster, frames: Queue[FramePoses]
 ) -> Generator[FrameTracks]:
-    """Give identities. Each source has a tracker of its own; one that is added again has a new one.
+    """Track the objects of each source with a tracker of its own. A source that is added again gets a new tracker.
 
     Args:
-        rules: returns those in force.
-        roster: tells which frames are of sources that were removed.
+        rules: returns the current rules of scores.
+        roster: knows which frames come from removed sources.
     """
     trackers: dict[str, PromptedTracker] = defaultdict(lambda: PromptedTracker(make_tracker))
     newest: dict[str, int] = {}

@@ -135,12 +135,6 @@ def test_ipv6_endpoints_can_be_bound(endpoint: str) -> None:
         assert bare.poll(2000)
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://::1:5555", "tcp://[::1]", "tcp://[::1]:70000", "tcp://[::1:5555"])
-def test_malformed_ipv6_endpoint_is_refused(endpoint: str) -> None:
-    with pytest.raises(ConfigError, match="--publish"):
-        PublishConfig(endpoint)
-
-
 def test_flood_of_subscriptions_gets_a_bounded_number_of_answers(publisher: Publisher) -> None:
     for source in ("cam1", "cam2"):
         publisher.publish(skeleton(source))
@@ -207,7 +201,10 @@ def test_port_in_use_is_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["5555", "tcp://", "tcp://127.0.0.1", "tcp://*:99999", "tcp://*:-1", "tcp://*:abc", "http://*:80", "ipc://"],
+    [
+        *("5555", "tcp://", "tcp://127.0.0.1", "tcp://*:99999", "tcp://*:-1", "tcp://*:abc", "http://*:80", "ipc://"),
+        *("tcp://::1:5555", "tcp://[::1]", "tcp://[::1]:70000", "tcp://[::1:5555"),
+    ],
 )
 def test_malformed_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="--publish"):

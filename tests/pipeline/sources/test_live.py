@@ -23,6 +23,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.chaos.run import free_port
 from pipeline.errors import SourceError
 from pipeline.frames import Frame
 from pipeline.sources import SourceConfig, open_source
@@ -58,12 +59,6 @@ class RtspServer:
         self.process.wait(timeout=10)
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
