@@ -3,5 +3,5 @@
 import os
 
 # GNU OpenMP, which PyTorch's CPU builds use, reads this when PyTorch is first imported: how long a worker spins before
-# it sleeps. Its own 300,000 rounds starve whatever else needs the cores, and bring a run by itself nothing.
+# it sleeps. The default of 300,000 rounds takes the cores from other work and does not make a run faster.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

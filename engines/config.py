@@ -10,15 +10,15 @@ from engines.skeletons import MAX_KEYPOINTS
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What to run, and how.
+    """Which model to run, and how.
 
     Attributes:
         model: "nano", "swin-t" or "swin-l".
-        weights: a file; "" takes the model's own; "random" runs without any, and its poses mean nothing.
+        weights: a file; "" uses the model's own; "random" uses random weights, whose poses mean nothing.
         backend: "auto" takes the first of "tensorrt" (needs `build-engine`), "openvino" (built on first use where the
             input is small, else by `build-engine`) and "eager" that can run.
         device: "auto" (a GPU where there is one), "cpu", "cuda", or "cuda:1" and so on for one of several GPUs.
-        precision: "fp32", "bf16" or "fp16": of the parts that stand it (`engines.precision`).
+        precision: "fp32", "bf16" or "fp16", for the parts that tolerate it (`engines.precision`).
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: capacity for prompts.
@@ -27,7 +27,7 @@ class EngineConfig:
         doubtful_score: in videos, detections above this score continue a track. None: the model's own.
         nms_iou: detections that overlap a better one by more than this IoU are dropped. Lower it if you see duplicates.
             None: the model's own.
-        threads: of PyTorch, in this whole process; 0 leaves them as they are.
+        threads: number of PyTorch's threads in this process; 0 does not change it.
     """
 
     model: str = "nano"

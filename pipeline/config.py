@@ -1,9 +1,10 @@
-"""All settings of a run: a preset file, then single values over it.
+"""All settings of a run: a preset file, and single values that override it.
 
     python run_pipeline.py run … --config live --set flow.age_budget_s=0.5 --set engine.threads=2
 
-A preset is a TOML file with one table per section below. What it leaves out keeps its default, which stands beside the
-component. There is no inheritance between files. An unknown key is an error that names its path and the nearest key.
+A preset is a TOML file with one table per section below. Absent keys keep their defaults, which are documented with
+their component. There is no inheritance between files. An unknown key is an error that names its path and the nearest
+key.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class PipelineConfig:
 
     @property
     def threshold(self) -> float:
-        """Detections above this score count by themselves."""
+        """Detections above this score count without a track that they continue."""
         return kept_of(self.engine.model, self.engine.score_threshold).score_threshold
 
     @property
@@ -92,7 +93,7 @@ def load_config(
     *,
     batch: int = 1,
 ) -> PipelineConfig:
-    """Read a preset and lay single values over it.
+    """Read a preset and override single values.
 
     Args:
         preset: name of a shipped preset, or a TOML file; None for the defaults.
@@ -101,7 +102,7 @@ def load_config(
             value is None are left out.
         batch: `engine.batch` where nothing sets it: as many as there are sources.
     Raises:
-        ConfigError: no such file, no TOML, an unknown key, or a value of the wrong type or range.
+        ConfigError: the file does not exist or is not TOML, a key is unknown, or a value has a wrong type or range.
     """
     table: Table = {}
     written: dict[str, str] = {}  # how the user wrote each key
@@ -125,7 +126,7 @@ def load_config(
 
 
 def known_keys(config_type: type = PipelineConfig, prefix: str = "") -> list[str]:
-    """Every dotted path that a preset or `--set` may give."""
+    """Return every dotted path that a preset or `--set` may contain."""
     keys: list[str] = []
     for name, kind in _fields(config_type).items():
         keys += known_keys(kind, f"{prefix}{name}.") if _is_section(kind) else [prefix + name]
@@ -195,7 +196,7 @@ def _fields(config_type: type) -> dict[str, Any]:
 
 
 def _paths(table: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Every dotted path in `table`."""
+    """Return every dotted path in `table`."""
     paths: list[str] = []
     for key, value in table.items():
         paths += _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
@@ -203,7 +204,7 @@ def _paths(table: Mapping[str, object], prefix: str = "") -> list[str]:
 
 
 def _nearest(path: str) -> str:
-    """Name the nearest keys: by their beginning, their whole path, or their last word where the section is wrong."""
+    """Name the nearest keys: by their beginning, their whole path, or their last word if the section is wrong."""
     keys, sections = known_keys(), list(_fields(PipelineConfig))
     if "." not in path:
         section = difflib.get_close_matches(path, sections, n=1, cutoff=0.6)
@@ -241,7 +242,7 @@ def _sentence(text: str, written: Mapping[str, str]) -> str:
 
 
 def _kind_of(path: str) -> object:
-    """The type of the key or section at a dotted path; None where there is none."""
+    """Return the type of the key or section at a dotted path; None if there is none."""
     kind: object = PipelineConfig
     for name in path.split("."):
         kind = _fields(kind).get(name) if _is_section(kind) else None

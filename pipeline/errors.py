@@ -1,8 +1,8 @@
-"""Everything that the program raises on purpose, in one drawing. Each package has a tree of its own.
+"""All errors that the program raises on purpose, in one drawing. Each package has a tree of its own.
 
     pipeline.errors      PipelineError
-                         ├── ConfigError        a preset, an option or an endpoint that makes no sense
-                         ├── SourceError        a source that cannot be opened or broke off
+                         ├── ConfigError        a preset, an option or an endpoint that is not valid
+                         ├── SourceError        a source that cannot be opened or ended with an error
                          ├── PublishError       a socket that cannot be bound or written
                          └── OutputError        a pose or video file that cannot be written
     engines.errors       XPoseError
@@ -33,13 +33,13 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """A preset, an option or an endpoint that makes no sense."""
+    """A preset, an option or an endpoint that is not valid."""
 
 
 class SourceError(PipelineError):
-    """A source that cannot be opened, or that broke off.
+    """A source that cannot be opened, or that ended with an error.
 
-    `partial` is True where frames came before the failure: they are good and are kept.
+    `partial` is True if there were frames before the failure. They are good and are kept.
     """
 
     def __init__(self, message: str, *, partial: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""What crosses the queues: Frame ⇒ FramePoses ⇒ FrameTracks.
+"""The items of the queues: Frame ⇒ FramePoses ⇒ FrameTracks.
 
 Shape suffixes: H, W = height and width in source pixels, after the file's rotation.
-All of it lives in host memory and is frozen. Arrays are read-only, so that several threads (inference, overlay) can
+They are in host memory and frozen. Arrays are read-only, so that several threads (inference, overlay) can
 read a frame without copies. This module imports neither torch nor av.
 """
 
@@ -22,7 +22,7 @@ CaptureClock = Literal["sender", "stream", "receipt", "file"]
 
 
 class Picture(Protocol):
-    """A decoded picture that becomes RGB when somebody asks for it."""
+    """A decoded picture that is converted to RGB on the first call of `rgb`."""
 
     def rgb(self) -> NDArray[np.uint8]:
         """Return the picture as read-only uint8 rgb_HW3; the conversion runs once. Thread-safe.
@@ -46,15 +46,15 @@ class Frame:
         pts_s: presentation time in seconds, strictly increasing within a source; None for stills.
         capture_unix_ns: wall clock at capture, nanoseconds since 1970.
         capture_monotonic_ns: the same moment on `time.monotonic_ns()`.
-        capture_clock: what both capture stamps come from. "sender": the sender's own clock. "stream": the stream's
+        capture_clock: origin of both capture stamps. "sender": the sender's own clock. "stream": the stream's
             clock, corrected for the delay of the link. "receipt": the moment at which a live frame arrived. "file": the
             moment at which the frame was read from a file, which says nothing about when it was filmed.
         file: file name of a still within its folder; None for video.
         still: True for unrelated pictures, which must not be tracked from one to the next.
-        error: one sentence where there is no picture; None otherwise.
+        error: one sentence if there is no picture; otherwise None.
         lag_s: delay that the link has built up, which the capture stamps include; None where unknown.
-        capture_uncertainty_s: how far the capture stamps may be off; None where unknown.
-        source_pts_s: the source's own time stamp where `pts_s` had to be mended; None otherwise.
+        capture_uncertainty_s: possible error of the capture stamps; None where unknown.
+        source_pts_s: the time stamp of the source if `pts_s` had to be corrected; otherwise None.
         decode_s: how long reading and decoding took, without waiting for a camera; None where unknown.
     """
 
@@ -145,5 +145,5 @@ class FrameTracks:
 
 
 def now_ns() -> tuple[int, int]:
-    """The present moment as (unix_ns, monotonic_ns)."""
+    """Return the present time as (unix_ns, monotonic_ns)."""
     return time.time_ns(), time.monotonic_ns()

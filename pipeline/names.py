@@ -1,4 +1,4 @@
-"""File names as text that every message, log and JSON file can hold."""
+"""File names as text that is valid in every message, log and JSON file."""
 
 from __future__ import annotations
 

@@ -39,11 +39,11 @@ def parse_prompts(
     annotations: Sequence[Path] | None = None,
     prompt_from: str = "example",
 ) -> tuple[PromptClass, ...]:
-    """Return the classes that the options of a command line name.
+    """Return the classes that the options of a command name.
 
     Raises:
-        ConfigError: options that make no sense together.
-        PromptError: unknown words, or an example that cannot be used.
+        ConfigError: the options do not fit together.
+        PromptError: a word is unknown, or an example cannot be used.
     """
     from pipeline.prompting import load_examples, prompts_of
 

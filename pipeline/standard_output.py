@@ -1,7 +1,7 @@
 """Standard output that may be closed, full, or read by a program that ends early, such as `head`.
 
-What a command did is not undone by that, so its exit status does not change. A command whose only work is to print
-asks whether the text arrived.
+Such an output does not undo the work of a command, so the exit status stays the same. A command that only prints checks
+whether the text was written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def prepare() -> None:
 
 
 def write(text: str | bytes) -> OSError | None:
-    """Print `text` as it is, at once; return the error where it did not arrive. Later text is then dropped."""
+    """Print `text` unchanged and at once. Return the error if this fails; later text is then dropped."""
     try:
         if isinstance(text, bytes):
             sys.stdout.buffer.write(text)

@@ -60,7 +60,7 @@ def _track_messages(tracks: Tracks, prompts: Sequence[PromptClass]) -> list[Trac
     """Turn the rows of a frame's tracks into messages.
 
     Each array is rounded and converted once for the whole frame: a numpy call per track would take most of the time.
-    A class with fewer keypoints than the arrays have columns leaves the rest out.
+    Columns beyond the number of keypoints of a class are dropped.
     """
     unknown_TK1 = np.isnan(tracks.keypoints_predicted_TK2[:, :, :1])  # never measured: no velocity, no covariance
     columns = zip(
@@ -99,7 +99,7 @@ def _track_messages(tracks: Tracks, prompts: Sequence[PromptClass]) -> list[Trac
 
 
 def _rows(numbers_TKD: NDArray[np.float64]) -> list[Any]:
-    """Round to 0.001 and turn what is not finite into None: msgpack could carry NaN, JSON cannot."""
+    """Round to 0.001, and replace NaN and infinity by None, because JSON has no such numbers."""
     rounded_TKD = numbers_TKD.round(3)
     finite_TKD = np.isfinite(rounded_TKD)
     if finite_TKD.all():

@@ -1,7 +1,7 @@
 """Output files that appear under their own name only when they are complete.
 
-A file is written as `<stem>.part<suffix>` beside its place. `commit` renames it. Whatever ends the program before, a
-failure or a power cut, leaves the part where the user finds it, and a file that stood at the place before untouched.
+A file is written as `<stem>.part<suffix>` in the same folder. `commit` renames it. If the program ends before that, by
+a failure or a power cut, the part stays for the user, and an older file with the final name is untouched.
 """
 
 from __future__ import annotations

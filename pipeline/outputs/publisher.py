@@ -68,7 +68,7 @@ class Publisher:
     def __init__(self, config: PublishConfig) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is told, not only the first of its prefix
+        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every subscription, not only the first of its prefix
         self._socket.setsockopt(zmq.SNDHWM, config.send_queue)
         self._socket.setsockopt(zmq.LINGER, round(config.linger_s * 1000))
         self._last: dict[bytes, bytes] = {}
@@ -123,7 +123,7 @@ class Publisher:
         return read
 
     def keep_only(self, sources: Container[str], reported: Container[str]) -> None:
-        """Forget what late joiners would be sent of other sources; of those in `reported`, their states are kept."""
+        """Forget stored messages of sources that are not in `sources`; sources in `reported` keep their states."""
         for topic in list(self._last):
             prefix, _, name = topic.removesuffix(SEPARATOR).decode().partition("/")
             if name not in (reported if f"{prefix}/" == STATUS else sources):
@@ -143,12 +143,12 @@ class Publisher:
 
 
 def _order(topic: bytes) -> tuple[bool, bytes]:
-    """Poses last: whoever reads them then knows the skeletons and the states."""
+    """Sort key: poses come last, so that a subscriber already has the skeletons and the states."""
     return topic.startswith(POSES.encode()), topic
 
 
 def _check_endpoint(endpoint: str) -> None:
-    """Refuse what ZeroMQ would take and do something else with: ports wrap around, and ipc removes the file there."""
+    """Refuse endpoints that ZeroMQ accepts but misuses: it wraps ports around, and ipc removes an existing file."""
     kind, separator, rest = endpoint.partition("://")
     port = rest.rpartition(":")[2]
     if not separator or kind not in ("tcp", "ipc") or not rest or (kind == "tcp" and ":" not in rest):
@@ -162,7 +162,7 @@ def _check_endpoint(endpoint: str) -> None:
 
 
 def _explain(endpoint: str, error: zmq.ZMQError) -> str:
-    """One sentence that says what to do about an endpoint that cannot be bound."""
+    """Return one sentence that says what to do about an endpoint that cannot be bound."""
     reasons = {
         errno.EADDRINUSE: "another program uses this address; stop it or choose another port",
         errno.EADDRNOTAVAIL: "no network interface of this machine has this address; take 127.0.0.1 or *",

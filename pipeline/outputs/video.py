@@ -35,7 +35,7 @@ class VideoConfig:
     Attributes:
         longest_side: larger frames are scaled down to this; px.
         crf: constant rate factor of x264, 0 (lossless) to 51. A smaller one gives a better and larger video.
-        preset: x264's trade of speed for size.
+        preset: preset of x264; a faster one gives larger files.
         threads: threads of the encoder.
         queue: frames that may wait for the encoder. A file waits; of a live source the oldest is dropped and counted.
         overlay: what is drawn.
@@ -58,10 +58,10 @@ class VideoConfig:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a path whose suffix is none of a video container.
+    """Refuse a path without the suffix of a video container.
 
     Raises:
-        OutputError: with the allowed suffixes.
+        OutputError: the suffix is another one; the message has the allowed ones.
     """
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise OutputError(f"{path}: videos are written to {', '.join(VIDEO_SUFFIXES)}; choose one of these names")
@@ -79,7 +79,7 @@ class VideoFile:
         Args:
             rate: returns the nominal frame rate, for the encoder's rate control; asked at the first frame.
         Raises:
-            OutputError: the suffix is none of a video container.
+            OutputError: the suffix is not that of a video container.
         """
         check_suffix(path)
         self._file = PartFile(path)
@@ -122,14 +122,14 @@ class VideoFile:
         guard(self._file.part, lambda: self._write(frame, message, skeletons))
 
     def commit(self) -> list[Path]:
-        """Rename the complete video and return its path; nothing where no frame was drawn."""
+        """Rename the complete video and return its path; nothing if no frame was drawn."""
         if self._stream is None:
             self._file.discard()
             return []
         return [self._file.commit()]
 
     def keep(self) -> list[Path]:
-        """Leave the part in place and return its path; nothing where no frame was drawn."""
+        """Leave the part in place and return its path; nothing if no frame was drawn."""
         if self._stream is None:
             self._file.discard()
             return []
@@ -171,7 +171,7 @@ class VideoFile:
 
 
 def _even(length: float) -> int:
-    """The nearest even number that x264 takes; yuv420p has one colour sample for two pixels."""
+    """Round to an even number for x264, because yuv420p has one colour sample for two pixels."""
     return max(_SMALLEST_SIDE, 2 * round(length / 2))
 
 
