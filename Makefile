@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml
 
 # The tests also compile the CUDA source (NVRTC needs no GPU) and convert the network for TensorRT without its builder.
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[dev,ros2,train,gpu,export,fleet]'
+	$(BIN)/pip install --quiet --editable '.[dev,ros2,train,gpu,export,record,fleet]'
 	$(BIN)/pip install --quiet --no-deps torch-tensorrt==2.13.0 tensorrt-cu13-bindings==11.0.0.114 tensorrt-lean-cu13-libs==11.0.0.114
 	touch $@
 

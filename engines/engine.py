@@ -317,7 +317,10 @@ def _open_backend(config: EngineConfig, model: XPose, clip: Clip) -> tuple[str, 
         device = device_of(config)
         if device.type == "cuda" and input_hw is not None:
             return CudaGraphBackend(model, input_hw, config.batch, config.precision, device)
-        return EagerBackend(model, input_hw, config.batch, config.precision, device)
+        # Sums of a batch of two are rounded otherwise than those of one image. A camera's poses must not depend on
+        # whether another one had a frame at the same time, so a CPU gets one image per call.
+        batch = config.batch if device.type == "cuda" else 1
+        return EagerBackend(model, input_hw, batch, config.precision, device)
 
     def build_missing(wanted: BuildRequest) -> CachedEngine:
         return _build(config, model, clip, wanted, lambda step: None)

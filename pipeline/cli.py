@@ -1,4 +1,4 @@
-"""The command line: `python run_pipeline.py run | listen | build-engine | export-onnx | fetch-weights | doctor`.
+"""The command line: `python run_pipeline.py run | listen | replay | build-engine | fetch-weights | doctor | …`.
 
 Each error that the program expects is one sentence on standard error. Exit statuses:
 
@@ -28,23 +28,26 @@ from pipeline import standard_output
 from pipeline.errors import ERRORS, ConfigError
 from pipeline.fleet import commands as fleet
 from pipeline.options import (
+    DEFAULT_PROMPT,
     Backend,
     Keypoints,
     Model,
     Overrides,
     Preset,
-    Prompt,
     PromptAnnotation,
     PromptFrom,
     PromptImage,
+    RunPrompt,
     Weights,
     parse_prompts,
 )
+from pipeline.service import commands as service
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
     from pipeline.config import PipelineConfig
     from pipeline.flow.pipeline import PipelineResult
+    from pipeline.sources import Source
 
 _log = logging.getLogger(__name__)
 
@@ -89,10 +92,11 @@ def run(
     source: Annotated[
         list[str],
         typer.Option(
-            help="File, folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; may be given several times."
+            help="File, recording (.mcap), folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; may be "
+            "given several times."
         ),
     ],
-    prompt: Prompt = "person",
+    prompt: RunPrompt = None,
     keypoints: Keypoints = None,
     prompt_image: PromptImage = None,
     prompt_annotation: PromptAnnotation = None,
@@ -104,7 +108,11 @@ def run(
     set_: Overrides = None,
     poses: Annotated[Path | None, typer.Option(help="Write the messages as JSON lines.")] = None,
     video: Annotated[Path | None, typer.Option(help="Write an annotated video (.mp4, .mkv, .mov).")] = None,
+    record: Annotated[Path | None, typer.Option(help="Record packets and messages (.mcap).")] = None,
     publish: Annotated[str | None, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")] = None,
+    all_frames: Annotated[
+        bool, typer.Option("--all-frames", help="Of recordings, also infer the frames that were dropped then.")
+    ] = False,
     require_sources: Annotated[
         bool,
         typer.Option("--require-sources", help="A camera that is absent at the start is an error."),
@@ -123,10 +131,15 @@ def run(
         "--backend": ("engine.backend", backend),
         "--publish": ("publish.endpoint", publish),
         "--require-sources": ("source.required", True if require_sources else None),
+        "--all-frames": ("source.all_frames", True if all_frames else None),
+        "--prompt": ("source.recorded_prompts", None if prompt is None else False),
     }
     settings = load_config(config, set_ or (), flags, batch=len(source))
-    prompts = parse_prompts(settings.engine, prompt, keypoints, prompt_image, prompt_annotation, prompt_from)
-    sys.exit(_run(settings, source, prompts, poses, video))
+    words = prompt or DEFAULT_PROMPT
+    prompts = parse_prompts(settings.engine, words, keypoints, prompt_image, prompt_annotation, prompt_from)
+    sources = _open_sources(settings, source)
+    settings = load_config(config, set_ or (), flags, batch=len(sources))
+    sys.exit(_run(settings, sources, prompts, poses, video, record))
 
 
 @app.command()
@@ -215,6 +228,8 @@ def build_engine(
 
 app.command()(fleet.batch)
 app.add_typer(fleet.fleet, name="fleet")
+app.command()(service.replay)
+app.command()(service.recover)
 
 
 @app.command()
@@ -272,21 +287,37 @@ def doctor() -> None:
     standard_output.show(print_report)
 
 
+def _open_sources(settings: PipelineConfig, addresses: Sequence[str]) -> list[Source]:
+    """Return the sources of all addresses; say where the settings differ from those of a recording."""
+    from pipeline.flow.recording import differences
+    from pipeline.sources import RecordingSource, open_sources
+
+    sources = [source for address in addresses for source in open_sources(address, settings.source)]
+    recordings = {source.recording.path: source.recording for source in sources if isinstance(source, RecordingSource)}
+    for path, recording in recordings.items():
+        if changed := differences(recording.metadata, settings):
+            _log.warning("%s: was recorded with %s, so its tracks may differ from those of then", path, changed)
+        if not settings.source.recorded_prompts:
+            _log.warning("%s: --prompt is looked for, and not what was looked for then", path)
+    return sources
+
+
 def _run(
     settings: PipelineConfig,
-    addresses: Sequence[str],
+    sources: Sequence[Source],
     prompts: tuple[PromptClass, ...],
     poses: Path | None,
     video: Path | None,
+    record: Path | None,
 ) -> int:
     """Run a pipeline to its end and show how it goes; return the exit status."""
     from engines.engine import Engine
     from pipeline.display import RunDisplay, print_closing
     from pipeline.flow.pipeline import Pipeline
 
-    pipeline = Pipeline(settings, poses=poses, video=video)
-    for address in addresses:
-        pipeline.add(address)
+    pipeline = Pipeline(settings, poses=poses, video=video, record=record)
+    for source in sources:
+        pipeline.add(source)
     with closing(Engine(settings.engine_of_pipeline)) as engine, _Signals() as signals:
         start_s = time.monotonic()
         with RunDisplay(pipeline, Console(stderr=True)) as display:

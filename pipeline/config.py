@@ -28,6 +28,7 @@ from pipeline.errors import ConfigError
 from pipeline.flow.stages import FlowConfig
 from pipeline.flow.tracking import ScoreRules
 from pipeline.outputs.publisher import PublishConfig
+from pipeline.outputs.recording import RecordConfig
 from pipeline.outputs.video import VideoConfig
 from pipeline.service.config import ControlConfig
 from pipeline.sources import SourceConfig
@@ -50,6 +51,7 @@ class PipelineConfig:
     publish: PublishConfig = field(default_factory=PublishConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
 
     @property
     def threshold(self) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from engines.detections import Detections
+    from engines.prompts import PromptClass
     from trackers import Tracks
 
 CaptureClock = Literal["sender", "stream", "receipt", "file"]
@@ -31,6 +32,26 @@ class Picture(Protocol):
             SourceError: the pixel format cannot be converted.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What a recording says about a frame, besides its picture and its times.
+
+    Attributes:
+        host: boot id of the machine whose monotonic clock its capture time is of.
+        age_s: time from its capture to the moment that its predictions were for; None where it was not inferred, and
+            for frames of files.
+        published: whether it had a message; False where it was inferred and then too old.
+        prompt_id: id of the prompts that were looked for in it.
+        prompts: these prompts; None to look for those of the present run.
+    """
+
+    host: str
+    age_s: float | None
+    published: bool
+    prompt_id: int
+    prompts: tuple[PromptClass, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +77,7 @@ class Frame:
         capture_uncertainty_s: possible error of the capture stamps; None where unknown.
         source_pts_s: the time stamp of the source if `pts_s` had to be corrected; otherwise None.
         decode_s: how long reading and decoding took, without waiting for a camera; None where unknown.
+        recorded: what is known of a frame that comes from a recording; None for all others.
     """
 
     source: str
@@ -72,6 +94,7 @@ class Frame:
     capture_uncertainty_s: float | None = None
     source_pts_s: float | None = None
     decode_s: float | None = None
+    recorded: Recorded | None = None
 
     def __post_init__(self) -> None:
         if (self.picture is None) == (self.error is None):
@@ -109,7 +132,7 @@ class Frame:
     @property
     def live(self) -> bool:
         """Whether the frame comes from a live source, so that its capture stamps say how old it is."""
-        return self.capture_clock != "file"
+        return self.capture_clock != "file" and self.recorded is None
 
     @property
     def age_s(self) -> float:
@@ -132,11 +155,16 @@ class FramePoses:
 
 @dataclass(frozen=True, eq=False)
 class FrameTracks:
-    """A frame with its detections and with the tracks after the tracker's update."""
+    """A frame with its detections and with the tracks after the tracker's update.
+
+    `age_s` is the time from capture to the moment that the predictions are for; None where they are for the frame's own
+    time.
+    """
 
     frame: Frame
     detections: Detections
     tracks: Tracks
+    age_s: float | None = None
 
     @property
     def source(self) -> str:

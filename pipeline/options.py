@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from engines.prompts import PromptClass
 
 Prompt = Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")]
+RunPrompt = Annotated[
+    str | None,
+    typer.Option(help="What to look for: person (default), person,dog …; in recordings by default what it was then."),
+]
+DEFAULT_PROMPT = "person"
 Keypoints = Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")]
 PromptImage = Annotated[list[Path] | None, typer.Option(help="Example image; may be given several times.")]
 PromptAnnotation = Annotated[

@@ -22,10 +22,21 @@ ALLOWED = {
 }
 # Inside pipeline: cli → {service, flow} → {sources, outputs} → frames.
 PIPELINE_ALLOWED = {
-    "sources": {"errors", "frames", "names", "synthetic"},
-    "outputs": {"errors", "frames"},
-    "flow": {"config", "errors", "frames", "sources", "outputs"},
-    "service": {"config", "errors", "flow", "frames", "names", "outputs", "sources", "prompting"},
+    "sources": {"errors", "frames", "names", "recording", "synthetic"},
+    "outputs": {"errors", "frames", "recording"},
+    "flow": {"config", "errors", "frames", "recording", "sources", "outputs"},
+    "service": {
+        "config",
+        "errors",
+        "flow",
+        "frames",
+        "names",
+        "outputs",
+        "prompting",
+        "recording",
+        "sources",
+        "standard_output",
+    },
     "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources", "standard_output"},
     "synthetic": set(),
 }
@@ -104,7 +115,18 @@ def test_wrong_setting_is_reported_without_torch(setting: str) -> None:
 
 def test_importing_everything_asks_for_no_optional_library() -> None:
     """The packages import where TensorRT, cuda-core and the training extras are not installed."""
-    optional = ["tensorrt", "torch_tensorrt", "cuda", "tensorboard", "faster_coco_eval", "matplotlib", "trackeval"]
+    optional = [
+        "mcap",
+        "foxglove_schemas_protobuf",
+        "google.protobuf",
+        "tensorrt",
+        "torch_tensorrt",
+        "cuda",
+        "tensorboard",
+        "faster_coco_eval",
+        "matplotlib",
+        "trackeval",
+    ]
     modules = [
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
         for package in ("pipeline", "engines", "trackers")

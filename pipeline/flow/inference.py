@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -96,6 +96,7 @@ class Inference:
         self._room = threading.Semaphore(engine.in_flight)
         self._turn = threading.Lock()  # one worker at a time takes frames and submits them
         self._latest: dict[str, threading.Event] = {}  # `passed_on` of the last call with frames of each source
+        self._replayed: tuple[PromptClass, ...] | None  # recorded prompts that the engine holds instead
         self.set_prompts(classes)
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
@@ -105,6 +106,7 @@ class Inference:
             PromptError: as `Pipeline.set_prompts`.
         """
         self._prompts = Prompts(self._engine.set_prompts(classes), tuple(classes))
+        self._replayed = None
         return self._prompts.id
 
     @property
@@ -127,7 +129,7 @@ class Inference:
                         usable, earlier = self._take(frames, passed_on)
                         self.submitted.update({frame.source: frame.index for frame in usable})
                         images = [frame.rgb_HW3 for frame in usable if frame.rgb_HW3 is not None]
-                        prompts, submitted_s = self._prompts, time.perf_counter()
+                        prompts, submitted_s = self._prompts_of(usable), time.perf_counter()
                         pending = self._engine.submit(images) if images else None
                     found = iter(pending.result() if pending is not None else ())
                 took_s = time.perf_counter() - submitted_s
@@ -136,6 +138,8 @@ class Inference:
                 for frame in usable:
                     seen = frame.picture is not None
                     detections = next(found) if seen else Detections.empty(prompts.classes, prompts.id)
+                    if frame.recorded is not None:
+                        detections = replace(detections, prompt_id=prompts.id)
                     frames.metrics.count_out(frames.stage, frame.source, took_s if seen else None)
                     yield FramePoses(frame, detections)
             finally:
@@ -146,11 +150,24 @@ class Inference:
         if self._warm_up:
             self._warm_up = False
             self._engine.submit([np.zeros((64, 64, 3), np.uint8)]).result()
-        usable = [frame for frame in frames.take(self._engine.batch) if self._is_usable(frame, frames)]
+        taken = frames.take(self._engine.batch, alike=_recorded_prompts)
+        usable = [frame for frame in taken if self._is_usable(frame, frames)]
         sources = {frame.source for frame in usable}
         earlier = [self._latest[source] for source in sources if source in self._latest]
         self._latest.update(dict.fromkeys(sources, passed_on))
         return usable, earlier
+
+    def _prompts_of(self, frames: Sequence[Frame]) -> Prompts:
+        """The prompts to look for in frames of one call: those in force, or those that a recording names."""
+        recorded = frames[0].recorded if frames else None
+        if recorded is not None and recorded.prompts is not None:
+            if recorded.prompts is not self._replayed:
+                self._engine.set_prompts(recorded.prompts)
+                self._replayed = recorded.prompts
+            return Prompts(recorded.prompt_id, recorded.prompts)
+        if self._replayed is not None and frames:
+            self.set_prompts(self._prompts.classes)
+        return self._prompts
 
     def _is_usable(self, frame: Frame, frames: Queue[Frame]) -> bool:
         """Whether the frame is young enough and can be converted to RGB. If not, it is dropped."""
@@ -163,3 +180,8 @@ class Inference:
             frames.drop(frame, UNREADABLE)
             return False
         return True
+
+
+def _recorded_prompts(frame: Frame) -> int | None:
+    """What tells frames apart that cannot be inferred in one call."""
+    return None if frame.recorded is None or frame.recorded.prompts is None else id(frame.recorded.prompts)

@@ -30,11 +30,13 @@ from pipeline.flow.metrics import Metrics
 from pipeline.flow.newest import Newest
 from pipeline.flow.publishing import Publish, Published, draw
 from pipeline.flow.queues import Lane, Queue, QueueClosed
+from pipeline.flow.recording import Recordings
 from pipeline.flow.roster import Roster
 from pipeline.flow.stages import Stage
 from pipeline.flow.tracking import track
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.poses import PoseFile
+from pipeline.outputs.recording import RecordingReport
 from pipeline.outputs.video import VideoFile, check_suffix
 from pipeline.sources import Source, open_source
 from xpose_client.messages import StatusMessage
@@ -75,6 +77,7 @@ class Pipeline:
         video: file for the annotated video. With several sources, or for a source that is added later, it is
             `<stem>.<source><suffix>`.
         hold: go on without sources, until `stop`; otherwise the end of the last source ends the pipeline.
+        record: file for a recording of the whole run; see `start_recording`.
 
     Attributes:
         config: the settings that it started with.
@@ -89,7 +92,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, config: PipelineConfig, *, poses: Path | None = None, video: Path | None = None, hold: bool = False
+        self,
+        config: PipelineConfig,
+        *,
+        poses: Path | None = None,
+        video: Path | None = None,
+        hold: bool = False,
+        record: Path | None = None,
     ) -> None:
         if video is not None:
             check_suffix(video)
@@ -105,6 +114,8 @@ class Pipeline:
         self._poses = PoseFile(poses) if poses else None
         self._video = video
         self._hold = hold
+        self._record = record
+        self._recordings = Recordings(config)
         self._sessions: dict[str, int] = {}
         self._videos: dict[str, VideoFile] = {}
         self._lock = threading.RLock()
@@ -145,6 +156,7 @@ class Pipeline:
         with self._lock:
             name = source.name = _free_name(source.name, self._lanes)
             source.age_budget_s = flow.age_budget_s
+            self._recordings.attach(source)
             try:
                 capacity = flow.live_queue if source.live else flow.file_queue
                 self._lanes[name] = self._frames.lane(capacity, drop_oldest=source.live)
@@ -221,6 +233,25 @@ class Pipeline:
         """Index of the last frame of each source that was handed to the engine, by the source's name."""
         return {} if self._inference is None else dict(self._inference.submitted)
 
+    def start_recording(self, path: Path) -> None:
+        """Record all sources and all messages from now on, into a new file; each source begins with a key frame.
+
+        Raises:
+            OutputError: the file cannot be created, or the extra `record` is not installed.
+            PipelineError: a recording is going on.
+        """
+        self._recordings.start(path, self.sources)
+
+    def stop_recording(self) -> RecordingReport | None:
+        """End the recording and return how it went; None where there is none."""
+        return self._recordings.stop(self.sources)
+
+    @property
+    def recording(self) -> RecordingReport | None:
+        """How the recording is doing; None where there is none."""
+        recorder = self._recordings.current()
+        return None if recorder is None else recorder.report
+
     def run(self, engine: PoseEngine, prompts: Sequence[PromptClass]) -> PipelineResult:
         """Start, wait for the end, and return how it went; see `start` and `finish`."""
         self.start(engine, prompts)
@@ -236,9 +267,12 @@ class Pipeline:
             prompts: classes to look for.
         Raises:
             PromptError: as `set_prompts`.
+            OutputError: as `start_recording`.
         """
         live = self._hold or any(source.live for source in self.sources)
         self._inference = Inference(engine, prompts, self.config.flow.age_budget_s, warm_up=live)
+        if self._record is not None:
+            self.start_recording(self._record)
         for source in self.sources:
             self._add_video(source, alone=len(self.sources) == 1)
         stages = self._make_stages(self._inference)
@@ -271,6 +305,7 @@ class Pipeline:
             The error of the stage that failed first. What was written stays under its `.part` name.
         """
         _join(self._decoders, _DECODER_GRACE_S)
+        self.stop_recording()
         files: list[PoseFile | VideoFile] = [*([self._poses] if self._poses else []), *self._videos.values()]
         published = self.metrics.frames_out("publish")
         if published == 0 and (self._failure is not None or self._broken):
@@ -281,8 +316,11 @@ class Pipeline:
             for part in [part for file in files for part in file.keep()]:
                 _log.warning("kept what was written before the failure: %s", part)
             raise self._failure
-        outputs = tuple(path for file in files for path in file.commit())
-        return PipelineResult(outputs, tuple(self._broken), published, self._stopped)
+        outputs = [path for file in files for path in file.commit()]
+        for report in self._recordings.finished:
+            outputs += report.files
+            self._broken += [] if report.failure is None else [report.failure]
+        return PipelineResult(tuple(outputs), tuple(self._broken), published, self._stopped)
 
     def _make_stages(self, inference: Inference) -> list[Stage[Any, Any]]:
         """Make all stages after the decoders, first to last."""
@@ -301,6 +339,7 @@ class Pipeline:
             self.newest,
             self.session,
             self._sessions,
+            self._recordings.current,
         )
         tracking = partial(track, config.make_tracker, lambda: self._rules, self._roster)
         stages: list[Stage[Any, Any]] = [

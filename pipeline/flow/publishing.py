@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.flow.metrics import NO_PICTURE, STOPPED, Metrics
+from pipeline.flow.metrics import NO_PICTURE, STOPPED, TOO_OLD, Metrics
 from pipeline.flow.newest import Newest
 from pipeline.flow.queues import Queue
 from pipeline.flow.roster import Roster
@@ -22,6 +22,7 @@ from xpose_client.messages import SCHEMA, Message, PoseMessage, SkeletonMessage,
 
 if TYPE_CHECKING:
     from pipeline.outputs.poses import PoseFile
+    from pipeline.outputs.recording import Recorder
     from pipeline.outputs.video import VideoFile
     from pipeline.sources import Source
 
@@ -56,6 +57,7 @@ class Publish:
         newest: gets each published frame.
         session: of the messages, ns since 1970.
         sessions: session of each source that has one of its own, by name.
+        recorder: returns the recording that is going on, if any.
 
     Attributes:
         endpoint: the address that was bound; "" for none.
@@ -71,6 +73,7 @@ class Publish:
         newest: Newest,
         session: int,
         sessions: Mapping[str, int],
+        recorder: Callable[[], Recorder | None],
     ) -> None:
         self.endpoint = ""
         self._config = config
@@ -82,6 +85,8 @@ class Publish:
         self._outlets: list[Callable[[Message], None]] = []
         self._session = session
         self._sessions = sessions
+        self._recorder = recorder
+        self._known_recorder: Recorder | None = None
         self._next_beat_s = 0.0
         self._removals = 0
         self._seq: dict[str, int] = {}
@@ -96,23 +101,45 @@ class Publish:
                 self.endpoint = publisher.endpoint
                 _log.info("publishing on %s", self.endpoint)
                 self._outlets.append(publisher.publish)
-                opened.callback(self._end, publisher)
+            opened.callback(self._end, publisher)
             if self._poses is not None:
                 self._outlets.append(opened.enter_context(self._poses).write)
-            for tracked in frames.polled(_LATE_JOINER_WAIT_S if publisher is not None else None):
+            for tracked in frames.polled(self._config.beat_s if publisher is None else _LATE_JOINER_WAIT_S):
                 if publisher is not None:
                     publisher.serve_late_joiners()
-                    self._beat(publisher)
+                self._beat(publisher)
                 if tracked is None:
                     continue
                 if self._roster.is_gone(tracked.frame):
                     frames.drop(tracked, STOPPED)
-                elif is_in_time(tracked.frame, frames, self._age_budget_s):
-                    published = self._publish(tracked)
+                    continue
+                recorder = self._current_recorder()
+                published = self._publish(tracked, recorder) if self._is_due(tracked, frames) else None
+                if recorder is not None:
+                    recorder.tracked(tracked, None if published is None else published.message)
+                if published is not None:
                     self._newest.put(published)
                     yield published
 
-    def _publish(self, tracked: FrameTracks) -> Published:
+    def _is_due(self, tracked: FrameTracks, frames: Queue[FrameTracks]) -> bool:
+        """Whether a frame gets a message: it is young enough or, if it is recorded, was then."""
+        recorded = tracked.frame.recorded
+        if recorded is not None and not recorded.published:
+            frames.drop(tracked, TOO_OLD)
+            return False
+        return is_in_time(tracked.frame, frames, self._age_budget_s)
+
+    def _current_recorder(self) -> Recorder | None:
+        """The recording that is going on; a new one gets the skeletons that are in force."""
+        recorder = self._recorder()
+        if recorder is not self._known_recorder:
+            self._known_recorder = recorder
+            if recorder is not None:
+                for skeleton in self._skeletons.values():
+                    recorder.message(skeleton)
+        return recorder
+
+    def _publish(self, tracked: FrameTracks, recorder: Recorder | None) -> Published:
         source, found = tracked.source, tracked.detections
         session, skeleton = self._session_of(source), self._skeletons.get(source)
         messages: list[Message] = []
@@ -120,12 +147,20 @@ class Publish:
             del self._seq[source]
         if skeleton is None or (skeleton.session, skeleton.prompt_id) != (session, found.prompt_id):
             skeleton = self._skeletons[source] = skeleton_message(
-                found.prompts, found.prompt_id, source=source, session=session, publish_unix_ns=time.time_ns()
+                found.prompts,
+                found.prompt_id,
+                source=source,
+                session=session,
+                publish_unix_ns=time.time_ns(),
+                replay=tracked.frame.recorded is not None,
             )
             messages.append(skeleton)
+            if recorder is not None:
+                recorder.message(skeleton)
         seq = self._seq[source] = self._seq.get(source, -1) + 1
         message = pose_message(tracked, session=session, seq=seq, publish_unix_ns=time.time_ns())
-        self._metrics.count_age(source, tracked.frame.age_s)
+        if tracked.frame.recorded is None:
+            self._metrics.count_age(source, tracked.frame.age_s)
         for item in (*messages, message):
             for put_out in self._outlets:
                 put_out(item)
@@ -134,30 +169,36 @@ class Publish:
     def _session_of(self, source: str) -> int:
         return self._sessions.get(source, self._session)
 
-    def _beat(self, publisher: Publisher) -> None:
-        """Publish the states of all sources when it is time, and at once where a source was removed."""
+    def _beat(self, publisher: Publisher | None) -> None:
+        """Publish and record the states of all sources when it is time, and at once where a source was removed."""
         now_s, removals = time.monotonic(), self._roster.removals
         if now_s >= self._next_beat_s or removals != self._removals:
             self._removals = removals
             self._next_beat_s = max(self._next_beat_s, now_s - self._config.beat_s / 2) + self._config.beat_s
-            reported = self._roster.reported()
-            for source in reported:
-                publisher.publish(self.status_message(source))
+            recorder, reported = self._current_recorder(), self._roster.reported()
+            for source in reported if publisher is not None or recorder is not None else ():
+                message = self.status_message(source)
+                if publisher is not None:
+                    publisher.publish(message)
+                if recorder is not None:
+                    recorder.message(message)
             self._forget_removed(publisher, {source.name for source in reported})
 
-    def _forget_removed(self, publisher: Publisher, reported: set[str]) -> None:
+    def _forget_removed(self, publisher: Publisher | None, reported: set[str]) -> None:
         """Late joiners get nothing of a removed source but its end, for as long as that is reported."""
         present = {source.name for source in self._roster.sources()}
-        publisher.keep_only(present, reported)
+        if publisher is not None:
+            publisher.keep_only(present, reported)
         for name in self._skeletons.keys() - present:
             del self._skeletons[name], self._seq[name]
             self._newest.forget(name)
 
-    def _end(self, publisher: Publisher) -> None:
-        """Publish that every source has ended."""
+    def _end(self, publisher: Publisher | None) -> None:
+        """Publish and record that every source has ended."""
         for source in self._roster.reported():
             source.status.ended()
-            publisher.publish(self.status_message(source))
+        self._next_beat_s = 0.0
+        self._beat(publisher)
 
     def status_message(self, source: Source) -> StatusMessage:
         """Return the state of one source, made now. For any thread."""
@@ -180,6 +221,7 @@ class Publish:
             clock_offset_s=view.clock_offset_s,
             beat_s=self._config.beat_s,
             reconnects=view.reconnects,
+            replay=source.recorded,
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -119,9 +119,13 @@ class Queue(Generic[Item]):
         """Put `item` on the lane of its source; see `Lane.put`."""
         (self._lane_of.get(item.source) or self._lane_of[None]).put(item)
 
-    def take(self, limit: int = 1, timeout_s: float | None = None) -> list[Item]:
+    def take(
+        self, limit: int = 1, timeout_s: float | None = None, *, alike: Callable[[Item], object] | None = None
+    ) -> list[Item]:
         """Wait for an item, then take at most `limit`, one from each lane in turn. Each lane keeps its order.
 
+        Args:
+            alike: only items for which this returns the same as for the first are taken.
         Returns:
             The items. The list is empty if none came within `timeout_s`, or if none will come (`ended`).
         """
@@ -133,6 +137,9 @@ class Queue(Generic[Item]):
             self.taken_s = time.perf_counter()
             while len(taken) < limit and any(lane.items for lane in self._lanes):
                 lane = self._lanes.popleft()
+                if lane.items and taken and alike is not None and alike(lane.items[0][0]) != alike(taken[0]):
+                    self._lanes.appendleft(lane)
+                    break
                 if lane.items:
                     item, put_s = lane.items.popleft()
                     taken.append(item)

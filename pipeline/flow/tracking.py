@@ -48,7 +48,11 @@ class PromptedTracker:
         self._last: Detections | None = None
 
     def update(self, poses: FramePoses, rules: ScoreRules) -> FrameTracks:
-        """Return the frame's tracks. Predictions of live frames are for now, others for the frame's own time."""
+        """Return the frame's tracks.
+
+        Predictions of live frames are for now, those of recorded live frames for the moment that they were for then,
+        and others for the frame's own time.
+        """
         frame, found = poses.frame, poses.detections
         tracker = self._follow_prompts(found, still=frame.still)
         if isinstance(tracker, StillTracker):
@@ -58,9 +62,10 @@ class PromptedTracker:
         scores_N = rules.scale.to_tracker(found.scores_N)
         time_s = frame.pts_s or 0.0
         tracks = tracker.update(TrackerDetections(found.boxes_N4, scores_N, found.class_N, found.keypoints_NK2), time_s)
-        if frame.live:
-            tracks = tracker.predict_to(time_s + frame.age_s)
-        return FrameTracks(frame, found, replace(tracks, scores_T=rules.scale.to_model(tracks.scores_T)))
+        age_s = frame.recorded.age_s if frame.recorded else frame.age_s if frame.live else None
+        if age_s is not None:
+            tracks = tracker.predict_to(time_s + age_s)
+        return FrameTracks(frame, found, replace(tracks, scores_T=rules.scale.to_model(tracks.scores_T)), age_s)
 
     def _follow_prompts(self, found: Detections, *, still: bool) -> Tracker | StillTracker:
         last, self._last = self._last, found

@@ -32,7 +32,7 @@ def pose_message(tracked: FrameTracks, *, session: int, seq: int, publish_unix_n
         file=frame.file,
         pts_s=frame.pts_s,
         source_pts_s=frame.source_pts_s,
-        host=_HOST,
+        host=frame.recorded.host if frame.recorded else _HOST,
         capture_clock=frame.capture_clock,
         capture_unix_ns=frame.capture_unix_ns,
         capture_monotonic_ns=frame.capture_monotonic_ns,
@@ -43,17 +43,24 @@ def pose_message(tracked: FrameTracks, *, session: int, seq: int, publish_unix_n
         height=frame.height,
         prompt_id=tracked.detections.prompt_id,
         tracks=_track_messages(tracked.tracks, prompts),
+        replay=frame.recorded is not None,
     )
 
 
 def skeleton_message(
-    prompts: tuple[PromptClass, ...], prompt_id: int, *, source: str, session: int, publish_unix_ns: int
+    prompts: tuple[PromptClass, ...],
+    prompt_id: int,
+    *,
+    source: str,
+    session: int,
+    publish_unix_ns: int,
+    replay: bool = False,
 ) -> SkeletonMessage:
     """Make the message that names the keypoints of `prompts`."""
     classes = [
         SkeletonClass(prompt.name, list(prompt.skeleton.keypoints), list(prompt.skeleton.edges)) for prompt in prompts
     ]
-    return SkeletonMessage(SCHEMA, session, source, prompt_id, publish_unix_ns, classes)
+    return SkeletonMessage(SCHEMA, session, source, prompt_id, publish_unix_ns, classes, replay)
 
 
 def _track_messages(tracks: Tracks, prompts: Sequence[PromptClass]) -> list[TrackMessage]:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame
 from pipeline.names import readable
+from pipeline.recording import Tap
 from pipeline.sources.clock import ClockChoice
 from pipeline.sources.status import SourceStatus
 
@@ -34,6 +35,8 @@ class SourceConfig:
         clock: origin of the capture times. "auto" uses the sender's own clock if the sender reports it and it is right,
             else the stream's clock, else the time of receipt.
         rtsp_transport: "tcp" loses no packets; "udp" is for cameras without TCP.
+        all_frames: of a recording, also infer the frames that were not inferred when it was made.
+        recorded_prompts: in a recording, look for what was looked for then; otherwise for the prompts of the run.
         options: more FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.
     """
 
@@ -48,6 +51,8 @@ class SourceConfig:
     required: bool = False
     clock: ClockChoice = "auto"
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    all_frames: bool = False
+    recorded_prompts: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,6 +90,8 @@ class Source(ABC):
         status: state of the source, for any thread.
         age_budget_s: if pictures of a live source are older than this, it catches up; 0 for never. Set it before the
             iteration.
+        tap: takes the source's packets and frames for a recording; None while nobody records. For any thread to set.
+        recorded: whether the frames come from a recording.
     """
 
     name: str
@@ -92,6 +99,8 @@ class Source(ABC):
     frame_count: int | None = None
     fps: float | None = None
     age_budget_s: float = 0.0
+    tap: Tap | None = None
+    recorded: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = readable(name)

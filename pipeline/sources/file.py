@@ -20,6 +20,7 @@ from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.file_time import mend
+from pipeline.sources.tap import StreamTap
 from pipeline.sources.truncation import missing_bytes
 from pipeline.sources.video import RgbConverter, open_video, reason
 
@@ -38,6 +39,7 @@ class FileSource(Source):
 
     _container: InputContainer
     _stream: VideoStream
+    _tap: StreamTap
 
     def __init__(self, address: str, config: SourceConfig, name: str, label: str = "") -> None:
         super().__init__(config.name or name)
@@ -61,6 +63,7 @@ class FileSource(Source):
             self._has_times = not self._container.format.flags & _NO_TIME_STAMPS
             self.fps = self._rate()
             self.frame_count = self._stream.frames or _estimated_frames(self._container, self.fps)
+            self._tap = StreamTap(self, self._stream)
             yield from self._frames()
 
     def _frames(self) -> Iterator[Frame]:
@@ -69,8 +72,11 @@ class FileSource(Source):
         for picture, pts_s in mend(stated, 1 / (self.fps or self._config.rate)):
             if self._stopped.is_set():
                 return
-            yield self._frame(picture, pts_s, started_s)
+            frame = self._frame(picture, pts_s, started_s)
+            self._tap.frame(frame, picture.pts, picture)
+            yield frame
             started_s = time.perf_counter()
+        self._tap.end()
         missing = missing_bytes(self._path) if self._path is not None else 0
         if missing:
             self._note(_too_short(missing))
@@ -110,6 +116,7 @@ class FileSource(Source):
             elif len(recent) == recent.maxlen:
                 self._note_incomplete(recent[0])
             recent.append(packet)
+            self._tap.packet(packet, packet.pts)
             yield from self._decoded(packet)
         for packet in recent:
             self._note_incomplete(packet)

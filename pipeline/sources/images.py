@@ -12,6 +12,7 @@ image viewers do. Width, height and coordinates are those of the upright picture
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Generator
@@ -25,6 +26,7 @@ from PIL import Image, ImageOps
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
 from pipeline.names import readable
+from pipeline.recording import IMAGE_FORMATS, Piece, StreamRecord
 from pipeline.sources.base import Source, SourceConfig
 
 IMAGE_SUFFIXES = frozenset(
@@ -59,6 +61,7 @@ class ImageSource(Source):
     def __init__(self, path: Path, config: SourceConfig) -> None:
         super().__init__(config.name or (path.resolve().name if path.is_dir() else path.stem))
         self._path = path
+        self._streams = {name: StreamRecord(live=False, format=name) for name in IMAGE_FORMATS}
 
     def __iter__(self) -> Generator[Frame]:
         errors = []
@@ -70,6 +73,8 @@ class ImageSource(Source):
             frame = self._frame(index, path)
             if frame.error is not None:
                 errors.append(frame.error)
+            if self.tap is not None:
+                self.tap(self._piece(path, frame))
             yield frame
         if errors:
             raise SourceError(
@@ -77,6 +82,20 @@ class ImageSource(Source):
                 "replace or remove them",
                 partial=len(errors) < len(files),
             )
+
+    def _piece(self, path: Path, frame: Frame) -> Piece:
+        """The file itself, or the picture as PNG where viewers do not read such files."""
+        name, data = "png", None
+        if frame.rgb_HW3 is not None:
+            with Image.open(path) as image:
+                name = (image.format or "").lower()
+            if name in IMAGE_FORMATS:
+                data = path.read_bytes()
+            else:
+                name, encoded = "png", io.BytesIO()
+                Image.fromarray(frame.rgb_HW3).save(encoded, "png")
+                data = encoded.getvalue()
+        return Piece(self._streams[name], data, True, frame, frame.capture_unix_ns)
 
     def _frame(self, index: int, path: Path) -> Frame:
         unix_ns, monotonic_ns = now_ns()
@@ -101,15 +120,18 @@ class ImageSource(Source):
         )
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read any image that PIL knows as upright uint8 rgb_HW3.
 
+    Args:
+        path: the file.
+        content: what the file holds, where it is not to be opened.
     Raises:
         SourceError: the file is no image, is damaged, or has pixels without a defined conversion to 8-bit RGB (such as
             floats).
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format in _PAGED_FORMATS:
                 _log.warning(

@@ -33,6 +33,7 @@ from pipeline.sources.catch_up import CatchUp
 from pipeline.sources.clock import Arrival, PictureClock
 from pipeline.sources.connect import Connector, RefusedError
 from pipeline.sources.status import SourceStatus
+from pipeline.sources.tap import StreamTap
 from pipeline.sources.video import LazyPicture, RgbConverter, reason, sender_unix_ns
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class LiveSource(Source):
         """Yield frames, and return why there are no more."""
         barren_s = time.monotonic()  # arrival of the first packet after the newest picture
         pictured = False
+        tap = StreamTap(self, stream)
         for packet in self._packets(container, stream):
             if self._stopped.is_set():
                 return ""
@@ -147,8 +149,10 @@ class LiveSource(Source):
                 codec = stream.codec_context.name
                 return f"{self._label}: packets come, but {codec} gave no picture for {self._config.read_timeout_s:g} s"
             decode_s = (time.perf_counter() - started_s) / max(1, len(pictures))
+            tap.packet(packet, packet.opaque)
             for picture in pictures:
                 frame = self._frame(picture, decode_s)
+                tap.frame(frame, picture.opaque, picture)
                 if frame is not None:
                     yield frame
             if self._catch_up.must_reconnect():

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, now_ns
+from pipeline.recording import Piece, StreamRecord
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.synthetic import CATEGORIES, SceneConfig, SceneVideo
 
@@ -50,13 +51,17 @@ class TestSource(Source):
         """The scenes. The instances of a scene have the true keypoints of the frame with the same index."""
 
     def __iter__(self) -> Generator[Frame]:
+        stream = StreamRecord(live=False, format="h264", reencoded="its pictures are drawn", frame_rate=self.fps)
         for index in range(self.frame_count):
             if self._stopped.is_set():
                 return
             started_s = time.perf_counter()
             rgb_HW3 = self.scenes.frame(index).rgb_HW3
             decode_s = time.perf_counter() - started_s
-            yield Frame(self.name, index, rgb_HW3, index / self.fps, *now_ns(), "file", decode_s=decode_s)
+            frame = Frame(self.name, index, rgb_HW3, index / self.fps, *now_ns(), "file", decode_s=decode_s)
+            if self.tap is not None:
+                self.tap(Piece(stream, None, True, frame, frame.capture_unix_ns))
+            yield frame
 
 
 def _values(uri: str) -> dict[str, str]:

@@ -133,18 +133,29 @@ class LazyPicture:
 
 
 def upright(rgb_HW3: NDArray[Any], picture: VideoFrame) -> NDArray[np.uint8]:
-    """Apply the display matrix of `picture`, if any, rounded to the nearest of the eight rotations and mirrorings.
-
-    Source: libavutil/display.h: x' = a·x + c·y, y' = b·x + d·y; the matrix is [a, b, u; c, d, v; x, y, w] in 16.16.
-    """
-    side_data = cast(SideData | None, picture.side_data.get("DISPLAYMATRIX"))
-    if side_data is None:
-        return rgb_HW3
-    a, b, _, c, d = struct.unpack_from("=5i", bytes(side_data))
-    transposed = abs(b) > abs(a)
-    mirror_x, mirror_y = (c < 0, b < 0) if transposed else (a < 0, d < 0)
+    """Apply the display matrix of `picture`, if any, rounded to the nearest of the eight rotations and mirrorings."""
+    transposed, mirror_x, mirror_y = _turn(picture)
     if transposed:
         rgb_HW3 = cv2.transpose(rgb_HW3)
     if mirror_x or mirror_y:
         rgb_HW3 = cv2.flip(rgb_HW3, -1 if mirror_x and mirror_y else 1 if mirror_x else 0)
     return rgb_HW3
+
+
+def is_turned(picture: VideoFrame) -> bool:
+    """Whether `upright` changes the picture."""
+    return any(_turn(picture))
+
+
+def _turn(picture: VideoFrame) -> tuple[bool, bool, bool]:
+    """Return (transposed, mirrored left to right, mirrored top to bottom) by the display matrix of `picture`.
+
+    Source: libavutil/display.h: x' = a·x + c·y, y' = b·x + d·y; the matrix is [a, b, u; c, d, v; x, y, w] in 16.16.
+    """
+    side_data = cast(SideData | None, picture.side_data.get("DISPLAYMATRIX"))
+    if side_data is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(side_data))
+    if abs(b) > abs(a):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0

@@ -85,15 +85,20 @@ def vectors() -> list[dict[str, Any]]:
         good("pose with a measured and a coasting track", POSE),
         good("still without pixels, names beyond ASCII", STILL),
         good("pose with a mended time stamp", MENDED),
+        good("pose of a replay", msgspec.structs.replace(POSE, replay=True)),
         good("skeletons of two classes", SKELETON),
+        good("skeletons of a replay", msgspec.structs.replace(SKELETON, replay=True)),
         good("status of a live source", LIVE),
         good("status of a lost source", LOST),
+        good("status of a replay", msgspec.structs.replace(LIVE, replay=True)),
         changed("pose with fields of a later program", POSE, LATER_FIELDS),
         changed("skeletons with fields of a later program", SKELETON, LATER_FIELDS),
         changed("status with fields of a later program", LIVE, LATER_FIELDS),
         changed("status with a state of a later program", msgspec.structs.replace(LIVE, state="asleep"), {}),
         whole_numbers(),
-        older(),
+        older("status without later fields", LOST),
+        older("pose without later fields", POSE),
+        older("skeletons without later fields", SKELETON),
         bad("schema 1, as it was", "schema", b"poses/cam1\0", {"schema": 1, "session": 5, "seq": 0, "source": "cam1"}),
         bad("schema 3 with the fields of this one", "schema", b"poses/cam1\0", plain(POSE) | {"schema": 3}),
         bad("status of schema 3 with other fields", "schema", b"status/cam1\0", {"schema": 3, "state": 7}),
@@ -134,18 +139,12 @@ def whole_numbers() -> dict[str, Any]:
     return {"name": "whole numbers as integers", "error": None, "exact": False, "hex": data.hex(), "json": body}
 
 
-def older() -> dict[str, Any]:
+def older(name: str, message: Message) -> dict[str, Any]:
     """A message of the first program of this schema, without the fields that were added since."""
-    required = {field.name for field in msgspec.structs.fields(StatusMessage) if field.required}
-    body = {key: value for key, value in plain(LOST).items() if key in required}
-    data = b"status/cam1\0" + msgspec.msgpack.encode(body)
-    return {
-        "name": "status without later fields",
-        "error": None,
-        "exact": False,
-        "hex": data.hex(),
-        "json": plain(LOST),
-    }
+    required = {field.name for field in msgspec.structs.fields(type(message)) if field.required}
+    body = {key: value for key, value in plain(message).items() if key in required}
+    data = topic_of(message).encode() + b"\0" + msgspec.msgpack.encode(body)
+    return {"name": name, "error": None, "exact": False, "hex": data.hex(), "json": plain(message)}
 
 
 def bad(name: str, error: str, head: bytes, body: object) -> dict[str, Any]:

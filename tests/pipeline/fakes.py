@@ -97,7 +97,7 @@ class FakeEngine:
 def seen(prompts: tuple[PromptClass, ...], prompt_id: int, x: float, score: float = 0.9) -> Detections:
     """One object of each class, the mug `x` px from the left and all else 200 px farther, keypoints in a column."""
     slots = max(len(prompt.skeleton.keypoints) for prompt in prompts)
-    places = [x if prompt is MUG else x + 200 for prompt in prompts]
+    places = [x if prompt == MUG else x + 200 for prompt in prompts]
     keypoints_NK2 = np.full((len(prompts), slots, 2), np.nan, np.float32)
     for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
         count = len(prompt.skeleton.keypoints)

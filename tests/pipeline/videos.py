@@ -48,10 +48,11 @@ def write_video(
     hflip: bool = False,
     picture: Callable[[int], NDArray[np.uint8]] | None = None,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a video; `pts` are in units of 1 / rate, default 0, 1, 2, …"""
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, options=codec_options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, rate)
         if rotation is not None:

@@ -86,6 +86,7 @@ class PoseMessage(msgspec.Struct, frozen=True):
         height (px): height of the frame; 0 for a still that could not be read.
         prompt_id: grows by one with each change of prompts; the skeleton message with this id names the keypoints.
         tracks: the objects, by id.
+        replay: true where the message comes from a recording; nothing must act on it by mistake.
     """
 
     schema: int
@@ -107,6 +108,7 @@ class PoseMessage(msgspec.Struct, frozen=True):
     height: int
     prompt_id: int
     tracks: list[TrackMessage]
+    replay: bool = False
 
 
 class SkeletonClass(msgspec.Struct, frozen=True):
@@ -133,6 +135,7 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
         prompt_id: grows by one with each change of prompts.
         publish_unix_ns (ns since 1970): wall clock when the message was made.
         classes: the prompted classes.
+        replay: true where the message comes from a recording.
     """
 
     schema: int
@@ -141,6 +144,7 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
     prompt_id: int
     publish_unix_ns: int
     classes: list[SkeletonClass]
+    replay: bool = False
 
 
 class StatusMessage(msgspec.Struct, frozen=True):
@@ -166,6 +170,7 @@ class StatusMessage(msgspec.Struct, frozen=True):
         clock_offset_s (s): constant error of the camera's clock; positive where it is ahead; null where unknown.
         beat_s (s): longest time until the next status message.
         reconnects: how often a lost connection was opened again since the start.
+        replay: true where the message comes from a recording.
     """
 
     schema: int
@@ -185,6 +190,7 @@ class StatusMessage(msgspec.Struct, frozen=True):
     clock_offset_s: Optional[float]
     beat_s: float
     reconnects: int = 0
+    replay: bool = False
 
 
 Message = Union[PoseMessage, SkeletonMessage, StatusMessage]
@@ -214,7 +220,12 @@ def topic_of(message: Message) -> str:
 
 def encode(message: Message) -> bytes:
     """Return the one ZeroMQ frame of `message`: topic, NUL, msgpack."""
-    return topic_of(message).encode() + SEPARATOR + _ENCODER.encode(message)
+    return topic_of(message).encode() + SEPARATOR + encode_body(message)
+
+
+def encode_body(message: Message) -> bytes:
+    """Return what `encode` puts behind the NUL: msgpack."""
+    return _ENCODER.encode(message)
 
 
 def decode(data: bytes) -> Message:

@@ -79,6 +79,7 @@ public:
         field("capture_uncertainty_s", m.capture_uncertainty_s); field("lag_s", m.lag_s);
         field("publish_unix_ns", m.publish_unix_ns); field("width", m.width); field("height", m.height);
         field("prompt_id", m.prompt_id); field("tracks", m.tracks);
+        field("replay", m.replay);
         close();
     }
     void put(const xpose::SkeletonClass& c) {
@@ -90,6 +91,7 @@ public:
         open();
         field("schema", xpose::schema); field("session", m.session); field("source", m.source);
         field("prompt_id", m.prompt_id); field("publish_unix_ns", m.publish_unix_ns); field("classes", m.classes);
+        field("replay", m.replay);
         close();
     }
     void put(const xpose::StatusMessage& m) {
@@ -100,7 +102,7 @@ public:
         field("lag_s", m.lag_s); field("drops", m.drops); field("last_error", m.last_error);
         field("last_capture_unix_ns", m.last_capture_unix_ns); field("capture_clock", m.capture_clock);
         field("clock_offset_s", m.clock_offset_s); field("beat_s", m.beat_s);
-        field("reconnects", m.reconnects);
+        field("reconnects", m.reconnects); field("replay", m.replay);
         close();
     }
 

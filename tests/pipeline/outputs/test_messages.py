@@ -20,7 +20,7 @@ from xpose_client.messages import PoseMessage, decode, encode, to_json_line
 POSE_KEYS = [
     "schema", "session", "seq", "source", "frame", "file", "pts_s", "source_pts_s", "host", "capture_clock",
     "capture_unix_ns", "capture_monotonic_ns", "capture_uncertainty_s", "lag_s", "publish_unix_ns", "width", "height",
-    "prompt_id", "tracks",
+    "prompt_id", "tracks", "replay",
 ]  # fmt: skip
 TRACK_KEYS = [
     "id", "class", "score", "box_xyxy", "keypoints_raw", "keypoints", "keypoints_predicted", "keypoints_velocity",

@@ -10,12 +10,10 @@ import re
 import signal
 import socket
 import socketserver
-import subprocess
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,45 +27,18 @@ from pipeline.frames import Frame
 from pipeline.sources import SourceConfig, open_source
 from pipeline.sources.status import StatusView
 from pipeline.sources.video import RgbConverter
+from tests.pipeline.servers import RtspServer, need_rtsp_server
 from tests.pipeline.videos import corners, quadrants
-from tests.support import lacks
 
-SYSTEM_PYTHON = "/usr/bin/python3"
-IMPORTS = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
 QUICK = SourceConfig(open_timeout_s=5, read_timeout_s=1.5)
 REQUIRED = SourceConfig(open_timeout_s=5, read_timeout_s=1.5, required=True)
 
 pytestmark = pytest.mark.timeout(60)
 
 
-class RtspServer:
-    """A server process that can be killed and started again on the same port."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.uri = f"rtsp://127.0.0.1:{self.port}/ball"
-        self.start()
-
-    def start(self) -> None:
-        script = Path(__file__).parent.parent / "rtsp_server.py"
-        self.process = subprocess.Popen([SYSTEM_PYTHON, script, str(self.port)], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(timeout=10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
 @pytest.fixture
 def rtsp() -> Iterator[RtspServer]:
-    if (
-        not Path(SYSTEM_PYTHON).exists()
-        or subprocess.run([SYSTEM_PYTHON, "-c", IMPORTS], capture_output=True).returncode
-    ):
-        lacks("no RTSP server: install gir1.2-gst-rtsp-server-1.0, python3-gi and GStreamer's plugins")
+    need_rtsp_server()
     server = RtspServer()
     yield server
     server.kill()

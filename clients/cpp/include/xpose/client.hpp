@@ -79,6 +79,7 @@ struct PoseMessage {
     std::int64_t publish_unix_ns = 0;
     std::int64_t width = 0, height = 0, prompt_id = 0;
     std::vector<Track> tracks;
+    bool replay = false;  // from a recording: nothing must act on it by mistake
 };
 
 struct SkeletonClass {
@@ -92,6 +93,7 @@ struct SkeletonMessage {
     std::string source;
     std::int64_t prompt_id = 0, publish_unix_ns = 0;
     std::vector<SkeletonClass> classes;
+    bool replay = false;
 };
 
 struct StatusMessage {
@@ -107,6 +109,7 @@ struct StatusMessage {
     std::optional<double> clock_offset_s;
     double beat_s = 0;
     std::int64_t reconnects = 0;
+    bool replay = false;
 };
 
 enum class Kind { pose, skeleton, status };
@@ -244,12 +247,13 @@ inline void read(const msgpack::object& from, PoseMessage& to) {
         "pts_s", to.pts_s)("source_pts_s", to.source_pts_s)("host", to.host)("capture_clock", to.capture_clock)(
         "capture_unix_ns", to.capture_unix_ns)("capture_monotonic_ns", to.capture_monotonic_ns)(
         "capture_uncertainty_s", to.capture_uncertainty_s)("lag_s", to.lag_s)("publish_unix_ns", to.publish_unix_ns)(
-        "width", to.width)("height", to.height)("prompt_id", to.prompt_id)("tracks", to.tracks);
+        "width", to.width)("height", to.height)("prompt_id", to.prompt_id)("tracks", to.tracks)(
+        "replay", to.replay, false);
 }
 
 inline void read(const msgpack::object& from, SkeletonMessage& to) {
     Fields{from}("session", to.session)("source", to.source)("prompt_id", to.prompt_id)(
-        "publish_unix_ns", to.publish_unix_ns)("classes", to.classes);
+        "publish_unix_ns", to.publish_unix_ns)("classes", to.classes)("replay", to.replay, false);
 }
 
 inline void read(const msgpack::object& from, StatusMessage& to) {
@@ -258,7 +262,7 @@ inline void read(const msgpack::object& from, StatusMessage& to) {
         "publish_monotonic_ns", to.publish_monotonic_ns)("frame_rate", to.frame_rate)("lag_s", to.lag_s)(
         "drops", to.drops)("last_error", to.last_error)("last_capture_unix_ns", to.last_capture_unix_ns)(
         "capture_clock", to.capture_clock)("clock_offset_s", to.clock_offset_s)(
-        "beat_s", to.beat_s)("reconnects", to.reconnects, std::int64_t{0});
+        "beat_s", to.beat_s)("reconnects", to.reconnects, std::int64_t{0})("replay", to.replay, false);
 }
 
 inline bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }

@@ -25,6 +25,7 @@ def poses(received: Received, skeletons: SkeletonMessage | None) -> types.Poses:
         width=message.width,
         height=message.height,
         prompt_id=message.prompt_id,
+        replay=message.replay,
         tracks=[_track(track, names.get(track.class_name, [""] * len(track.keypoints))) for track in message.tracks],
     )
 

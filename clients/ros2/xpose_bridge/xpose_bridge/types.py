@@ -56,6 +56,7 @@ class Poses(IdlStruct, typename="xpose_msgs::msg::dds_::Poses_"):
     width: uint32
     height: uint32
     prompt_id: int64
+    replay: bool
     tracks: sequence[Track]
 
 
