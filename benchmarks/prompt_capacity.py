@@ -3,7 +3,8 @@
     python -m benchmarks.prompt_capacity [--record]
 
 A compiled engine computes its whole capacity, whatever the prompts. `build-engine --classes 1 --keypoints 17` builds
-the engine that a person needs; the default capacity is 8 classes and 68 keypoints. Operations are counted by PyTorch's
+the engine that a person needs. All capacities of `engines.capacity` are counted, the cheapest first by its order, up to
+the default of 8 classes and 68 keypoints. Operations are counted by PyTorch's
 `FlopCounterMode` on tensors without contents; a multiplication and an addition are two.
 """
 
@@ -16,12 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from benchmarks._record import record
+from engines.capacity import Capacity, capacities_for
 from engines.checkpoint import MODELS
 from engines.export import Detector, DetectorInputs, EngineShape
 from engines.kernels import cpu
 from engines.xpose import XPose
 
-CAPACITIES = ((8, 68), (8, 33), (8, 17), (1, 17))
+CAPACITIES = capacities_for(Capacity(1, 1), Capacity(8, 68))
 SIZES = {"nano": None, "swin-t": (800, 1344)}
 
 
@@ -45,7 +47,7 @@ def inputs_of(config: Any, shape: EngineShape) -> DetectorInputs:
     )
 
 
-def gigaflops(name: str, capacity: tuple[int, int]) -> float:
+def gigaflops(name: str, capacity: Capacity) -> float:
     """Count the operations of one image at one capacity."""
     config = MODELS[name][0]()
     shape = EngineShape(SIZES[name] or config.input_hw, 1, *capacity)
@@ -69,7 +71,9 @@ def main() -> None:
     for name in SIZES:
         for capacity in CAPACITIES:
             found = gigaflops(name, capacity)
-            rows.append({"model": name, "classes": capacity[0], "keypoints": capacity[1], "gflop": round(found, 2)})
+            rows.append(
+                {"model": name, "classes": capacity.classes, "keypoints": capacity.keypoints, "gflop": round(found, 2)}
+            )
             print(rows[-1], flush=True)
     if options.record:
         print(record("prompt_capacity", rows))

@@ -107,7 +107,7 @@ def build_engine(
 
     Args:
         model: the network with its weights, in float32.
-        prompts: padded to the capacity; what the parity gate looks for in the bundled images.
+        prompts: what the parity gate looks for in the bundled images.
         progress: told each step as it begins.
     Raises:
         BackendError: this machine cannot build it; the message says what to install.

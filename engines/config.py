@@ -21,8 +21,10 @@ class EngineConfig:
         precision: "fp32", "bf16" or "fp16", for the parts that tolerate it (`engines.precision`).
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
-        max_classes, max_keypoints: capacity for prompts.
-        batch: images per call of the network; OpenVINO runs them one by one, side by side.
+        max_classes, max_keypoints: the most that prompts may have. TensorRT runs them on the smallest built engine that
+            holds them (`engines.capacity`).
+        batch: most images per call of the network. OpenVINO runs them one by one, side by side. TensorRT takes the
+            largest batch that is built; with batch 1, images run side by side.
         score_threshold: detections above this score are kept, and can start a track. None: the model's own.
         doubtful_score: in videos, detections above this score continue a track. None: the model's own.
         nms_iou: detections that overlap a better one by more than this IoU are dropped. Lower it if you see duplicates.

@@ -31,7 +31,9 @@ from engines.backends import Backend, PendingPoses
 from engines.backends.choose import open_backend
 from engines.backends.cuda_graph import CudaGraphBackend
 from engines.backends.eager import EagerBackend
+from engines.backends.fitted import FittedBackend
 from engines.build import BuildRequest, build_engine
+from engines.capacity import Capacity, capacity_for
 from engines.checkpoint import RANDOM, load_weights, trained_categories
 from engines.clip import Clip
 from engines.config import EngineConfig
@@ -127,7 +129,9 @@ class Engine:
         Returns:
             the id that detections made with them will carry; ids count up from 1.
         Raises:
-            PromptError: over capacity, or not among the classes that the model was trained on. The old ones stay.
+            PromptError: over capacity, or not among the classes that the model was trained on, or no compiled engine
+                holds them. The old ones stay.
+            BackendError: the compiled engine that holds them cannot be opened. The old ones stay.
         """
         with self._encoding:  # one at a time, so that ids follow the order of the calls
             if self._trained is not None:
@@ -140,6 +144,8 @@ class Engine:
             tensors = _in_passing_thread(
                 self._encoder.encode, classes, self.config.max_classes, self.config.max_keypoints
             )
+            if isinstance(self._backend, FittedBackend):
+                self._backend.make_room(tensors)
             with self._swapping:
                 self._last_id += 1
                 self._waiting = (self._last_id, tuple(classes), tensors)
@@ -206,7 +212,9 @@ def _load(config: EngineConfig) -> tuple[VisualWeights, PromptEncoder, str, Back
 
 
 def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: None) -> CachedEngine:
-    """Build the compiled engine that an `Engine` of this configuration opens; "auto" takes TensorRT where a GPU is.
+    """Build a compiled engine for an `Engine` of this configuration; "auto" takes TensorRT where a GPU is.
+
+    Its capacity is the smallest of `engines.capacity` that holds the configured one.
 
     Args:
         progress: told each step as it begins.
@@ -228,8 +236,8 @@ def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: N
 def _build(
     config: EngineConfig, model: XPose, clip: Clip, request: BuildRequest, progress: Callable[[str], None]
 ) -> CachedEngine:
-    encoder = _prompt_encoder(model, clip)
-    prompts = encoder.encode([_parity_prompt(config.max_keypoints)], config.max_classes, config.max_keypoints)
+    person = _parity_prompt(config.max_keypoints)
+    prompts = _prompt_encoder(model, clip).encode([person], 1, len(person.skeleton.keypoints))
     return build_engine(model, prompts, request, EngineCache(), progress)
 
 
@@ -276,7 +284,7 @@ def _parity_prompt(max_keypoints: int) -> PromptClass:
 
 
 def request_of(config: EngineConfig, model: XPose) -> BuildRequest | None:
-    """Return the compiled engine that `config` would use; None where the input size follows each image.
+    """Return the largest compiled engine that `config` would use; None where the input size follows each image.
 
     Raises:
         BackendError: the device is not there.
@@ -285,7 +293,7 @@ def request_of(config: EngineConfig, model: XPose) -> BuildRequest | None:
         return None
     device, input_hw = device_of(config), config.size or model.config.input_hw
     batch = config.batch if device.type == "cuda" else 1
-    shape = EngineShape(input_hw, batch, config.max_classes, config.max_keypoints)
+    shape = EngineShape(input_hw, batch, *capacity_for(Capacity(config.max_classes, config.max_keypoints)))
     return BuildRequest(config.backend, config.model, shape, config.precision, device)
 
 

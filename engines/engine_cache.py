@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.capacity import Capacity
 from engines.errors import EngineCacheError
 from engines.folders import cache_root
 
@@ -87,6 +88,15 @@ class CachedEngine:
     path: Path
     manifest: dict[str, Any]
 
+    def describe(self) -> str:
+        """Say what the engine runs, in one line."""
+        key = self.manifest["key"]
+        height, width = key["input_hw"]
+        return (
+            f"{key['backend']} engine of {key['model']} in {key['precision']}: {width} x {height} px, "
+            f"{key['batch']} image(s) per call, up to {Capacity(key['max_classes'], key['max_keypoints'])}"
+        )
+
 
 def default_root() -> Path:
     """Return `$XDG_CACHE_HOME/xpose-stream/engines` (default `~/.cache`)."""
@@ -108,6 +118,10 @@ class EngineCache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
+
+    def has(self, key: EngineKey) -> bool:
+        """Whether there is an engine for `key`, which `load` may still refuse."""
+        return (self.root / key.digest()).is_dir()
 
     def load(self, key: EngineKey) -> CachedEngine:
         """Return the engine for `key`, checked byte for byte.

@@ -198,8 +198,10 @@ def build_engine(
     backend: Annotated[str, typer.Option(help="tensorrt, openvino, or auto: TensorRT where a GPU is.")] = "auto",
     size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per inference; on a CPU always one.")] = 1,
-    classes: Annotated[int, typer.Option(min=1, help="Capacity for prompted classes.")] = 8,
-    keypoints: Annotated[int, typer.Option(min=1, help="Capacity for keypoints per class.")] = 68,
+    classes: Annotated[
+        int, typer.Option(min=1, help="Most classes of a prompt, rounded up to 1, 2, 4, 8 and so on.")
+    ] = 8,
+    keypoints: Annotated[int, typer.Option(min=1, help="Most keypoints of a class, rounded up to 17, 33 or 68.")] = 68,
     precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp32",
 ) -> None:
     """Compile an engine for this machine, compare it with PyTorch in pixels, and keep it in the cache."""
@@ -220,6 +222,7 @@ def build_engine(
     console = Console(stderr=True)
     with console.status("loading the weights") as status:
         built = build(load_config(flags=flags).engine, lambda step: status.update(step))
+    console.print(built.describe(), soft_wrap=True, highlight=False)
     for name, value in built.manifest.items():
         if isinstance(value, int | float | str):
             console.print(f"{name}: {value}", soft_wrap=True, highlight=False)

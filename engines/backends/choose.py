@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from engines.backends import Backend
+from engines.backends.fitted import FittedBackend
 from engines.backends.openvino import runs_side_by_side
 from engines.build import COMPILED, BuildRequest, open_engine
 from engines.engine_cache import CachedEngine, EngineCache
@@ -32,8 +33,8 @@ def open_backend(
     Args:
         name: one of `BACKENDS`.
         model: the network in float32, as loaded.
-        request: the engine of this configuration, whatever its backend; None where the input size follows each image,
-            which a compiled engine cannot.
+        request: the largest engine of this configuration, whatever its backend; None where the input size follows
+            each image, which a compiled engine cannot. TensorRT also takes smaller ones (`engines.backends.fitted`).
         cache: where built engines are.
         eager: makes the backend that needs nothing built.
         build: builds an engine that is missing and takes seconds only; None: nothing is built.
@@ -74,6 +75,10 @@ def _open_compiled(
         raise BackendError("a compiled engine has a fixed input size; add --set engine.resize=letterbox")
     wanted = dataclasses.replace(request, backend=name)
     key = wanted.key(model)
+    if name == "tensorrt":
+        return FittedBackend(
+            key, cache, lambda shape, cached: open_engine(dataclasses.replace(wanted, shape=shape), cached, model)
+        )
     try:
         cached = cache.load(key)
     except EngineCacheError:

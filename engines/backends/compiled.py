@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from engines.backends import RawPoses
+from engines.capacity import Capacity
 from engines.errors import BackendError
 from engines.export import DetectorInputs, detector_inputs
 from engines.preprocess import Placement
-from engines.prompt_tensors import PromptTensors, without_spare
+from engines.prompt_tensors import PromptTensors, size_of, with_capacity, without_spare
 from engines.xpose import XPose
 
 
@@ -25,21 +26,20 @@ class EncodedPrompts:
 
     def __init__(self, model: XPose, max_classes: int, max_keypoints: int, *, keep_spare: bool = True) -> None:
         self._model = model
-        self._capacity = (max_classes, max_keypoints)
+        self._capacity = Capacity(max_classes, max_keypoints)
         self._keep_spare = keep_spare
         self._inputs: DetectorInputs | None = None
 
     def set(self, prompts: PromptTensors) -> DetectorInputs:
-        """Encode prompts, which must have the engine's capacity.
+        """Encode prompts, padded to the engine's capacity.
 
         Raises:
-            BackendError: the prompts are padded to another capacity than the engine's.
+            BackendError: there are more prompts than the engine has room for.
         """
-        got = tuple(prompts.keypoints_CK512.shape[:2])
-        if got != self._capacity:
-            raise BackendError(f"prompts for {got} (classes, keypoints), but the engine was built for {self._capacity}")
-        if not self._keep_spare:
-            prompts = without_spare(prompts)
+        needed = size_of(prompts)
+        if not self._capacity.holds(needed):
+            raise BackendError(f"the prompts have {needed}, but the engine was built for {self._capacity}")
+        prompts = with_capacity(prompts, self._capacity) if self._keep_spare else without_spare(prompts)
         inputs = detector_inputs(self._model, torch.empty(0), prompts)
         self._inputs = DetectorInputs(*(tensor.contiguous() for tensor in inputs))  # engines read memory as traced
         return self._inputs

@@ -16,6 +16,7 @@ from engines import build, parity
 from engines.backends import Backend, FinishedPoses
 from engines.backends.choose import open_backend
 from engines.backends.eager import EagerBackend
+from engines.backends.fitted import FittedBackend
 from engines.backends.openvino import OpenVinoBackend, runs_side_by_side
 from engines.build import BuildRequest, build_engine
 from engines.engine_cache import CachedEngine, EngineCache
@@ -281,17 +282,21 @@ def test_tensorrt_plan_passes_its_gate_and_keeps_frames_in_flight_apart(
     model: XPose, tmp_path: Path, precision: str
 ) -> None:
     pytest.importorskip("torch_tensorrt", reason="TensorRT is not installed")
-    request = dataclasses.replace(request_for("tensorrt", precision), device=torch.device("cuda"))
+    shape = dataclasses.replace(SHAPE, max_classes=4, max_keypoints=17)  # TensorRT's engines have these sizes
+    request = dataclasses.replace(request_for("tensorrt", precision), shape=shape, device=torch.device("cuda"))
     cache = EngineCache(tmp_path)
     build_engine(model, prompts(), request, cache)
     name, compiled = open_backend("tensorrt", copy.deepcopy(model), request, cache, eager=pytest.fail)
     assert name == "tensorrt"
     images = parity.bundled_images()
+    assert isinstance(compiled, FittedBackend)
+    compiled.make_room(prompts(1))
     compiled.set_prompts(prompts(1))
     alone = [compiled.submit([image]).result()[0] for image in images]
     under_way = [compiled.submit([image]) for image in images * 2]  # more than there are slots
     for raw, expected in zip((poses.result()[0] for poses in under_way), alone * 2, strict=True):
         np.testing.assert_array_equal(raw.boxes_G4, expected.boxes_G4)
+    compiled.make_room(prompts(2))
     compiled.set_prompts(prompts(2))
     assert not np.array_equal(compiled.submit([images[0]]).result()[0].boxes_G4, alone[0].boxes_G4)
     compiled.close()

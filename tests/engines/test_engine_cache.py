@@ -39,6 +39,8 @@ def test_built_engine_is_found_with_its_figures(tmp_path: Path) -> None:
     built = cache.build(KEY, "engine.plan", write_plan)
     assert built.path.read_bytes() == PLAN
     assert EngineCache(cache.root).load(KEY).manifest["figures"] == {"rms_px": 0.01}
+    described = "tensorrt engine of nano in fp16: 320 x 320 px, 1 image(s) per call, up to 8 classes of 68 keypoints"
+    assert built.describe() == described
 
 
 def test_missing_engine_names_the_command_that_builds_it(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from engines.fingerprint import PACKAGE, PARTS, SUFFIXES, files_of, sources_sha2
 from tests.engines.test_engine_cache import KEY, write_plan
 
 NO_NUMBER = {
-    "__init__.py", "annotate.py", "checkpoint.py", "config.py", "detections.py", "engine.py", "engine_cache.py",
-    "errors.py", "fetch.py", "folders.py", "postprocess.py", "scores.py",
+    "__init__.py", "annotate.py", "capacity.py", "checkpoint.py", "config.py", "detections.py", "engine.py",
+    "engine_cache.py", "errors.py", "fetch.py", "folders.py", "postprocess.py", "scores.py",
 }  # fmt: skip
 """Files that cannot change what an engine computes; put a new file here or in `fingerprint.PARTS`."""
 
