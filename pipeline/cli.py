@@ -110,6 +110,12 @@ def run(
     video: Annotated[Path | None, typer.Option(help="Write an annotated video (.mp4, .mkv, .mov).")] = None,
     record: Annotated[Path | None, typer.Option(help="Record packets and messages (.mcap).")] = None,
     publish: Annotated[str | None, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")] = None,
+    monitor: Annotated[
+        str | None, typer.Option(help="Show the pipeline in a browser: HOST:PORT, such as 127.0.0.1:8080.")
+    ] = None,
+    monitor_token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that viewers must know, beyond this machine.")
+    ] = None,
     all_frames: Annotated[
         bool, typer.Option("--all-frames", help="Of recordings, also infer the frames that were dropped then.")
     ] = False,
@@ -130,6 +136,8 @@ def run(
         "--weights": ("engine.weights", weights),
         "--backend": ("engine.backend", backend),
         "--publish": ("publish.endpoint", publish),
+        "--monitor": ("monitor.address", monitor),
+        "--monitor-token-file": ("monitor.token_file", None if monitor_token_file is None else str(monitor_token_file)),
         "--require-sources": ("source.required", True if require_sources else None),
         "--all-frames": ("source.all_frames", True if all_frames else None),
         "--prompt": ("source.recorded_prompts", None if prompt is None else False),
@@ -317,16 +325,19 @@ def _run(
     from engines.engine import Engine
     from pipeline.display import RunDisplay, print_closing
     from pipeline.flow.pipeline import Pipeline
+    from pipeline.service.services import Services
 
     pipeline = Pipeline(settings, poses=poses, video=video, record=record)
     for source in sources:
         pipeline.add(source)
-    with closing(Engine(settings.engine_of_pipeline)) as engine, _Signals() as signals:
+    with Services(pipeline) as services, closing(Engine(settings.engine_of_pipeline)) as engine, _Signals() as signals:
         start_s = time.monotonic()
         with RunDisplay(pipeline, Console(stderr=True)) as display:
             pipeline.start(engine, prompts)
+            services.start(engine)
             while not pipeline.wait(_REFRESH_S):
                 display.update()
+                services.update()
                 if signals.first is not None:
                     pipeline.stop()
             display.update()

@@ -30,6 +30,7 @@ from pipeline.flow.tracking import ScoreRules
 from pipeline.outputs.publisher import PublishConfig
 from pipeline.outputs.recording import RecordConfig
 from pipeline.outputs.video import VideoConfig
+from pipeline.service.access import MonitorConfig
 from pipeline.service.config import ControlConfig
 from pipeline.sources import SourceConfig
 from trackers import StillTracker, Tracker, TrackerConfig
@@ -50,6 +51,7 @@ class PipelineConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
 

@@ -4,6 +4,7 @@
                          ├── ConfigError        a preset, an option or an endpoint that is not valid
                          ├── SourceError        a source that cannot be opened or ended with an error
                          ├── PublishError       a socket that cannot be bound or written
+                         ├── MonitorError       a monitor that cannot listen, or a token file that cannot be used
                          └── OutputError        a pose or video file that cannot be written
     engines.errors       XPoseError
                          ├── CheckpointError    weights: absent, truncated, of another model
@@ -49,6 +50,10 @@ class SourceError(PipelineError):
 
 class PublishError(PipelineError):
     """A socket that cannot be bound or written."""
+
+
+class MonitorError(PipelineError):
+    """A monitor that cannot listen, or a token file that cannot be used."""
 
 
 class OutputError(PipelineError):

@@ -79,6 +79,22 @@ def draw(
         _draw_caption(canvas_HW3, message, unit)
 
 
+def draw_notice(canvas_HW3: Canvas, text: str) -> None:
+    """Darken the canvas and write one line into its middle, in place: a picture that does not move must not look alive.
+
+    Args:
+        canvas_HW3: uint8 RGB, writable.
+    """
+    height, width = canvas_HW3.shape[:2]
+    _shade(canvas_HW3, (0, 0), (width, height), _INK, 0.7)
+    size = max(9, round(min(height, width) / 14))
+    text_width, _ = _text_size(text, size)
+    if text_width > 0.9 * width:
+        size = max(9, int(size * 0.9 * width / text_width))
+        text_width, _ = _text_size(text, size)
+    _text(canvas_HW3, text, (max(0, (width - text_width) // 2), (height + size) // 2), size, _PAPER)
+
+
 def _draw_box(canvas_HW3: Canvas, track: TrackMessage, colour: Colour, unit: float, zoom: float) -> None:
     """A thin rectangle with strong corners."""
     left, top, right, bottom = (value * zoom for value in track.box_xyxy)

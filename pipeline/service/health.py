@@ -48,7 +48,7 @@ class Health:
         if self._pipeline.started_s is None:
             return "the engine is warming up"
         sources = list(self._pipeline.sources)
-        states = {source.name: _state(source) for source in sources}
+        states = {source.name: state_of(source) for source in sources}
         live = [source.name for source in sources if source.live]
         files = [source.name for source in sources if not source.live]
         if any(states[name] == "live" for name in live):
@@ -67,5 +67,6 @@ class Health:
         return f"stage {name} has worked on one frame for {working_s:.0f} s; its bound is {self._stall_s:.0f} s"
 
 
-def _state(source: Source) -> str:
+def state_of(source: Source) -> str:
+    """The state of a source at this moment; only a live one can be late."""
     return source.status.view(source.age_budget_s if source.live else 0.0).state

@@ -1,0 +1,64 @@
+"""What runs beside a pipeline: the monitor, and the messages to systemd."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pipeline.service.access import listen, read_token
+from pipeline.service.health import Health
+from pipeline.service.notify import Systemd
+
+if TYPE_CHECKING:
+    from engines.engine import Engine
+    from pipeline.flow.pipeline import Pipeline
+
+_log = logging.getLogger(__name__)
+
+
+class Services:
+    """Starts and ends with one run of a pipeline.
+
+    Making it binds the monitor's address, before an engine is loaded for nothing.
+
+    Raises:
+        MonitorError: the monitor cannot listen there, or the token file cannot be used.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        config = pipeline.config
+        self._pipeline = pipeline
+        self._systemd = Systemd()
+        self._health = Health(pipeline, config.monitor.stall_s, config.source)
+        self._opened = ExitStack()
+        self._token = read_token(Path(config.monitor.token_file)) if config.monitor.token_file else None
+        self._listening = listen(config.monitor.address) if config.monitor.address else None
+        if self._listening is not None:
+            self._opened.callback(self._listening.close)
+
+    def start(self, engine: Engine) -> None:
+        """Serve a pipeline that has started."""
+        if self._listening is None:
+            return
+        from pipeline.service.monitor import Monitor
+        from pipeline.service.operations import Operations, describe
+
+        operations = Operations(self._pipeline, describe(engine))
+        monitor = self._opened.enter_context(Monitor(self._pipeline, operations, self._listening, self._token))
+        _log.info("monitor: %s", monitor.address)
+
+    def update(self) -> None:
+        """Tell systemd what is due; call it several times a second."""
+        self._systemd.update(ready=lambda: self._health.unready() is None, healthy=lambda: not self._health.stalled())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._systemd.stopping()
+        self._opened.close()
