@@ -5,11 +5,12 @@ TORCH_INDEX_URL ?=
 SOURCE ?= testsrc://?frames=150&categories=person
 PROMPT ?= person
 OUT ?= out
+MONITOR ?= 127.0.0.1:8080
 
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo watch test test-slow check format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -27,7 +28,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/python run_pipeline.py run --source '$(SOURCE)' --prompt '$(PROMPT)' --publish tcp://127.0.0.1:5555 \
-		--poses $(OUT)/poses.jsonl --video $(OUT)/annotated.mp4
+		--monitor $(MONITOR) --poses $(OUT)/poses.jsonl --video $(OUT)/annotated.mp4
+
+# Runs until Ctrl-C: make watch SOURCE=rtsp://camera.local/stream
+watch: $(VENV)/installed
+	$(BIN)/python run_pipeline.py run --source '$(SOURCE)' --prompt '$(PROMPT)' --config live --monitor $(MONITOR)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -141,6 +141,7 @@ def test_importing_everything_asks_for_no_optional_library() -> None:
 
 def test_every_dependency_of_the_application_is_imported_by_it() -> None:
     modules = {"opencv-python": "cv2", "pillow": "PIL", "pyzmq": "zmq"}
+    modules["websockets"] = "uvicorn"  # which speaks WebSocket with it
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     packages = [re.split(r"[=<>]", requirement)[0] for requirement in declared]
     paths = [

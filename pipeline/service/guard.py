@@ -20,6 +20,7 @@ import time
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
+import h11
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -84,8 +85,8 @@ class Guard:
         self._app = app
         self._names = names
         self._token = token
-        self._refused = 0
-        self._logged_s = float("-inf")
+        self._refused = _Count(logging.WARNING)
+        self._failed = _Count(logging.ERROR)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a good request on with the headers of every answer; answer a bad one with a sentence."""
@@ -97,13 +98,18 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        refusal = await self._refusal(scope)
-        if refusal is None:
-            await self._app(scope, receive, send_with_headers)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await refusal(scope, receive, send_with_headers)
+        try:
+            refusal = await self._refusal(scope)
+            if refusal is None:
+                await self._app(scope, receive, send_with_headers)
+            elif scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await refusal(scope, receive, send_with_headers)
+        except h11.LocalProtocolError:
+            pass  # the caller broke the protocol while the answer was made; the connection is closed
+        except Exception:
+            self._failed.log("%d requests failed since the start; the last:", exc_info=True)
 
     async def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -127,12 +133,25 @@ class Guard:
         )
 
     async def slow_down(self) -> None:
-        """Count and log a wrong token, the log at a bounded rate, and let the caller wait."""
-        self._refused += 1
+        """Count and log a wrong token, and let the caller wait."""
+        self._refused.log("%d wrong tokens since the start")
+        await asyncio.sleep(_REFUSAL_DELAY_S)
+
+
+class _Count:
+    """Counts events, and logs them at a bounded rate."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._count = 0
+        self._logged_s = float("-inf")
+
+    def log(self, sentence: str, *, exc_info: bool = False) -> None:
+        """Count one; `sentence` says how many there were."""
+        self._count += 1
         if time.monotonic() - self._logged_s > _LOG_EVERY_S:
             self._logged_s = time.monotonic()
-            _log.warning("monitor: %d wrong tokens since the start", self._refused)
-        await asyncio.sleep(_REFUSAL_DELAY_S)
+            _log.log(self._level, "monitor: " + sentence, self._count, exc_info=exc_info)
 
 
 def _is_of(origin: str, host: str) -> bool:

@@ -63,7 +63,7 @@ class Monitor:
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
-                log_level="error",
+                log_level="critical",
                 access_log=False,
                 server_header=False,
                 h11_max_incomplete_event_size=_LARGEST_HEAD,

@@ -114,7 +114,8 @@ document.addEventListener("visibilitychange", look);
 
 function showTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = { auto: "Theme: auto", dark: "Theme: dark", light: "Theme: light" }[theme];
+  byId("theme").textContent = `◐ ${theme}`;
+  byId("theme").setAttribute("aria-label", `Theme: ${theme}`);
 }
 
 let theme = localStorage.getItem("theme") ?? "auto";

@@ -82,7 +82,7 @@ export class Tile {
     const [[fromS, from], [toS, to]] = [this.counts[0], this.counts.at(-1)];
     const live = status.state === "live" || status.state === "late";
     this.status = status;
-    this.#number("age", status.age_s, (value) => (value < 10 ? `${Math.round(value * 1000)} ms` : seconds(value)));
+    this.#number("age", status.age_s, (value) => (value < 2 ? `${Math.round(value * 1000)} ms` : seconds(value)));
     this.#number("rate", toS > fromS ? (to - from) / (toS - fromS) : null, (value) => `${value.toFixed(1)}/s`);
     this.#number("lag", status.lag_s, (value) => `${Math.round(value * 1000)} ms`);
     this.find(".reason").textContent = reasons(status);
@@ -121,7 +121,10 @@ export class Tile {
     else if (this.frozen) text = `no new picture for ${seconds(this.frozenS)}`;
     else if (this.message && !this.bitmap) text = "this picture could not be read";
     this.find(".notice").hidden = text === null;
-    if (text !== null) this.find(".notice").textContent = text;
+    if (text !== null) {
+      this.find(".notice").textContent = text;
+      this.find("tbody").replaceChildren(); // tracks of the past
+    }
   }
 
   #number(key, value, format) {
@@ -143,7 +146,7 @@ export class Tile {
 
   #table() {
     const nowMs = performance.now();
-    if (!this.large || !this.message || nowMs - this.tabledMs < TABLE_EVERY_MS) return;
+    if (!this.large || !this.message || !this.find(".notice").hidden || nowMs - this.tabledMs < TABLE_EVERY_MS) return;
     this.tabledMs = nowMs;
     this.find("tbody").replaceChildren(...this.message.tracks.map(row));
   }

@@ -356,19 +356,32 @@ def test_connections_are_bounded(running: Watched) -> None:
 
 
 def test_monitor_ends_with_viewers_connected() -> None:
+    before = set(threading.enumerate())
     with ExitStack() as opened:
         with watched(Camera()) as found:
             socket = opened.enter_context(found.live())
             socket.send('{"look": ["camera"]}')
             socket.recv(20)
-        names = [thread.name for thread in threading.enumerate()]
-        assert not [name for name in names if name.startswith("monitor")]
+        left = [thread.name for thread in set(threading.enumerate()) - before]
+        assert not [name for name in left if name.startswith("monitor")]
 
 
 def test_source_that_is_refused_by_the_pipeline_is_a_sentence(running: Watched) -> None:
     with mock.patch.object(running.operations, "add_source", side_effect=PipelineError("the pipeline has ended")):
         status, _, body = running.request("/api/sources/add", "POST", body={"address": "testsrc://"})
     assert (status, json.loads(body)) == (400, {"error": "The pipeline has ended."})
+
+
+def test_failure_of_the_monitor_itself_is_logged_at_a_bounded_rate(
+    running: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mock.patch("pipeline.service.health.Health.stalled", side_effect=RuntimeError("odd")):
+        for _ in range(5):
+            assert running.request("/healthz")[0] == 500
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "monitor: 1 requests failed since the start; the last:"
+    ]
+    assert running.request("/healthz")[0] == 200
 
 
 def test_default_settings_have_no_monitor() -> None:
