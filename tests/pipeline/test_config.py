@@ -56,7 +56,17 @@ def test_every_key_of_every_section_can_be_overridden() -> None:
         "source.name",
     } <= set(keys)
     for key in keys:
-        assert key.partition(".")[0] in ("source", "engine", "tracker", "flow", "publish", "video", "control", "record")
+        assert key.partition(".")[0] in (
+            "source",
+            "engine",
+            "tracker",
+            "flow",
+            "publish",
+            "video",
+            "monitor",
+            "control",
+            "record",
+        )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_every_key_of_every_section_can_be_overridden() -> None:
         ("engin.threads=1", r"unknown key engin; nearest: engine$"),
         ("fow.file_queue=1", r"unknown key fow; nearest: flow$"),
         ("sauce.name=1", r"unknown key sauce; nearest: source$"),
-        ("xyz.abc=1", r"unknown key xyz; sections are source, engine, .*, control, record, monitor$"),
+        ("xyz.abc=1", r"unknown key xyz; sections are source, engine, .*, monitor, control, record$"),
         ("threads=1", r"unknown key threads; nearest: .*engine\.threads"),
         ("tracker.smoothing.betta=1", r"tracker\.smoothing\.betta; nearest: tracker\.smoothing\.beta"),
         ("flow.file_queue=two", r"flow\.file_queue: expected `int`, got `str`"),
