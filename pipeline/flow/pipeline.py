@@ -11,12 +11,10 @@ are never lost.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,20 +22,21 @@ from typing import TYPE_CHECKING, Any
 
 from engines.scores import kept_of
 from pipeline.config import PipelineConfig
-from pipeline.errors import PipelineError, SourceError
+from pipeline.errors import PipelineError
+from pipeline.flow.drawing import Draw
 from pipeline.flow.inference import Inference, PoseEngine, Prompts
+from pipeline.flow.intake import Intake, join
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.newest import Newest
-from pipeline.flow.publishing import Publish, Published, draw
-from pipeline.flow.queues import Lane, Queue, QueueClosed
+from pipeline.flow.publishing import Publish, Published
+from pipeline.flow.queues import Queue
 from pipeline.flow.recording import Recordings
-from pipeline.flow.roster import Roster
 from pipeline.flow.stages import Stage
 from pipeline.flow.tracking import track
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.outputs.poses import PoseFile
 from pipeline.outputs.recording import RecordingReport
-from pipeline.outputs.video import VideoFile, check_suffix
+from pipeline.outputs.video import VideoFile
 from pipeline.sources import Source, open_source
 from xpose_client.messages import StatusMessage
 
@@ -100,8 +99,6 @@ class Pipeline:
         hold: bool = False,
         record: Path | None = None,
     ) -> None:
-        if video is not None:
-            check_suffix(video)
         self.config = config
         self.metrics = Metrics()
         self.newest = Newest()
@@ -109,33 +106,28 @@ class Pipeline:
         self.stages: list[Stage[Any, Any]] = []
         self.started_s: float | None = None
         self._rules = config.score_rules
-        self._roster = Roster()
-        self.metrics.watch("decode", self._roster.drops)
         self._poses = PoseFile(poses) if poses else None
-        self._video = video
         self._hold = hold
         self._record = record
         self._recordings = Recordings(config)
         self._sessions: dict[str, int] = {}
-        self._videos: dict[str, VideoFile] = {}
         self._lock = threading.RLock()
         self._steering = threading.Lock()  # one change of prompts or thresholds at a time
-        self._lanes: dict[str, Lane[Frame]] = {}
-        self._decoders: list[threading.Thread] = []
         self._threads: list[threading.Thread] = []
         self._running = self._stopped = False
         self._failure: BaseException | None = None
-        self._broken: list[str] = []
         self._frames: Queue[Frame] = Queue("infer", self.metrics)
         self._drawn: Queue[Published] = Queue("draw", self.metrics)
         self._queues: tuple[Queue[Any], ...] = (self._frames, self._drawn)
+        self._intake = Intake(config.flow, self._frames, self._spawn, hold=hold)
+        self._draw = Draw(video, config.video, self._drawn) if video else None
         self._inference: Inference | None = None
         self._publish: Publish | None = None
 
     @property
     def sources(self) -> list[Source]:
         """Every source that was added and not removed, the latest of each name."""
-        return self._roster.sources()
+        return self._intake.roster.sources()
 
     @property
     def endpoint(self) -> str:
@@ -152,23 +144,16 @@ class Pipeline:
             PipelineError: the pipeline has ended.
         """
         source = open_source(address, self.config.source) if isinstance(address, str) else address
-        flow = self.config.flow
         with self._lock:
-            name = source.name = _free_name(source.name, self._lanes)
-            source.age_budget_s = flow.age_budget_s
+            used = self._intake.add(source)
             self._recordings.attach(source)
-            try:
-                capacity = flow.live_queue if source.live else flow.file_queue
-                self._lanes[name] = self._frames.lane(capacity, drop_oldest=source.live)
-            except QueueClosed as error:
-                raise PipelineError(f"{name}: the pipeline has ended; start another one") from error
-            used = self._roster.add(source)
             if session is not None or used:
-                self._sessions[name] = session or time.time_ns()
+                self._sessions[source.name] = session or time.time_ns()
             if self._running:
-                self._add_video(source, alone=False)
-                self._start_decoder(source)
-        return name
+                if self._draw is not None:
+                    self._draw.add(source, alone=False)
+                self._intake.start(source)
+        return source.name
 
     def remove(self, name: str) -> None:
         """Stop a source, drop its frames and end its tracks. Its decoder may end later.
@@ -176,17 +161,7 @@ class Pipeline:
         Raises:
             PipelineError: there is no source of this name.
         """
-        with self._lock:
-            source = self._roster.remove(name)
-            if source is None:
-                names = ", ".join(source.name for source in self.sources) or "none"
-                raise PipelineError(f"{name}: there is no source of this name; the sources are {names}")
-            source.stop()
-            source.status.ended()
-            lane = self._lanes.get(name)
-            if lane is not None:
-                lane.close(drop_waiting=True)
-                self._end_lane(name, lane)
+        self._intake.remove(name)
 
     def statuses(self) -> list[StatusMessage]:
         """How each source is doing at this moment."""
@@ -196,7 +171,7 @@ class Pipeline:
     def newest_of(self, name: str) -> Published | None:
         """The newest published frame of a source; None before the first, and for a source that was removed."""
         published = self.newest.get(name)
-        return None if published is None or self._roster.is_gone(published.frame) else published
+        return None if published is None or self._intake.roster.is_gone(published.frame) else published
 
     @property
     def prompts(self) -> Prompts:
@@ -273,8 +248,9 @@ class Pipeline:
         self._inference = Inference(engine, prompts, self.config.flow.age_budget_s, warm_up=live)
         if self._record is not None:
             self.start_recording(self._record)
-        for source in self.sources:
-            self._add_video(source, alone=len(self.sources) == 1)
+        if self._draw is not None:
+            for source in self.sources:
+                self._draw.add(source, alone=len(self.sources) == 1)
         stages = self._make_stages(self._inference)
         for stage in reversed(stages):
             self._threads += [self._spawn(stage.input.stage, stage.drive) for _ in range(stage.workers)]
@@ -285,18 +261,17 @@ class Pipeline:
             self._running = True
             self.started_s = time.monotonic()
             for source in self.sources if self._failure is None else ():
-                self._start_decoder(source)
+                self._intake.start(source)
 
     def stop(self) -> None:
         """Ask for the end, and return at once. Frames that are in the engine or behind it are still published."""
         self._stopped = True
-        for source in self.sources:
-            source.stop()
+        self._intake.stop()
         self._frames.close(drop_waiting=True)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the end for at most `timeout_s`; return whether the pipeline has ended."""
-        return _join(self._threads, timeout_s)
+        return join(self._threads, timeout_s)
 
     def finish(self) -> PipelineResult:
         """Rename the outputs and return how the run ended. Call it after `wait` returned True.
@@ -304,11 +279,12 @@ class Pipeline:
         Raises:
             The error of the stage that failed first. What was written stays under its `.part` name.
         """
-        _join(self._decoders, _DECODER_GRACE_S)
+        self._intake.join(_DECODER_GRACE_S)
         self.stop_recording()
-        files: list[PoseFile | VideoFile] = [*([self._poses] if self._poses else []), *self._videos.values()]
+        files: list[PoseFile | VideoFile] = [self._poses] if self._poses else []
+        files += self._draw.files.values() if self._draw else ()
         published = self.metrics.frames_out("publish")
-        if published == 0 and (self._failure is not None or self._broken):
+        if published == 0 and (self._failure is not None or self._intake.broken):
             for file in files:
                 file.discard()
             files = []
@@ -319,8 +295,8 @@ class Pipeline:
         outputs = [path for file in files for path in file.commit()]
         for report in self._recordings.finished:
             outputs += report.files
-            self._broken += [] if report.failure is None else [report.failure]
-        return PipelineResult(tuple(outputs), tuple(self._broken), published, self._stopped)
+            self._intake.broken += [] if report.failure is None else [report.failure]
+        return PipelineResult(tuple(outputs), tuple(self._intake.broken), published, self._stopped)
 
     def _make_stages(self, inference: Inference) -> list[Stage[Any, Any]]:
         """Make all stages after the decoders, first to last."""
@@ -335,37 +311,24 @@ class Pipeline:
             config.flow.age_budget_s,
             metrics,
             self._poses,
-            self._roster,
+            self._intake.roster,
             self.newest,
             self.session,
             self._sessions,
             self._recordings.current,
         )
-        tracking = partial(track, config.make_tracker, lambda: self._rules, self._roster)
+        tracking = partial(track, config.make_tracker, lambda: self._rules, self._intake.roster)
         stages: list[Stage[Any, Any]] = [
             Stage(inference, self._frames, poses, inference.workers, counts_itself=True),
             Stage(tracking, poses, tracks),
-            Stage(self._publish, tracks, self._drawn if self._video else None),
+            Stage(self._publish, tracks, self._drawn if self._draw else None),
         ]
-        return [*stages, Stage(partial(draw, self._videos), self._drawn)] if self._video else stages
+        return [*stages, Stage(self._draw, self._drawn)] if self._draw else stages
 
     def _started(self, what: str) -> Inference:
         if self._inference is None:
             raise PipelineError(f"{what}: the pipeline has not started; call start first")
         return self._inference
-
-    def _add_video(self, source: Source, *, alone: bool) -> None:
-        """Make the video file of a source if videos are written. `alone` leaves the source out of the file name."""
-        if self._video is not None:
-            named = self._video.with_stem(f"{self._video.stem}.{source.name.replace('/', '_')}")
-            path = self._video if alone else named
-            self._videos[source.name] = VideoFile(path, self.config.video, rate=lambda: source.fps)
-            self._drawn.lane(self.config.video.queue, source.name, drop_oldest=source.live)
-
-    def _start_decoder(self, source: Source) -> None:
-        lane = self._lanes[source.name]
-        self._decoders = [thread for thread in self._decoders if thread.is_alive()]
-        self._decoders.append(self._spawn(f"decode {source.name}", lambda: self._decode(source, lane)))
 
     def _spawn(self, name: str, action: Callable[[], None]) -> threading.Thread:
         def run() -> None:
@@ -378,35 +341,6 @@ class Pipeline:
         thread.start()
         return thread
 
-    def _decode(self, source: Source, lane: Lane[Frame]) -> None:
-        """Open a source, read it to its end into its lane, and close it. A source that fails stops no other."""
-        error = None
-        try:
-            with closing(iter(source)) as frames:
-                for frame in frames:
-                    if not source.live:
-                        source.status.picture(frame)
-                    self.metrics.count_out("decode", frame.source, frame.decode_s)
-                    lane.put(frame)
-        except SourceError as failure:
-            error = str(failure)
-            _log.warning("%s", error)
-            self._broken.append(error)
-        except QueueClosed:
-            pass
-        finally:
-            source.status.ended(error)
-            self._end_lane(source.name, lane)
-
-    def _end_lane(self, name: str, lane: Lane[Frame]) -> None:
-        """Close a lane and forget it. The end of the last lane ends the pipeline."""
-        with self._lock:
-            lane.close()
-            if self._lanes.get(name) is lane:
-                del self._lanes[name]
-            if not self._lanes and not self._hold:
-                self._frames.close()
-
     def _fail(self, error: BaseException) -> None:
         """Keep the first failure and stop everything. Frames in the queues are lost."""
         with self._lock:
@@ -414,21 +348,6 @@ class Pipeline:
                 self._failure = error
             else:
                 _log.debug("after the first failure: %s", error)
-        for source in self.sources:
-            source.stop()
+        self._intake.stop()
         for queue in self._queues:
             queue.close(drop_waiting=True)
-
-
-def _join(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
-    """Wait for the threads for at most `timeout_s`; return whether all have ended."""
-    deadline_s = time.monotonic() + timeout_s
-    for thread in threads:
-        thread.join(max(0.0, deadline_s - time.monotonic()))
-    return not any(thread.is_alive() for thread in threads)
-
-
-def _free_name(name: str, taken: dict[str, Any]) -> str:
-    """Return a name that is not taken. The second `clip` becomes `clip-2`, because names are topics."""
-    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    return next(free for free in names if free not in taken)

@@ -1,4 +1,4 @@
-"""Publishing: one message per frame, the states of the sources at a steady beat, and the annotated video."""
+"""Publishing: one message per frame, and the states of the sources at a steady beat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.flow.metrics import NO_PICTURE, STOPPED, TOO_OLD, Metrics
+from pipeline.flow.metrics import STOPPED, TOO_OLD, Metrics
 from pipeline.flow.newest import Newest
 from pipeline.flow.queues import Queue
 from pipeline.flow.roster import Roster
@@ -23,7 +23,6 @@ from xpose_client.messages import SCHEMA, Message, PoseMessage, SkeletonMessage,
 if TYPE_CHECKING:
     from pipeline.outputs.poses import PoseFile
     from pipeline.outputs.recording import Recorder
-    from pipeline.outputs.video import VideoFile
     from pipeline.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -223,20 +222,3 @@ class Publish:
             reconnects=view.reconnects,
             replay=source.recorded,
         )
-
-
-def draw(files: Mapping[str, VideoFile], frames: Queue[Published]) -> Generator[Published]:
-    """Draw each message on its frame and encode it into the video of its source. Yields the drawn frames.
-
-    This stage has a thread of its own, so that publishing never waits for an encoder.
-    """
-    with ExitStack() as opened:
-        writing = {name: opened.enter_context(file) for name, file in list(files.items())}
-        for published in frames:
-            if published.frame.picture is None:
-                frames.drop(published, NO_PICTURE)
-                continue
-            if published.source not in writing:  # added while running
-                writing[published.source] = opened.enter_context(files[published.source])
-            writing[published.source].write(published.frame, published.message, published.skeleton)
-            yield published

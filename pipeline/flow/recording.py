@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 import threading
@@ -25,7 +24,6 @@ _log = logging.getLogger(__name__)
 
 _LIBRARIES = ("xpose-stream", "torch", "openvino", "av", "numpy", "scipy", "opencv-python", "pillow", "mcap")
 _SECRET_SECTIONS = ("source.options",)
-_CHUNK_BYTES = 1 << 20
 
 
 class Recordings:
@@ -133,13 +131,10 @@ def differences(metadata: Mapping[str, Mapping[str, str]], config: PipelineConfi
 def weights_hash(model: str, weights: str) -> str:
     """Return the SHA-256 of a model's weights file; "" for random weights, and where there is no file."""
     from engines.checkpoint import RANDOM, default_weights
+    from engines.engine_cache import file_sha256
     from engines.folders import expanded
 
     path = expanded(weights) if weights else default_weights(model)
     if weights == RANDOM or not path.is_file():
         return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(path)
