@@ -1,5 +1,6 @@
 """Operations on a running pipeline: each change is whole or not at all, and says from when on it holds."""
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -265,7 +266,7 @@ def test_removed_sources_leave_nothing_behind() -> None:
             until(lambda: operations.newest("cam") is not None)
             operations.remove_source("cam")
         assert [source.name for source in pipeline.sources] == ["other"]
-        until(lambda: sum(thread.is_alive() for thread in pipeline._decoders) == 1)
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name == "decode cam"])
         assert len(pipeline._frames._lanes) <= 3
 
 
