@@ -98,6 +98,30 @@ def load_skeleton(name_or_path: str | Path) -> Skeleton:
     return _read(Path(name_or_path))
 
 
+def read_skeleton(content: bytes, name: str) -> Skeleton:
+    """Read a list from the content of a .toml file.
+
+    Args:
+        name: what errors call the file.
+    Raises:
+        PromptError: the content has errors; the message names file, key and what is allowed.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PromptError(f"{name} is not a TOML file: {error}") from error
+    allowed = [field.name for field in fields(Skeleton)]
+    for key in table:
+        if key not in allowed:
+            raise PromptError(f"{name}: unknown key {key!r}{nearest(key, allowed)}; allowed are {', '.join(allowed)}")
+    try:
+        return msgspec.convert(table, Skeleton)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        reason = str(cause) if isinstance(cause, PromptError) else str(error).replace("$.", "key ")
+        raise PromptError(f"{name}: {reason}") from error
+
+
 def skeletons_by_instance() -> Mapping[str, Skeleton]:
     """Map every folded class name that uses a published list to that list."""
     return _by_instance()
@@ -144,18 +168,7 @@ def _by_instance() -> dict[str, Skeleton]:
 
 def _read(path: Path) -> Skeleton:
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise PromptError(f"cannot read the skeleton file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path} is not a TOML file: {error}") from error
-    allowed = [field.name for field in fields(Skeleton)]
-    for key in table:
-        if key not in allowed:
-            raise PromptError(f"{path}: unknown key {key!r}{nearest(key, allowed)}; allowed are {', '.join(allowed)}")
-    try:
-        return msgspec.convert(table, Skeleton)
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        reason = str(cause) if isinstance(cause, PromptError) else str(error).replace("$.", "key ")
-        raise PromptError(f"{path}: {reason}") from error
+    return read_skeleton(content, str(path))

@@ -126,17 +126,38 @@ def load_example(image_path: str | Path, annotation_path: str | Path, annotation
         PromptError: a file cannot be read, or `example_of` refuses it. The message names the file.
     """
     image_path, annotation_path = Path(image_path), Path(annotation_path)
+    contents = []
+    for path, what in ((annotation_path, "annotation"), (image_path, "image")):
+        try:
+            contents.append(path.read_bytes())
+        except OSError as error:
+            raise PromptError(f"cannot read the {what} {path}: {error.strerror}") from error
+    return read_example(contents[1], contents[0], str(image_path), str(annotation_path), annotation_id)
+
+
+def read_example(
+    image: bytes, annotation: bytes, image_name: str, annotation_name: str, annotation_id: str | None = None
+) -> Example:
+    """Read one example from the contents of an image file and of its annotation file.
+
+    Args:
+        image_name: by which the annotation lists the image.
+        annotation_name: what errors call the annotation file.
+    Raises:
+        PromptError: the image cannot be decoded, or `find_object` or `example_of` refuses it. It names the file.
+    """
     try:
-        marked = find_object(annotation_path.read_bytes(), image_path, annotation_id)
-    except OSError as error:
-        raise PromptError(f"cannot read the annotation {annotation_path}: {error.strerror}") from error
+        marked = find_object(annotation, Path(image_name), annotation_id)
     except PromptError as error:
-        raise PromptError(f"{annotation_path}: {error}") from error
-    rgb_HW3 = read_rgb(image_path)
+        raise PromptError(f"{annotation_name}: {error}") from error
+    try:
+        rgb_HW3 = decode_rgb(image)
+    except PromptError as error:
+        raise PromptError(f"{image_name} {error}") from error
     try:
         return example_of(rgb_HW3, marked)
     except PromptError as error:
-        raise PromptError(f"{annotation_path}: {error}") from error
+        raise PromptError(f"{annotation_name}: {error}") from error
 
 
 def example_of(rgb_HW3: NDArray[np.uint8], marked: CocoObject) -> Example:

@@ -1,4 +1,4 @@
-"""The command line: `python run_pipeline.py run | listen | replay | build-engine | fetch-weights | doctor | …`.
+"""The command line: `python run_pipeline.py run | listen | control | replay | build-engine | doctor | …`.
 
 Each error that the program expects is one sentence on standard error. Exit statuses:
 
@@ -42,6 +42,7 @@ from pipeline.options import (
     parse_prompts,
 )
 from pipeline.service import commands as service
+from pipeline.service import control_commands as steering
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
@@ -90,12 +91,12 @@ def _command() -> str:
 @app.command()
 def run(
     source: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="File, recording (.mcap), folder of images, /dev/videoN, rtsp://…, http://… or testsrc://…; may be "
             "given several times."
         ),
-    ],
+    ] = None,
     prompt: RunPrompt = None,
     keypoints: Keypoints = None,
     prompt_image: PromptImage = None,
@@ -110,6 +111,12 @@ def run(
     video: Annotated[Path | None, typer.Option(help="Write an annotated video (.mp4, .mkv, .mov).")] = None,
     record: Annotated[Path | None, typer.Option(help="Record packets and messages (.mcap).")] = None,
     publish: Annotated[str | None, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Take commands on ipc://FILE or tcp://ADDRESS:PORT; see the command control.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="Key folder, for who may subscribe and steer; see the command keys.")
+    ] = None,
     monitor: Annotated[
         str | None, typer.Option(help="Show the pipeline in a browser: HOST:PORT, such as 127.0.0.1:8080.")
     ] = None,
@@ -136,17 +143,22 @@ def run(
         "--weights": ("engine.weights", weights),
         "--backend": ("engine.backend", backend),
         "--publish": ("publish.endpoint", publish),
+        "--control": ("control.endpoint", control),
+        "--keys": ("keys.folder", None if keys is None else str(keys)),
         "--monitor": ("monitor.address", monitor),
         "--monitor-token-file": ("monitor.token_file", None if monitor_token_file is None else str(monitor_token_file)),
         "--require-sources": ("source.required", True if require_sources else None),
         "--all-frames": ("source.all_frames", True if all_frames else None),
         "--prompt": ("source.recorded_prompts", None if prompt is None else False),
     }
-    settings = load_config(config, set_ or (), flags, batch=len(source))
+    addresses = source or []
+    settings = load_config(config, set_ or (), flags, batch=max(1, len(addresses)))
+    if not addresses and not settings.is_steered:
+        raise ConfigError("run: there is no source; give --source, or --control or --monitor to add some while it runs")
     words = prompt or DEFAULT_PROMPT
     prompts = parse_prompts(settings.engine, words, keypoints, prompt_image, prompt_annotation, prompt_from)
-    sources = _open_sources(settings, source)
-    settings = load_config(config, set_ or (), flags, batch=len(sources))
+    sources = _open_sources(settings, addresses)
+    settings = load_config(config, set_ or (), flags, batch=max(1, len(sources)))
     sys.exit(_run(settings, sources, prompts, poses, video, record))
 
 
@@ -157,12 +169,13 @@ def listen(
     newest: Annotated[bool, typer.Option("--newest", help="Skip waiting messages and show the newest.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print whole messages as JSON lines.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many messages.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Key file of this client, where the publisher uses keys.")] = None,
 ) -> None:
     """Print the messages of a publisher, one line each, with their age and what was missed."""
     from xpose_client.messages import to_json_line
     from xpose_client.subscriber import PoseSubscriber
 
-    with PoseSubscriber(endpoint, source=source, conflate=newest) as subscriber:
+    with PoseSubscriber(endpoint, source=source, conflate=newest, keys=keys) as subscriber:
         for received in subscriber:
             message = received.message
             if json:
@@ -241,6 +254,8 @@ app.command()(fleet.batch)
 app.add_typer(fleet.fleet, name="fleet")
 app.command()(service.replay)
 app.command()(service.recover)
+app.command()(steering.keys)
+app.add_typer(steering.control, name="control")
 
 
 @app.command()
@@ -327,7 +342,9 @@ def _run(
     from pipeline.flow.pipeline import Pipeline
     from pipeline.service.services import Services
 
-    pipeline = Pipeline(settings, poses=poses, video=video, record=record)
+    only_files = bool(sources) and not any(source.live for source in sources)
+    hold = settings.is_steered and not only_files
+    pipeline = Pipeline(settings, poses=poses, video=video, record=record, hold=hold)
     for source in sources:
         pipeline.add(source)
     with Services(pipeline) as services, closing(Engine(settings.engine_of_pipeline)) as engine, _Signals() as signals:

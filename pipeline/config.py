@@ -27,6 +27,7 @@ from engines.scores import ScoreScale, calibration_of, kept_of
 from pipeline.errors import ConfigError
 from pipeline.flow.stages import FlowConfig
 from pipeline.flow.tracking import ScoreRules
+from pipeline.keys import KeysConfig
 from pipeline.outputs.publisher import PublishConfig
 from pipeline.outputs.recording import RecordConfig
 from pipeline.outputs.video import VideoConfig
@@ -54,6 +55,17 @@ class PipelineConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
+    keys: KeysConfig = field(default_factory=KeysConfig)
+
+    def __post_init__(self) -> None:
+        if not self.keys.folder:
+            self.publish.require_keys()
+            self.control.require_keys()
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether sources can be added while the pipeline runs, by the control socket or on the monitor page."""
+        return bool(self.control.endpoint or self.monitor.address)
 
     @property
     def threshold(self) -> float:

@@ -62,7 +62,8 @@ class RunDisplay:
         if self._progress is None:
             if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
                 self._logged_s = time.monotonic()
-                _log.info("%s", "; ".join(f"{source.name}: {self._facts(source)}" for source in sources))
+                facts = [f"{source.name}: {self._facts(source)}" for source in sources]
+                _log.info("%s", "; ".join(facts) or "no sources yet")
             return
         for source in sources:
             if source.name not in self._tasks:

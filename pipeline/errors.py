@@ -18,6 +18,9 @@
                          └── TrackerInputError  arrays whose shapes disagree
     xpose_client.errors  ClientError
                          ├── EndpointError      an address that is not a ZeroMQ address
+                         ├── KeyFileError       a key file that cannot be used
+                         ├── ControlError       a request that the pipeline refused
+                         ├── NoAnswerError      a request that was not answered in time
                          └── WireError          bytes that are not a message of this schema
 
 Each message is a sentence: what was got, what is allowed, what to do next. The command line prints it without a

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.errors import ConfigError
+
 if TYPE_CHECKING:
     from engines.config import EngineConfig
     from engines.prompts import PromptClass
@@ -36,6 +38,23 @@ Overrides = Annotated[
 ]
 
 
+def pairs_of(images: Sequence[Path] | None, annotations: Sequence[Path] | None) -> list[tuple[Path, Path]]:
+    """Return each example image with its annotation file: one for each image, or one for all.
+
+    Raises:
+        ConfigError: the numbers of files do not fit.
+    """
+    images, annotations = images or [], annotations or []
+    if len(annotations) == 1:
+        annotations = [annotations[0]] * len(images)
+    if len(annotations) != len(images):
+        raise ConfigError(
+            f"{len(images)} --prompt-image with {len(annotations)} --prompt-annotation: give one annotation file for "
+            "each image, or one for all"
+        )
+    return list(zip(images, annotations, strict=True))
+
+
 def parse_prompts(
     engine: EngineConfig,
     prompt: str,
@@ -50,7 +69,8 @@ def parse_prompts(
         ConfigError: the options do not fit together.
         PromptError: a word is unknown, or an example cannot be used.
     """
-    from pipeline.prompting import load_examples, prompts_of
+    from engines.visual_prompts import load_example
+    from pipeline.prompting import prompts_of
 
-    examples = load_examples(images or [], annotations or [])
+    examples = [load_example(image, annotation) for image, annotation in pairs_of(images, annotations)]
     return prompts_of(engine, prompt, keypoints, examples, prompt_from)

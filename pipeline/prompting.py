@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
@@ -15,25 +14,6 @@ if TYPE_CHECKING:
     from engines.prompts import PromptClass
     from engines.skeletons import Skeleton
     from engines.visual_prompts import Example
-
-
-def load_examples(images: Sequence[Path], annotations: Sequence[Path]) -> list[Example]:
-    """Load example images with their annotation files: one for each image, or one for all.
-
-    Raises:
-        ConfigError: the numbers of files do not fit.
-        PromptError: a file cannot be used.
-    """
-    from engines.visual_prompts import load_example
-
-    if len(annotations) == 1:
-        annotations = [annotations[0]] * len(images)
-    if len(annotations) != len(images):
-        raise ConfigError(
-            f"{len(images)} --prompt-image with {len(annotations)} --prompt-annotation: give one annotation file for "
-            "each image, or one for all"
-        )
-    return [load_example(image, annotation) for image, annotation in zip(images, annotations, strict=True)]
 
 
 def prompts_of(

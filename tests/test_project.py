@@ -23,14 +23,16 @@ ALLOWED = {
 # Inside pipeline: cli → {service, flow} → {sources, outputs} → frames.
 PIPELINE_ALLOWED = {
     "sources": {"errors", "frames", "names", "recording", "synthetic"},
-    "outputs": {"errors", "frames", "recording"},
-    "flow": {"config", "errors", "frames", "recording", "sources", "outputs"},
+    "outputs": {"errors", "frames", "keys", "recording"},
+    "flow": {"config", "errors", "frames", "keys", "recording", "sources", "outputs"},
     "service": {
         "config",
         "errors",
         "flow",
         "frames",
+        "keys",
         "names",
+        "options",
         "outputs",
         "prompting",
         "recording",

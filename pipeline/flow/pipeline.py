@@ -34,6 +34,7 @@ from pipeline.flow.recording import Recordings
 from pipeline.flow.stages import Stage
 from pipeline.flow.tracking import track
 from pipeline.frames import Frame, FramePoses, FrameTracks
+from pipeline.keys import ServerKeys
 from pipeline.outputs.poses import PoseFile
 from pipeline.outputs.recording import RecordingReport
 from pipeline.outputs.video import VideoFile
@@ -80,6 +81,7 @@ class Pipeline:
 
     Attributes:
         config: the settings that it started with.
+        keys: who may connect, as `config.keys` says; None for everybody on this machine.
         metrics: counts and times, while it runs and after.
         newest: the newest published frame of each source.
         session: of its messages, ns since 1970; a source that was added again has one of its own.
@@ -88,6 +90,7 @@ class Pipeline:
 
     Raises:
         OutputError: `video` does not have the suffix of a video file.
+        KeyFileError: the key folder cannot be used.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Pipeline:
     ) -> None:
         self.config = config
         self.metrics = Metrics()
+        self.keys = ServerKeys(config.keys.folder) if config.keys.folder else None
         self.newest = Newest()
         self.session = time.time_ns()
         self.stages: list[Stage[Any, Any]] = []
@@ -316,6 +320,7 @@ class Pipeline:
             self.session,
             self._sessions,
             self._recordings.current,
+            self.keys,
         )
         tracking = partial(track, config.make_tracker, lambda: self._rules, self._intake.roster)
         stages: list[Stage[Any, Any]] = [

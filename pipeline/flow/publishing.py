@@ -15,6 +15,7 @@ from pipeline.flow.queues import Queue
 from pipeline.flow.roster import Roster
 from pipeline.flow.stages import is_in_time
 from pipeline.frames import Frame, FrameTracks
+from pipeline.keys import ServerKeys
 from pipeline.outputs.messages import pose_message, skeleton_message
 from pipeline.outputs.publisher import PublishConfig, Publisher
 from xpose_client.host import boot_id
@@ -57,6 +58,7 @@ class Publish:
         session: of the messages, ns since 1970.
         sessions: session of each source that has one of its own, by name.
         recorder: returns the recording that is going on, if any.
+        keys: who may subscribe; None where everybody may who can reach the address.
 
     Attributes:
         endpoint: the address that was bound; "" for none.
@@ -73,9 +75,11 @@ class Publish:
         session: int,
         sessions: Mapping[str, int],
         recorder: Callable[[], Recorder | None],
+        keys: ServerKeys | None = None,
     ) -> None:
         self.endpoint = ""
         self._config = config
+        self._keys = keys
         self._age_budget_s = age_budget_s
         self._metrics = metrics
         self._poses = poses
@@ -95,8 +99,9 @@ class Publish:
         """Open the socket and the file, publish every frame, close them."""
         with ExitStack() as opened:
             opened.callback(self._newest.end)
-            publisher = opened.enter_context(Publisher(self._config)) if self._config.endpoint else None
-            if publisher is not None:
+            publisher = None
+            if self._config.endpoint:
+                publisher = opened.enter_context(Publisher(self._config, self._keys))
                 self.endpoint = publisher.endpoint
                 _log.info("publishing on %s", self.endpoint)
                 self._outlets.append(publisher.publish)

@@ -7,27 +7,25 @@ rate: subscribers that come and go as fast as they can delay nobody's poses. A s
 messages after `send_queue` of them and sees the gap in the sequence numbers.
 """
 
-import errno
-import re
 import time
 from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
+from pipeline.keys import ServerKeys
+from pipeline.outputs.endpoints import bind, check_endpoint, require_local
+from pipeline.outputs.gate import Gate
 from xpose_client.messages import POSES, SEPARATOR, STATUS, Message, encode
 
 _SUBSCRIBE = b"\x01"
 _READ_FOR_S = 0.005  # longest time that one call spends on reading subscriptions
 _ANSWER_EVERY_S = 0.02  # at most one prefix is answered in this time, …
 _ANSWER_MESSAGE_S = 0.002  # … plus this for each message of the answer
-_LARGEST_PORT = 65535
-_BRACKETED = re.compile(r"\[[^\[\]]+\]:[^:]+")
-_ALLOWED = "tcp://ADDRESS:PORT such as tcp://127.0.0.1:5555, or ipc://FILE"
+_OPTION = "--publish"
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,18 @@ class PublishConfig:
         send_queue: messages that wait for one slow subscriber before newer ones are lost to it.
         linger_s: longest wait at the end for messages that are still on their way.
         beat_s: time between two status messages of a source.
+        without_keys: publish on an address that other machines can reach although there are no keys.
     """
 
     endpoint: str = ""
     send_queue: int = 1000
     linger_s: float = 0.5
     beat_s: float = 0.5
+    without_keys: bool = False
 
     def __post_init__(self) -> None:
         if self.endpoint:
-            _check_endpoint(self.endpoint)
+            check_endpoint(_OPTION, self.endpoint)
         if self.send_queue < 1:
             raise ConfigError(f"publish.send_queue is {self.send_queue}: give 1 message or more")
         if not self.linger_s >= 0:
@@ -57,15 +57,27 @@ class PublishConfig:
         if not 0.02 <= self.beat_s <= 60:
             raise ConfigError(f"publish.beat_s is {self.beat_s}: give 0.02 s to 60 s")
 
+    def require_keys(self) -> None:
+        """Refuse an address that other machines can reach, for a pipeline that has no keys.
+
+        Raises:
+            ConfigError: they can reach it, and `without_keys` does not allow it.
+        """
+        if self.endpoint and not self.without_keys:
+            require_local(_OPTION, self.endpoint, ", or insist with --set publish.without_keys=true")
+
 
 class Publisher:
     """A bound XPUB socket. Belongs to the thread that makes it.
+
+    Args:
+        keys: who may subscribe; None where everybody may who can reach the address.
 
     Raises:
         PublishError: the endpoint is malformed, taken, or not one of this machine.
     """
 
-    def __init__(self, config: PublishConfig) -> None:
+    def __init__(self, config: PublishConfig, keys: ServerKeys | None = None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every subscription, not only the first of its prefix
@@ -74,12 +86,12 @@ class Publisher:
         self._last: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, None] = {}  # prefixes that were subscribed to and not answered, oldest first
         self._next_answer_s = 0.0
-        self._socket.setsockopt(zmq.IPV6, "[" in config.endpoint)
+        self._gate = None if keys is None else Gate(self._socket, keys, "publisher")
         try:
-            self._socket.bind(config.endpoint)
-        except zmq.ZMQError as error:
+            bind(_OPTION, self._socket, config.endpoint)
+        except PublishError:
             self.close()
-            raise PublishError(_explain(config.endpoint, error)) from error
+            raise
 
     @property
     def endpoint(self) -> str:
@@ -106,8 +118,11 @@ class Publisher:
         read = 0
         begun_s = now_s = time.monotonic()
         while now_s - begun_s < _READ_FOR_S and self._socket.poll(0):
-            request = self._socket.recv()
+            frame = self._socket.recv(copy=False)
+            request = frame.bytes
             now_s = time.monotonic()
+            if request[:1] == _SUBSCRIBE and self._gate is not None and not self._gate.admits(frame):
+                continue
             if request[:1] == _SUBSCRIBE:
                 read += 1
                 prefix = request[1:]
@@ -131,6 +146,9 @@ class Publisher:
 
     def close(self) -> None:
         """Close the socket, waiting for messages on their way for at most `linger_s`."""
+        self._socket.close()
+        if self._gate is not None:
+            self._gate.close()
         self._context.destroy()
 
     def __enter__(self) -> Self:
@@ -145,30 +163,3 @@ class Publisher:
 def _order(topic: bytes) -> tuple[bool, bytes]:
     """Sort key: poses come last, so that a subscriber already has the skeletons and the states."""
     return topic.startswith(POSES.encode()), topic
-
-
-def _check_endpoint(endpoint: str) -> None:
-    """Refuse endpoints that ZeroMQ accepts but misuses: it wraps ports around, and ipc removes an existing file."""
-    kind, separator, rest = endpoint.partition("://")
-    port = rest.rpartition(":")[2]
-    if not separator or kind not in ("tcp", "ipc") or not rest or (kind == "tcp" and ":" not in rest):
-        raise ConfigError(f"--publish {endpoint}: is not an address to publish on; give {_ALLOWED}")
-    if kind == "tcp" and port != "*" and not (port.isdecimal() and int(port) <= _LARGEST_PORT):
-        raise ConfigError(f"--publish {endpoint}: {port!r} is not a port; give a number up to {_LARGEST_PORT}, or *")
-    if kind == "tcp" and ":" in rest.rpartition(":")[0] and not _BRACKETED.fullmatch(rest):
-        raise ConfigError(f"--publish {endpoint}: write an IPv6 address in brackets, as in tcp://[::1]:5555")
-    if kind == "ipc" and Path(rest).exists() and not Path(rest).is_socket():
-        raise ConfigError(f"--publish {endpoint}: {rest} exists and is not a socket; choose another path")
-
-
-def _explain(endpoint: str, error: zmq.ZMQError) -> str:
-    """Return one sentence that says what to do about an endpoint that cannot be bound."""
-    reasons = {
-        errno.EADDRINUSE: "another program uses this address; stop it or choose another port",
-        errno.EADDRNOTAVAIL: "no network interface of this machine has this address; take 127.0.0.1 or *",
-        errno.ENODEV: "no network interface of this machine has this name; take 127.0.0.1 or *",
-        errno.EACCES: "not permitted; take a port from 1024 on, or a folder that you may write to",
-        errno.ENOENT: "the folder of this socket does not exist; create it or choose another",
-    }
-    reason = reasons.get(error.errno or 0, f"cannot be bound ({error.strerror}); give {_ALLOWED}")
-    return f"--publish {endpoint}: {reason}"

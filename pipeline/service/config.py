@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
+from pipeline.outputs.endpoints import check_endpoint, require_local
+
+OPTION = "--control"
 
 
 @dataclass(frozen=True)
@@ -12,13 +15,26 @@ class ControlConfig:
     """What may be changed while the pipeline runs.
 
     Attributes:
+        endpoint: ZeroMQ address of the control socket, such as ipc:///run/xpose/control; "" for none.
         folders: files in these folders may be added as sources; none by default.
         max_sources: no source is added beyond this many.
     """
 
+    endpoint: str = ""
     folders: tuple[str, ...] = ()
     max_sources: int = 64
 
     def __post_init__(self) -> None:
+        if self.endpoint:
+            check_endpoint(OPTION, self.endpoint)
         if self.max_sources < 1:
             raise ConfigError(f"control.max_sources is {self.max_sources}: give 1 source or more")
+
+    def require_keys(self) -> None:
+        """Refuse an address that other machines can reach, for a pipeline that has no keys.
+
+        Raises:
+            ConfigError: they can reach it.
+        """
+        if self.endpoint:
+            require_local(OPTION, self.endpoint)

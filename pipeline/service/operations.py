@@ -89,7 +89,7 @@ def describe(engine: Engine) -> EngineFacts:
 
 
 class Operations:
-    """Everything that others may do with a pipeline that has started. All methods are for any thread.
+    """Everything that others may do with a pipeline. All methods are for any thread.
 
     Args:
         pipeline: it has started.
@@ -118,6 +118,7 @@ class Operations:
             drops=dict(metrics.drops()),
             age_percentiles_s=_age_percentiles_s(metrics),
             stage_percentiles_s=_stage_percentiles_s(metrics),
+            refused=None if pipeline.keys is None else pipeline.keys.refused,
         )
 
     def categories(self) -> Categories:

@@ -1,4 +1,4 @@
-"""What runs beside a pipeline: the monitor, and the messages to systemd."""
+"""What runs beside a pipeline: the control socket, the monitor, and the messages to systemd."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.service.access import listen, read_token
+from pipeline.service.control import ControlServer
 from pipeline.service.health import Health
 from pipeline.service.notify import Systemd
 
@@ -22,9 +23,10 @@ _log = logging.getLogger(__name__)
 class Services:
     """Starts and ends with one run of a pipeline.
 
-    Making it binds the monitor's address, before an engine is loaded for nothing.
+    Making it binds the addresses, before an engine is loaded for nothing.
 
     Raises:
+        PublishError: the control socket cannot be bound.
         MonitorError: the monitor cannot listen there, or the token file cannot be used.
     """
 
@@ -33,20 +35,29 @@ class Services:
         self._pipeline = pipeline
         self._systemd = Systemd()
         self._health = Health(pipeline, config.monitor.stall_s, config.source)
-        self._opened = ExitStack()
         self._token = read_token(Path(config.monitor.token_file)) if config.monitor.token_file else None
         self._listening = listen(config.monitor.address) if config.monitor.address else None
-        if self._listening is not None:
-            self._opened.callback(self._listening.close)
+        self._control = ControlServer(config.control, pipeline.keys) if config.control.endpoint else None
+        with ExitStack() as opened:  # if one cannot be opened, the others are closed
+            if self._listening is not None:
+                opened.callback(self._listening.close)
+            if self._control is not None:
+                opened.enter_context(self._control)
+            self._opened = opened.pop_all()
 
     def start(self, engine: Engine) -> None:
         """Serve a pipeline that has started."""
-        if self._listening is None:
+        if self._listening is None and self._control is None:
             return
-        from pipeline.service.monitor import Monitor
         from pipeline.service.operations import Operations, describe
 
         operations = Operations(self._pipeline, describe(engine))
+        if self._control is not None:
+            self._control.serve(operations)
+        if self._listening is None:
+            return
+        from pipeline.service.monitor import Monitor
+
         monitor = self._opened.enter_context(Monitor(self._pipeline, operations, self._listening, self._token))
         _log.info("monitor: %s", monitor.address)
 

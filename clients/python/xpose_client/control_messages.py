@@ -1,17 +1,125 @@
 """What is said on a control socket: one request in, one answer out, each msgpack with its kind in the key `type`.
 
-Every answer of a change says from when on it holds. Messages already carry the id of their prompt, so the frames after
-a change of prompts can be told by it; for other changes compare the frame numbers or the times.
+The socket is a ROUTER, so that a plain REQ socket can ask. A request that is refused, or that cannot be read, is
+answered with an `ErrorAnswer` and changes nothing. The answer to a change says from when on it holds: messages carry
+the id of their prompt, and other changes can be told by frame numbers and times.
 
 This module needs msgspec and nothing else. msgspec evaluates the types, so they are written for
 Python 3.9: `Optional[int]`, not `int | None`.
 """
 
-from typing import Optional
+from typing import Any, Optional, Union
 
 import msgspec
 
+from xpose_client.errors import WireError
 from xpose_client.messages import StatusMessage
+
+MOST_REQUEST_BYTES = 16 * 1024 * 1024
+"""A connection that sends a larger message is closed."""
+
+
+class StatusRequest(msgspec.Struct, frozen=True, tag="status"):
+    """Ask how the pipeline is doing."""
+
+
+class ExampleImage(msgspec.Struct, frozen=True):
+    """An example image of one object.
+
+    Attributes:
+        image_name: file name of the image, by which its annotation is found, and which errors name.
+        image: content of the file: JPEG, PNG and so on.
+        annotation_name: file name of the annotation, which errors name.
+        annotation: content of a file with COCO's keypoint layout.
+    """
+
+    image_name: str
+    image: bytes
+    annotation_name: str
+    annotation: bytes
+
+
+class PromptsRequest(msgspec.Struct, frozen=True, tag="set_prompts"):
+    """Look for something else in all sources.
+
+    Attributes:
+        prompt: class names, separated by commas; `name@list` chooses the keypoints of one class.
+        keypoints: keypoint names, separated by commas, for all classes that name no list of their own.
+        prompt_from: "example", "text" or "mean"; or two of them, for the object and for its keypoints: "text/example".
+        examples: marked images; each belongs to the class of its name.
+        lists: keypoint lists beside the published ones: content of a .toml file, by the name that follows the @.
+    """
+
+    prompt: str
+    keypoints: Optional[str] = None
+    prompt_from: str = "example"
+    examples: list[ExampleImage] = []
+    lists: dict[str, bytes] = {}
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add_source"):
+    """Add a source.
+
+    Attributes:
+        address: a stream or a camera; a file only where the pipeline's configuration names its folder.
+        name: name of the source in topics; "" takes it from the address.
+    """
+
+    address: str
+    name: str = ""
+
+
+class RemoveRequest(msgspec.Struct, frozen=True, tag="remove_source"):
+    """Remove a source.
+
+    Attributes:
+        source: its name.
+    """
+
+    source: str
+
+
+class ThresholdsRequest(msgspec.Struct, frozen=True, tag="set_thresholds"):
+    """Change which detections count; what is null stays.
+
+    Attributes:
+        score (0..1): detections above this score are kept, and can start a track.
+        doubtful (0..1): in videos, detections above this score continue a track.
+        nms_iou (0..1): detections that overlap a better one by more than this IoU are dropped.
+    """
+
+    score: Optional[float] = None
+    doubtful: Optional[float] = None
+    nms_iou: Optional[float] = None
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, tag="snapshot"):
+    """Ask for the newest picture of a source with its poses.
+
+    Attributes:
+        source: its name.
+    """
+
+    source: str
+
+
+class StopRequest(msgspec.Struct, frozen=True, tag="stop"):
+    """End the pipeline."""
+
+
+Request = Union[
+    StatusRequest, PromptsRequest, AddRequest, RemoveRequest, ThresholdsRequest, SnapshotRequest, StopRequest
+]
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):
+    """The request was refused and has changed nothing.
+
+    Attributes:
+        sentence: what was got, what is allowed, and what to do next; as on the command line.
+    """
+
+    sentence: str
 
 
 class PromptClassState(msgspec.Struct, frozen=True):
@@ -226,3 +334,50 @@ class StopAnswer(msgspec.Struct, frozen=True, tag="stopping"):
     """
 
     from_unix_ns: int
+
+
+Answer = Union[
+    ErrorAnswer,
+    StatusAnswer,
+    PromptsAnswer,
+    ThresholdsAnswer,
+    AddedAnswer,
+    RemovedAnswer,
+    SnapshotAnswer,
+    StopAnswer,
+]
+
+_ENCODER = msgspec.msgpack.Encoder()
+_REQUESTS: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(Request)
+_ANSWERS: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Union[Request, Answer]) -> bytes:
+    """Return a request or an answer as msgpack."""
+    return _ENCODER.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Undo `encode` of a request.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        request: Request = _REQUESTS.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"this is not a request: {error}") from error
+    return request
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Undo `encode` of an answer.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        answer: Answer = _ANSWERS.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"this is not an answer: {error}; the pipeline may be of another version") from error
+    return answer

@@ -11,6 +11,7 @@ with PoseSubscriber("tcp://127.0.0.1:5555") as subscriber:
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import zmq
 
 from xpose_client.errors import EndpointError
 from xpose_client.events import Event, Received, SourceState, age_s
+from xpose_client.keys import load_client_keys
 from xpose_client.messages import (
     POSES,
     SEPARATOR,
@@ -49,6 +51,8 @@ class PoseSubscriber:
             one place, so give `source` where there are several. Skipped messages count as missed. States and skeletons
             are never skipped.
 
+        keys: key file of this client (`NAME.key`), where the publisher uses keys.
+
     Attributes:
         received: pose messages handed out.
         missed: pose messages that the publisher sent and that never came, counted by the gaps in their sequence
@@ -58,9 +62,17 @@ class PoseSubscriber:
 
     Raises:
         EndpointError: the endpoint is malformed.
+        KeyFileError: the key file cannot be used.
     """
 
-    def __init__(self, endpoint: str, *, source: str | None = None, conflate: bool = False) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        source: str | None = None,
+        conflate: bool = False,
+        keys: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.received = 0
         self.missed = 0
         self.restarts = 0
@@ -70,6 +82,7 @@ class PoseSubscriber:
         self._last: dict[str, tuple[int, int]] = {}
         self._sockets: list[zmq.Socket[bytes]] = []
         self._poller = zmq.Poller()
+        self._keys = None if keys is None else load_client_keys(keys)
         exact = "" if source is None else source + SEPARATOR.decode()
         try:
             # Skeletons and states have a socket of their own: CONFLATE would let the next pose overwrite them.
@@ -171,6 +184,8 @@ class PoseSubscriber:
         socket.setsockopt(zmq.CONFLATE, conflate)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
         socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        if self._keys is not None:
+            self._keys.apply_to(socket)
         for prefix in prefixes:
             socket.setsockopt_string(zmq.SUBSCRIBE, prefix)
         socket.connect(endpoint)

@@ -1,9 +1,7 @@
 """Operations on a running pipeline: each change is whole or not at all, and says from when on it holds."""
 
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from pathlib import Path
 
 import cv2
@@ -14,61 +12,16 @@ from engines.config import EngineConfig
 from engines.errors import CapacityError, InputError, PromptError
 from pipeline.config import PipelineConfig
 from pipeline.errors import OutputError, PipelineError, SourceError
-from pipeline.flow.pipeline import Pipeline
 from pipeline.frames import Frame
 from pipeline.outputs.publisher import PublishConfig
 from pipeline.service.config import ControlConfig
 from pipeline.service.operations import EngineFacts, Operations
 from tests.pipeline.fakes import LAMP, MUG, FakeEngine, FakeSource
-from tests.pipeline.flow.running import END_S, lines_of, make_pipeline
-from xpose_client.control_messages import EngineState
+from tests.pipeline.flow.running import END_S, lines_of
+from tests.pipeline.service.running import FACTS, camera, operated, until
 from xpose_client.subscriber import PoseSubscriber
 
 pytestmark = pytest.mark.timeout(60)
-
-FACTS = EngineFacts(
-    EngineState("nano", "", "eager", "cpu", "fp32", (64, 64), 1, 1, max_classes=8, max_keypoints=68), categories=None
-)
-
-
-class Camera(FakeSource):
-    """A live source that reports its pictures, as live sources do, and ends when it is told to."""
-
-    def __iter__(self) -> Generator[Frame]:
-        for frame in super().__iter__():
-            self.status.picture(frame)
-            yield frame
-
-
-def camera(name: str = "cam") -> FakeSource:
-    """A camera with 200 frames a second."""
-    return Camera(1_000_000, name, live=True, interval_s=0.005)
-
-
-@contextmanager
-def operated(
-    *sources: FakeSource,
-    config: PipelineConfig | None = None,
-    engine: FakeEngine | None = None,
-    poses: Path | None = None,
-) -> Iterator[tuple[Operations, Pipeline]]:
-    """A pipeline of fakes that holds, with its operations; it is ended afterwards."""
-    pipeline = make_pipeline(*sources, config=config, hold=True, poses=poses)
-    pipeline.start(engine or FakeEngine(), (MUG,))
-    try:
-        yield Operations(pipeline, FACTS), pipeline
-    finally:
-        pipeline.stop()
-        assert pipeline.wait(END_S), "the pipeline hangs"
-        pipeline.finish()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, or fail."""
-    deadline_s = time.monotonic() + END_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition was never met"
-        time.sleep(0.005)
 
 
 def test_pipeline_without_sources_waits_for_them_and_for_more() -> None:

@@ -1,0 +1,75 @@
+"""Key files of clients. `run_pipeline.py keys FOLDER` writes one for each client: JSON, readable by its owner alone."""
+
+import os
+from pathlib import Path
+from typing import Any, Union
+
+import msgspec
+import zmq
+
+from xpose_client.errors import KeyFileError
+
+_KEY_CHARACTERS = 40  # 32 bytes in Z85 (https://rfc.zeromq.org/spec/32)
+_OTHERS = 0o077
+
+
+class ClientKeys(msgspec.Struct, frozen=True):
+    """What a client needs to speak CURVE with one pipeline. Keys are Z85 text of 40 characters.
+
+    Attributes:
+        name: the client's name in the pipeline's allow-list.
+        public: the client's public key.
+        secret: the client's secret key.
+        server: the pipeline's public key.
+    """
+
+    name: str
+    public: str
+    secret: str
+    server: str
+
+    def __post_init__(self) -> None:
+        for key in (self.public, self.secret, self.server):
+            if len(key) != _KEY_CHARACTERS:
+                raise ValueError(f"a key has {_KEY_CHARACTERS} characters, got {len(key)}")
+
+    def apply_to(self, socket: "zmq.Socket[Any]") -> None:
+        """Make `socket` speak CURVE; call it before `connect`."""
+        socket.curve_publickey = self.public.encode()
+        socket.curve_secretkey = self.secret.encode()
+        socket.curve_serverkey = self.server.encode()
+
+
+def load_client_keys(path: Union[str, "os.PathLike[str]"]) -> ClientKeys:
+    """Read the key file of a client.
+
+    Raises:
+        KeyFileError: it cannot be read, is none, or can be read by others.
+    """
+    data = read_private(Path(path))
+    try:
+        return msgspec.json.decode(data, type=ClientKeys)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise KeyFileError(
+            f"{path}: is not the key file of a client ({error}); give a NAME.key that "
+            "`python run_pipeline.py keys FOLDER --client NAME` wrote"
+        ) from error
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that its owner alone may read.
+
+    Raises:
+        KeyFileError: it cannot be read, or others can read it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if mode & _OTHERS:
+                raise KeyFileError(
+                    f"{path}: others can read or change this file (mode {mode & 0o777:o}); run `chmod 600 {path}`, and "
+                    "make new keys if somebody may have read it"
+                )
+            return file.read()
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be read ({error.strerror}); give the path of a key file") from error
