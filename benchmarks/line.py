@@ -33,6 +33,7 @@ class InstantEngine:
     """Finds nothing, at once."""
 
     batch = in_flight = 1
+    on_gpu = False
 
     def __init__(self) -> None:
         self._nothing = Detections.empty((), 1)

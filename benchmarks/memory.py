@@ -49,6 +49,7 @@ class Crowd:
     """Ten people who walk, jitter, and are replaced by others now and then; reads the memory on the way."""
 
     batch = in_flight = 1
+    on_gpu = False
 
     def __init__(self) -> None:
         self.resident_mib: list[float] = []

@@ -123,6 +123,11 @@ class Engine:
         """Calls of `submit` that run at the same time. Further calls wait, so they add delay and no speed."""
         return self._backend.in_flight
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on a GPU."""
+        return device_of(self.config).type == "cuda"
+
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
         """Look for these classes from the next call of `submit` on.
 

@@ -150,6 +150,7 @@ class CodeEngine:
 
     batch = 1
     in_flight = 1
+    on_gpu = False
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s

@@ -20,13 +20,15 @@ from engines.detections import Detections
 from pipeline.errors import SourceError
 from pipeline.flow.metrics import UNREADABLE
 from pipeline.flow.queues import Queue
-from pipeline.flow.stages import is_in_time
+from pipeline.flow.stages import FlowConfig, is_in_time
 from pipeline.frames import Frame, FramePoses
 
 if TYPE_CHECKING:
     from engines.prompts import PromptClass
 
 _log = logging.getLogger(__name__)
+
+_GPU_GATHER_MS = 2.0
 
 
 class Pending(Protocol):
@@ -48,6 +50,11 @@ class PoseEngine(Protocol):
     @property
     def in_flight(self) -> int:
         """Calls of `submit` that run at the same time."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network runs on a GPU, where images that share a call cost less."""
         ...
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
@@ -78,7 +85,7 @@ class Inference:
 
     Args:
         classes: the first prompts; see `set_prompts`.
-        age_budget_s: older live frames are dropped; see `is_in_time`.
+        config: its `age_budget_s` (see `is_in_time`) and `gather_ms` count.
         warm_up: infer once before the first frame. The first inference may compile, which takes seconds.
 
     Attributes:
@@ -86,12 +93,14 @@ class Inference:
     """
 
     def __init__(
-        self, engine: PoseEngine, classes: Sequence[PromptClass], age_budget_s: float, *, warm_up: bool
+        self, engine: PoseEngine, classes: Sequence[PromptClass], config: FlowConfig, *, warm_up: bool
     ) -> None:
         self.submitted: dict[str, int] = {}
         self.workers = 2 * engine.in_flight - 1
         self._engine = engine
-        self._age_budget_s = age_budget_s
+        self._age_budget_s = config.age_budget_s
+        gather_ms = (_GPU_GATHER_MS if engine.on_gpu else 0.0) if config.gather_ms is None else config.gather_ms
+        self._gather_s = gather_ms / 1e3
         self._warm_up = warm_up
         self._room = threading.Semaphore(engine.in_flight)
         self._turn = threading.Lock()  # one worker at a time takes frames and submits them
@@ -150,7 +159,7 @@ class Inference:
         if self._warm_up:
             self._warm_up = False
             self._engine.submit([np.zeros((64, 64, 3), np.uint8)]).result()
-        taken = frames.take(self._engine.batch, alike=_recorded_prompts)
+        taken = frames.take(self._engine.batch, gather_s=self._gather_s, alike=_recorded_prompts)
         usable = [frame for frame in taken if self._is_usable(frame, frames)]
         sources = {frame.source for frame in usable}
         earlier = [self._latest[source] for source in sources if source in self._latest]

@@ -249,7 +249,7 @@ class Pipeline:
             OutputError: as `start_recording`.
         """
         live = self._hold or any(source.live for source in self.sources)
-        self._inference = Inference(engine, prompts, self.config.flow.age_budget_s, warm_up=live)
+        self._inference = Inference(engine, prompts, self.config.flow, warm_up=live)
         if self._record is not None:
             self.start_recording(self._record)
         if self._draw is not None:

@@ -9,6 +9,7 @@ consumers, so no thread waits for ever.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -28,6 +29,9 @@ class FromSource(Protocol):
 
 Item = TypeVar("Item", bound=FromSource)
 
+_SILENT_S = 1.0
+"""A camera that has sent nothing for so long is lost, or so slow that a frame hardly ever meets others."""
+
 
 class QueueClosed(Exception):
     """`put` on a closed queue: nobody will take the item."""
@@ -42,6 +46,7 @@ class Lane(Generic[Item]):
     drop_oldest: bool
     items: deque[tuple[Item, float]] = field(default_factory=deque)  # with the time of `put`
     closed: bool = False
+    last_put_s: float = -math.inf
 
     def put(self, item: Item) -> None:
         """Append `item`. If the lane is full, wait for room or drop the oldest item.
@@ -59,7 +64,8 @@ class Lane(Generic[Item]):
                 raise QueueClosed
             while len(self.items) >= self.capacity:
                 self.queue.drop(self.items.popleft()[0], NEWER_FRAME)
-            self.items.append((item, time.perf_counter()))
+            self.last_put_s = time.perf_counter()
+            self.items.append((item, self.last_put_s))
             self.queue.changed.notify_all()
 
     def close(self, *, drop_waiting: bool = False) -> None:
@@ -120,11 +126,17 @@ class Queue(Generic[Item]):
         (self._lane_of.get(item.source) or self._lane_of[None]).put(item)
 
     def take(
-        self, limit: int = 1, timeout_s: float | None = None, *, alike: Callable[[Item], object] | None = None
+        self,
+        limit: int = 1,
+        timeout_s: float | None = None,
+        *,
+        gather_s: float = 0.0,
+        alike: Callable[[Item], object] | None = None,
     ) -> list[Item]:
         """Wait for an item, then take at most `limit`, one from each lane in turn. Each lane keeps its order.
 
         Args:
+            gather_s: how long an item may wait for those of other live lanes; see `_gather`.
             alike: only items for which this returns the same as for the first are taken.
         Returns:
             The items. The list is empty if none came within `timeout_s`, or if none will come (`ended`).
@@ -134,6 +146,7 @@ class Queue(Generic[Item]):
         with self.changed:
             self._working_since_s.pop(threading.get_ident(), None)
             self.changed.wait_for(lambda: any(lane.items for lane in self._lanes) or self.ended, timeout_s)
+            self._gather(limit, gather_s)
             self.taken_s = time.perf_counter()
             while len(taken) < limit and any(lane.items for lane in self._lanes):
                 lane = self._lanes.popleft()
@@ -150,6 +163,23 @@ class Queue(Generic[Item]):
                 self._working_since_s[threading.get_ident()] = self.taken_s
             self.changed.notify_all()
         return taken
+
+    def _gather(self, limit: int, gather_s: float) -> None:
+        """Wait until there are `limit` items, or one in each busy live lane, or the oldest has waited for `gather_s`.
+
+        Files, removed sources, and cameras that have been silent for `_SILENT_S` are not waited for.
+        """
+        oldest_s = min((lane.items[0][1] for lane in self._lanes if lane.items), default=None)
+        if gather_s <= 0 or oldest_s is None:
+            return
+        now_s = time.perf_counter()
+        busy = [lane for lane in self._lanes if lane.drop_oldest and now_s - lane.last_put_s < _SILENT_S]
+
+        def complete() -> bool:
+            waiting = sum(len(lane.items) for lane in self._lanes)
+            return waiting >= limit or all(lane.items or lane.closed for lane in busy)
+
+        self.changed.wait_for(complete, oldest_s + gather_s - now_s)
 
     def polled(self, timeout_s: float | None) -> Iterator[Item | None]:
         """Yield each item, and None each time that no item came within `timeout_s`."""

@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 _SENDING_S = 0.005
 """Time to make and send a message. The age is checked before this time passes, but must be right after it."""
 
+MOST_GATHER_MS = 100.0
+"""Three frames of a common camera: who waits longer gains nothing."""
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -38,12 +41,15 @@ class FlowConfig:
         stage_queue: results that may wait between inference, tracking and publishing; when full, inference waits.
         age_budget_s: an older live frame is not inferred, and an older result is not published. A source whose frames
             stay older than this catches up. 0 allows every age.
+        gather_ms: longest wait of a live frame for frames of other live sources, so that they share one call of an
+            engine that takes several images per call. None: 2 ms on a GPU, 0 on a CPU.
     """
 
     file_queue: int = 8
     live_queue: int = 1
     stage_queue: int = 8
     age_budget_s: float = 2.0
+    gather_ms: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("file_queue", "live_queue", "stage_queue"):
@@ -51,6 +57,8 @@ class FlowConfig:
                 raise ConfigError(f"flow.{key} is {getattr(self, key)}: give 1 frame or more")
         if not self.age_budget_s >= 0:
             raise ConfigError(f"flow.age_budget_s is {self.age_budget_s}: give 0 s (every age) or more")
+        if self.gather_ms is not None and not 0 <= self.gather_ms <= MOST_GATHER_MS:
+            raise ConfigError(f"flow.gather_ms is {self.gather_ms}: give 0 ms to {MOST_GATHER_MS:g} ms")
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,6 +42,7 @@ class FakeEngine:
         scores: of what is found in the first images; later ones score 0.9.
         batch: images per call.
         in_flight: calls that run at the same time.
+        on_gpu: whether it says that it runs on a GPU.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class FakeEngine:
         scores: Sequence[float] = (),
         batch: int = 1,
         in_flight: int = 1,
+        on_gpu: bool = False,
     ) -> None:
         self.delay_s = delay_s
         self.fail_at = fail_at
         self._scores = scores
         self.batch = batch
         self.in_flight = in_flight
+        self.on_gpu = on_gpu
         self.images = 0
         self.batches: list[int] = []
         self.thresholds: tuple[float, float] | None = None

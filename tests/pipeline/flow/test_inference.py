@@ -1,5 +1,6 @@
 """Inference with several calls in flight: throughput, order, swaps of prompts, warm-up, failures."""
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,11 @@ import pytest
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import PipelineError
+from pipeline.flow.inference import Inference
+from pipeline.flow.metrics import Metrics
+from pipeline.flow.queues import Queue
 from pipeline.flow.stages import FlowConfig
+from pipeline.frames import Frame
 from tests.pipeline.fakes import LAMP, MUG, FakeEngine, FakeSource
 from tests.pipeline.flow.running import END_S, lines_of, make_pipeline, run
 
@@ -154,3 +159,62 @@ def test_engine_that_fails_ends_every_thread(in_flight: int, fail_at: int) -> No
     with pytest.raises(RuntimeError, match="the engine broke"):
         run(pipeline, FakeEngine(delay_s=0.002, fail_at=fail_at, in_flight=in_flight))
     assert not [thread.name for thread in threading.enumerate() if thread.name in ("infer", "track", "publish")]
+
+
+@pytest.mark.parametrize(
+    ("gather_ms", "on_gpu", "expected_s"),
+    [(None, True, 0.002), (None, False, 0.0), (7.0, False, 0.007), (0.0, True, 0.0)],
+)
+def test_frames_wait_for_other_cameras_on_a_gpu_and_where_it_is_asked_for(
+    gather_ms: float | None, on_gpu: bool, expected_s: float
+) -> None:
+    waits = []
+
+    class Watched(Queue[Frame]):
+        """Notes for how long frames may wait for others."""
+
+        def take(self, limit: int = 1, timeout_s: float | None = None, **options: Any) -> list[Frame]:
+            waits.append(options["gather_s"])
+            return super().take(limit, timeout_s, **options)
+
+    frames = Watched("infer", Metrics())
+    frames.lane(2).put(next(iter(FakeSource(1))))
+    frames.close()
+    inference = Inference(FakeEngine(on_gpu=on_gpu), (MUG,), FlowConfig(gather_ms=gather_ms), warm_up=False)
+    assert len(list(inference(frames))) == 1
+    assert waits == [expected_s]
+
+
+class Gate:
+    """Cameras that each send their next frame when all have sent theirs, in an order that changes."""
+
+    def __init__(self, cameras: int, frames: int) -> None:
+        self.barrier = threading.Barrier(cameras)
+        self.cameras = [self._camera(index, frames) for index in range(cameras)]
+
+    def _camera(self, index: int, frames: int) -> FakeSource:
+        gate = self
+
+        class Camera(FakeSource):
+            def __iter__(self) -> Any:
+                for number in range(frames):
+                    gate.barrier.wait(10)
+                    self._stopped.wait((index + number) % 3 * 0.002)
+                    yield self._frame(number)
+
+        return Camera(frames, f"cam{index}", live=True)
+
+
+def test_cameras_share_calls_and_each_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call costs the same, so that fewer calls are a higher rate. Nobody is given up here, however slow."""
+    monkeypatch.setattr("pipeline.flow.inference._GPU_GATHER_MS", 1e6)
+    monkeypatch.setattr("pipeline.flow.queues._SILENT_S", math.inf)
+    config = PipelineConfig(flow=FlowConfig(live_queue=8, age_budget_s=0.0))
+    engine = FakeEngine(batch=3, in_flight=2, on_gpu=True)
+    result = run(make_pipeline(*Gate(3, 12).cameras, config=config, poses=tmp_path / "poses"), engine)
+    calls = engine.batches[1:]  # the first one warms up
+    assert sum(calls) == result.published == 36
+    assert len(calls) <= 12 + 4, "only until each camera has sent a frame, and when the first ends, a call is not full"
+    for index in range(3):
+        lines = [line["frame"] for line in lines_of(tmp_path / "poses") if line["source"] == f"cam{index}"]
+        assert lines == list(range(12))

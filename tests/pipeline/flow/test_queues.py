@@ -184,3 +184,79 @@ def test_queue_tells_metrics_what_was_taken_and_dropped_and_how_long_it_waited()
 def test_lane_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         one_lane(0)
+
+
+def live_lanes(count: int) -> tuple[Queue[Item], list[Lane[Item]]]:
+    """Lanes of cameras that have each sent a frame, which was taken."""
+    queue: Queue[Item] = Queue("stage", Metrics())
+    lanes = [queue.lane(1, f"cam{index}", drop_oldest=True) for index in range(count)]
+    for index, lane in enumerate(lanes):
+        lane.put(Item(0, f"cam{index}"))
+    assert len(queue.take(count)) == count
+    return queue, lanes
+
+
+FOR_EVER_S = 1000.0  # a test that waits for so long runs into its time-out
+
+
+def test_an_item_waits_for_those_of_the_other_cameras() -> None:
+    queue, lanes = live_lanes(3)
+    taken: list[Item] = []
+    lanes[0].put(Item(1, "cam0"))
+    reader = in_background(lambda: taken.extend(queue.take(3, gather_s=FOR_EVER_S)))
+    lanes[1].put(Item(1, "cam1"))
+    reader.join(0.1)
+    assert taken == []
+    lanes[2].put(Item(1, "cam2"))
+    reader.join(10)
+    assert {item.source for item in taken} == {"cam0", "cam1", "cam2"}
+
+
+def test_the_wait_for_other_cameras_is_bounded() -> None:
+    queue, lanes = live_lanes(2)
+    lanes[0].put(Item(1, "cam0"))
+    assert queue.take(2, gather_s=0.05) == [Item(1, "cam0")]
+
+
+def test_an_item_that_has_waited_for_the_engine_waits_no_longer() -> None:
+    queue, lanes = live_lanes(2)
+    lanes[0].items.append((Item(1, "cam0"), time.perf_counter() - FOR_EVER_S))
+    assert queue.take(2, gather_s=FOR_EVER_S) == [Item(1, "cam0")]
+
+
+@pytest.mark.parametrize("cameras", [1, 3])
+def test_a_call_that_is_full_waits_for_nobody(cameras: int) -> None:
+    """With one camera, that is every call."""
+    queue, lanes = live_lanes(cameras)
+    lanes[0].put(Item(1, "cam0"))
+    assert queue.take(1 if cameras > 1 else 4, gather_s=FOR_EVER_S) == [Item(1, "cam0")]
+
+
+@pytest.mark.parametrize("other", ["closed", "silent", "never seen", "file"])
+def test_an_item_does_not_wait_for_who_sends_nothing_or_need_not_be_quick(other: str) -> None:
+    queue, lanes = live_lanes(2)
+    if other == "closed":
+        lanes[1].close()
+    elif other == "silent":
+        lanes[1].last_put_s -= 60.0
+    elif other == "never seen":
+        lanes[1].close()
+        queue.lane(1, "late", drop_oldest=True)
+    else:
+        lanes[1].close()
+        queue.lane(4, "file").put(Item(0, "file"))
+        queue.take(1)
+    lanes[0].put(Item(1, "cam0"))
+    assert queue.take(3, gather_s=FOR_EVER_S) == [Item(1, "cam0")]
+
+
+@pytest.mark.parametrize("end", ["the camera", "the queue"])
+def test_who_waits_for_another_camera_wakes_when_it_ends(end: str) -> None:
+    queue, lanes = live_lanes(2)
+    taken: list[Item] = []
+    lanes[0].put(Item(1, "cam0"))
+    reader = in_background(lambda: taken.extend(queue.take(2, gather_s=FOR_EVER_S)))
+    reader.join(0.05)
+    lanes[1].close() if end == "the camera" else queue.close()
+    reader.join(10)
+    assert taken == [Item(1, "cam0")]
