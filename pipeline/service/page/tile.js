@@ -97,6 +97,7 @@ export class Tile {
   /** The monitor itself does not answer. */
   disconnect() {
     this.status = null;
+    for (const number of this.element.querySelectorAll("dd")) number.textContent = "–";
     this.#state("lost", "no connection");
     this.#notice();
   }
