@@ -4,10 +4,18 @@ const INK = "rgb(18 20 24)";
 const PAPER = "rgb(250 250 248)";
 const GOLDEN_RATIO = 0.618034;
 
-/** A bright colour; neighbouring ids are far apart on the colour circle. */
-export function colourOf(id) {
+const BRIGHT = 140; // luma (ITU-R BT.601) from which dark letters read better than light ones
+
+/** Red, green and blue of a bright colour; neighbouring ids are far apart on the colour circle. */
+function rgbOf(id) {
   const hue = (id * GOLDEN_RATIO + 0.12) % 1;
-  return `hsl(${Math.round(hue * 360)} 100% 64%)`;
+  const channel = (turn) => Math.min(1, Math.max(0, Math.abs((((hue + turn) % 1) * 6) - 3) - 1));
+  return [1, 2 / 3, 1 / 3].map((turn) => Math.round(255 * (1 - 0.72 * (1 - channel(turn)))));
+}
+
+/** The colour of a track, the same as in annotated pictures and videos. */
+export function colourOf(id) {
+  return `rgb(${rgbOf(id).join(" ")})`;
 }
 
 /**
@@ -112,7 +120,8 @@ function drawLabel(pen, track, zoom, unit) {
   pen.globalAlpha = 0.9;
   pen.fillRect(left, bottom - height, width, height);
   pen.globalAlpha = 1;
-  pen.fillStyle = INK;
+  const [red, green, blue] = rgbOf(track.id);
+  pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue > BRIGHT ? INK : PAPER;
   pen.textBaseline = "middle";
   pen.fillText(text, left + pad, bottom - height / 2);
 }

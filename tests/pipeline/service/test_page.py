@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.outputs.overlay import colour_of
 from tests.pipeline.fakes import FakeEngine
 from tests.pipeline.service.watched import Camera, until, watched
 from tests.support import REPOSITORY, lacks
@@ -145,6 +146,7 @@ def test_boxes_and_skeletons_are_drawn_where_the_message_says(open_page: Callabl
                          outside: at(30, 200), inside: at(110, 150) };
             }"""
         )
+        assert drawn["colour"] == [*colour_of(7), 255], "as in annotated videos"
         assert drawn["limb"] == drawn["colour"]
         assert drawn["corner"] == drawn["colour"]
         assert drawn["outside"] == drawn["inside"] == [0, 0, 0, 0]
