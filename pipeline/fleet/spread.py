@@ -44,10 +44,12 @@ class Room:
     Attributes:
         capacity_fps: frames per second that its engine sustains.
         losses: how often its cameras had to leave.
+        left_fps: capacity that no camera needs; below 0 where it has too many. `place` works it out.
     """
 
     capacity_fps: float
     losses: int = 0
+    left_fps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,20 @@ class Spread:
 
     def place(self, now_s: float) -> list[Move]:
         """Give a worker to each camera that waits, and relieve who has too many; return what changed."""
+        for number, room in self.ready.items():
+            room.left_fps = room.capacity_fps - self.load_fps(number)
         moves = []
         for name, stay in self.stays.items():
             if stay.worker is None and self.ready:
                 moves.append(self._move(name, stay, self._best(stay.camera.rate), now_s))
         for number, room in self.ready.items():
             for name, stay in self.stays.items():
-                if self.load_fps(number) <= room.capacity_fps:
+                if room.left_fps >= 0:
                     break
-                if stay.worker == number and self._room_fps(best := self._best(stay.camera.rate)) >= stay.camera.rate:
-                    moves.append(self._move(name, stay, best, now_s))
+                if stay.worker == number:
+                    best = self._best(stay.camera.rate)
+                    if self.ready[best].left_fps >= stay.camera.rate:
+                        moves.append(self._move(name, stay, best, now_s))
         return moves
 
     def load_fps(self, number: int) -> float:
@@ -138,6 +144,9 @@ class Spread:
 
     def _move(self, name: str, stay: Stay, number: int, now_s: float) -> Move:
         old = stay.worker
+        if old is not None:
+            self.ready[old].left_fps += stay.camera.rate
+        self.ready[number].left_fps -= stay.camera.rate
         stay.moves += stay.session > 0
         self._session = max(time.time_ns(), self._session + 1)
         stay.worker, stay.session, stay.heard_s, stay.status, stay.error = number, self._session, now_s, None, None
@@ -147,9 +156,7 @@ class Spread:
         """Return the best worker for a camera: one with room for it, of few losses, with the most room."""
 
         def goodness(number: int) -> tuple[bool, int, float]:
-            return self._room_fps(number) >= rate, -self.ready[number].losses, self._room_fps(number)
+            room = self.ready[number]
+            return room.left_fps >= rate, -room.losses, room.left_fps
 
         return max(self.ready, key=goodness)
-
-    def _room_fps(self, number: int) -> float:
-        return self.ready[number].capacity_fps - self.load_fps(number)
