@@ -50,6 +50,7 @@ from pipeline.fleet.supervisor import Fleet
 from pipeline.fleet.worker import BatchSettings, Outcome, Worker
 from pipeline.flow.pipeline import Pipeline
 from pipeline.outputs.publisher import PublishConfig, Publisher
+from pipeline.service.operations import describe
 from xpose_client.host import boot_id
 from xpose_client.messages import SCHEMA, PoseMessage, TrackMessage
 from xpose_client.subscriber import PoseSubscriber
@@ -287,7 +288,7 @@ def _fleet(config: FleetConfig) -> Iterator[Fleet]:
                 fleet = Fleet(
                     ray,
                     config,
-                    lambda heard: WorkerSettings(settings, _prompts(settings), heard, engine_of),
+                    lambda heard: WorkerSettings(settings, _prompts(settings), heard, engine_of, describe),
                     PublishConfig("tcp://127.0.0.1:*"),
                 )
                 made.append(fleet)

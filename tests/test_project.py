@@ -39,7 +39,18 @@ PIPELINE_ALLOWED = {
         "sources",
         "standard_output",
     },
-    "fleet": {"config", "errors", "flow", "names", "options", "outputs", "service", "sources", "standard_output"},
+    "fleet": {
+        "config",
+        "errors",
+        "flow",
+        "keys",
+        "names",
+        "options",
+        "outputs",
+        "service",
+        "sources",
+        "standard_output",
+    },
     "synthetic": set(),
 }
 TRACKERS_LIBRARIES = {"numpy", "scipy", "filterpy"}

@@ -15,14 +15,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
 
+from pipeline.fleet.proxy import listening_socket
 from pipeline.flow.inference import Pending, PoseEngine
 from pipeline.flow.pipeline import Pipeline
+from pipeline.outputs.endpoints import is_local
+from pipeline.service.control import ControlServer
+from pipeline.service.operations import EngineFacts, Operations
 from pipeline.sources import open_source
 from xpose_client.errors import WireError
 from xpose_client.messages import SEPARATOR, STATUS, StatusMessage, decode
@@ -51,12 +56,14 @@ class WorkerSettings:
         prompts: classes to look for.
         proxy: ZeroMQ address at which everybody hears the cameras.
         make_engine: makes the engine; it must be picklable.
+        describe: returns the facts of an engine for the control socket; it must be picklable.
     """
 
     pipeline: PipelineConfig
     prompts: tuple[PromptClass, ...]
     proxy: str
     make_engine: MakeEngine
+    describe: Callable[[Any], EngineFacts]
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class WorkerFacts:
         host: address of its machine.
         node: Ray's id of its machine.
         endpoint: where it publishes.
+        control: its control socket; "" where there are no keys and other machines could reach it.
         capacity_fps: frames per second that its engine sustains.
     """
 
@@ -74,6 +82,7 @@ class WorkerFacts:
     node: str
     pid: int
     endpoint: str
+    control: str
     capacity_fps: float
 
 
@@ -100,9 +109,8 @@ class CameraWorker:
         self._sessions: dict[str, int] = {}
         self._newest: dict[str, int] = {}  # also of cameras that were removed: calls may overtake each other
         self._facts: WorkerFacts | None = None
-        publish = dataclasses.replace(settings.pipeline.publish, endpoint=f"tcp://{_bracketed(host)}:*")
-        self._config = dataclasses.replace(settings.pipeline, publish=publish)
-        self._pipeline = Pipeline(self._config, hold=True)
+        self._opened = ExitStack()
+        self._pipeline: Pipeline
         self._stopped = threading.Event()
         self._listener = threading.Thread(target=self._listen, name="newer sessions", daemon=True)
 
@@ -110,16 +118,37 @@ class CameraWorker:
         """Load the engine, measure it and start the pipeline; return the facts. A second call returns them again.
 
         Raises:
+            ConfigError: other machines can reach this one, and there are no keys.
             What the engine raises, such as weights that are absent.
         """
         with self._lock:
             if self._facts is None:
-                engine = self._settings.make_engine(self._config.engine_of_pipeline)
-                capacity_fps = measure_fps(engine, self._settings.prompts)
-                self._pipeline.start(engine, self._settings.prompts)
-                self._listener.start()
-                self._facts = WorkerFacts(self._host, self._node, os.getpid(), self._pipeline.endpoint, capacity_fps)
+                self._facts = self._started()
             return self._facts
+
+    def _started(self) -> WorkerFacts:
+        settings, config = self._settings, self._own_config()
+        self._pipeline = pipeline = Pipeline(config, hold=True)
+        engine = settings.make_engine(config.engine_of_pipeline)
+        capacity_fps = measure_fps(engine, settings.prompts)
+        pipeline.start(engine, settings.prompts)
+        control = ""
+        if config.control.endpoint:
+            server = self._opened.enter_context(ControlServer(config.control, pipeline.keys))
+            server.serve(Operations(pipeline, settings.describe(engine)))
+            control = server.endpoint
+        self._listener.start()
+        return WorkerFacts(self._host, self._node, os.getpid(), pipeline.endpoint, control, capacity_fps)
+
+    def _own_config(self) -> PipelineConfig:
+        """The settings with addresses of this machine."""
+        config, endpoint = self._settings.pipeline, f"tcp://{_bracketed(self._host)}:*"
+        safe = config.keys.folder or is_local(endpoint)
+        return dataclasses.replace(
+            config,
+            publish=dataclasses.replace(config.publish, endpoint=endpoint),
+            control=dataclasses.replace(config.control, endpoint=endpoint if safe else ""),
+        )
 
     def run(self) -> None:
         """Return when the pipeline has been stopped.
@@ -137,7 +166,7 @@ class CameraWorker:
         Raises:
             SourceError: the address cannot be used on this machine.
         """
-        source = open_source(address, dataclasses.replace(self._config.source, name=name))
+        source = open_source(address, dataclasses.replace(self._settings.pipeline.source, name=name))
         with self._lock:
             if session > self._newest.get(name, 0):
                 if name in self._sessions:
@@ -160,15 +189,16 @@ class CameraWorker:
     def stop(self) -> None:
         """End the pipeline; its subscribers are told that its cameras have ended."""
         self._stopped.set()
+        self._opened.close()
         self._pipeline.stop()
         self._pipeline.wait(_STOP_S)
         self._listener.join(_STOP_S)
 
     def _listen(self) -> None:
         """Stop each camera of which a newer session is heard."""
-        with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-            socket.setsockopt(zmq.IPV6, "[" in self._settings.proxy)
-            socket.connect(self._settings.proxy)
+        settings = self._settings
+        with zmq.Context() as context, listening_socket(context, settings.pipeline.keys.folder) as socket:
+            socket.connect(settings.proxy)
             heard: set[str] = set()
             while not self._stopped.is_set():
                 names = set(self.cameras())

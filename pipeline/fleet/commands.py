@@ -102,13 +102,15 @@ def run(
     from pipeline.fleet.config import read_fleet
     from pipeline.fleet.ray_cluster import connected
     from pipeline.fleet.supervisor import Fleet
+    from pipeline.service.operations import describe
 
     config = read_fleet(file)
     threads = (
         "engine.threads",
         None if any("engine.threads" in text for text in config.set) else max(1, int(config.cpus)),
     )
-    settings = load_config(Path(config.config) if config.config else None, config.set, {"cpus": threads})
+    flags = {"cpus": threads, "keys": ("keys.folder", config.keys or None)}
+    settings = load_config(Path(config.config) if config.config else None, config.set, flags)
     prompts = parse_prompts(settings.engine, config.prompt, config.keypoints)
     publish = dataclasses.replace(settings.publish, endpoint=config.publish)
     signals: list[int] = []
@@ -116,7 +118,12 @@ def run(
         signal.signal(number, lambda number, _: signals.append(number))
     with connected(ray) as library:
         made = Fleet(
-            library, config, lambda proxy: WorkerSettings(settings, prompts, proxy, engine_of), publish, file.absolute()
+            library,
+            config,
+            lambda proxy: WorkerSettings(settings, prompts, proxy, engine_of, describe),
+            publish,
+            file.absolute(),
+            settings.keys.folder,
         )
         Console(stderr=True).print(
             f"publishing on {made.endpoint}, directory on {made.directory}", soft_wrap=True, highlight=False
@@ -127,6 +134,7 @@ def run(
 @fleet.command()
 def status(
     directory: Annotated[str, typer.Argument(help="The fleet's `directory`.")] = "tcp://127.0.0.1:5556",
+    keys: Annotated[Path | None, typer.Option(help="Key file of this client, where the fleet uses keys.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print where each camera of a running fleet is."""
@@ -134,7 +142,7 @@ def status(
 
     from pipeline.fleet.directory import ask
 
-    found = ask(directory)
+    found = ask(directory, keys=keys)
     if json:
         standard_output.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
         return

@@ -4,6 +4,7 @@ publish = "tcp://*:5555"                      # one address for all subscribers
 directory = "tcp://127.0.0.1:5556"            # for `fleet status`
 workers = 4
 gpus = 1
+keys = "keys"                                 # made by `run_pipeline.py keys keys --client fleet`
 prompt = "person"
 set = ["engine.model=swin-t"]
 
@@ -48,6 +49,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         workers: pipelines, each with an engine of its own.
         cpus, gpus: what a worker takes of its machine; 0.5 GPUs puts two on one.
         silence_s: cameras of a worker that is not heard for this long go to others. Above two beats (`publish.beat_s`).
+        keys: key folder with a client `fleet`, in the same place on every machine; "" for no keys.
         prompt, keypoints: what to look for, as `run` takes them.
         config: preset, as `run` takes it.
         set: single settings over the preset, as `run --set` takes them.
@@ -60,6 +62,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpus: float = 1.0
     gpus: float = 0.0
     silence_s: float = 3.0
+    keys: str = ""
     prompt: str = "person"
     keypoints: str | None = None
     config: str | None = None

@@ -1,8 +1,9 @@
-"""The directory of a fleet: where each camera is. Whoever reaches its address may ask; nobody can change anything."""
+"""The directory of a fleet: where each camera is. Those who may subscribe may ask; nobody can change anything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -10,8 +11,13 @@ import msgspec
 import zmq
 
 from pipeline.errors import ConfigError, PublishError
+from pipeline.keys import ServerKeys
+from pipeline.outputs.endpoints import bind, check_endpoint, require_local
+from pipeline.outputs.gate import Gate
+from xpose_client.keys import load_client_keys
 
-DEFAULT = "tcp://127.0.0.1:5556"
+_OPTION = "directory"
+_LINGER_MS = 200
 _QUESTION = b"status"
 
 
@@ -47,6 +53,7 @@ class WorkerEntry(msgspec.Struct, frozen=True):
         node: Ray's id of its machine.
         pid: its process.
         endpoint: where it publishes; "" before it is ready.
+        control: its control socket; "" where it has none.
         capacity_fps: frames per second that its engine sustains.
         load_fps: frames per second that its cameras need.
         error: why it failed; null where it did not.
@@ -58,6 +65,7 @@ class WorkerEntry(msgspec.Struct, frozen=True):
     node: str
     pid: int
     endpoint: str
+    control: str
     capacity_fps: float
     load_fps: float
     error: str | None
@@ -78,25 +86,30 @@ class FleetEntry(msgspec.Struct, frozen=True):
 class Directory:
     """A bound REP socket. Belongs to the thread that makes it.
 
+    Args:
+        keys: who may ask; None for everybody on this machine.
+
+    Attributes:
+        endpoint: the address that was bound.
+
     Raises:
+        ConfigError: the address is malformed, or other machines can reach it and there are no keys.
         PublishError: the address cannot be bound.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: ServerKeys | None = None) -> None:
+        check_endpoint(_OPTION, endpoint)
+        if keys is None:
+            require_local(_OPTION, endpoint)
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.REP)
+        self._gate = None if keys is None else Gate(self.socket, keys, "directory")
         try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
+            bind(_OPTION, self.socket, endpoint)
+        except PublishError:
             self.close()
-            raise PublishError(
-                f"directory {endpoint}: cannot be bound ({error.strerror}); stop the other fleet, or give another port"
-            ) from error
-
-    @property
-    def endpoint(self) -> str:
-        """The address that was bound."""
-        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            raise
+        self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def answer(self, entry: Callable[[], FleetEntry]) -> None:
         """Answer the question that has come, if any."""
@@ -106,7 +119,10 @@ class Directory:
 
     def close(self) -> None:
         """Close the socket."""
-        self._context.destroy(linger=200)
+        self.socket.close(linger=_LINGER_MS)
+        if self._gate is not None:
+            self._gate.close()
+        self._context.term()
 
     def __enter__(self) -> Self:
         return self
@@ -117,14 +133,19 @@ class Directory:
         self.close()
 
 
-def ask(endpoint: str, timeout_s: float = 3.0) -> FleetEntry:
+def ask(endpoint: str, timeout_s: float = 3.0, keys: str | Path | None = None) -> FleetEntry:
     """Ask a directory.
 
+    Args:
+        keys: key file of this client, where the fleet uses keys.
     Raises:
+        KeyFileError: the key file cannot be used.
         ConfigError: the address is malformed, or nobody answers.
     """
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None:
+            load_client_keys(keys).apply_to(socket)
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:

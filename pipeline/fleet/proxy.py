@@ -12,15 +12,21 @@ import multiprocessing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import msgspec
 import zmq
 
-from pipeline.errors import PublishError
+from pipeline.errors import ERRORS, PublishError
+from pipeline.keys import ServerKeys
 from pipeline.outputs.publisher import PublishConfig, Publisher
+from xpose_client.keys import load_client_keys
 from xpose_client.messages import SEPARATOR
 
+FLEET_KEY = "fleet.key"
+
 _LATE_JOINER_WAIT_MS = 20
+_LONGEST_RECONNECT_MS = 1000
 _MOST_AT_ONCE = 200  # messages that are forwarded before anything else has its turn
 _WORKERS_QUEUE = 10_000  # messages of one worker that may wait while the proxy is busy
 
@@ -28,12 +34,21 @@ _WORKERS_QUEUE = 10_000  # messages of one worker that may wait while the proxy 
 class Proxy:
     """The proxy process, as the process that starts it sees it. It ends with that process.
 
+    Args:
+        keys: key folder of the fleet; "" for no keys. The proxy uses it on both sides: it lets subscribers in as a
+            single process does, and speaks with the workers as the client `fleet`.
+
     Raises:
+        ConfigError: other machines can reach the address, and there are no keys.
         PublishError: the address cannot be bound.
+        KeyFileError: the keys cannot be used.
     """
 
-    def __init__(self, config: PublishConfig) -> None:
+    def __init__(self, config: PublishConfig, keys: str = "") -> None:
+        if not keys:
+            config.require_keys()
         self._config = config
+        self._keys = keys
         self._wanted = _Wanted(frozenset(), frozenset())
         self._start()
 
@@ -71,7 +86,7 @@ class Proxy:
     def _start(self) -> None:
         self._commands, commands = multiprocessing.Pipe()
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(self._config, commands), name="fleet proxy", daemon=True
+            target=_serve, args=(self._config, self._keys, commands), name="fleet proxy", daemon=True
         )
         self._process.start()
         commands.close()
@@ -79,7 +94,7 @@ class Proxy:
             answer = self._commands.recv()
         except EOFError as error:
             raise PublishError(f"{self._config.endpoint}: the proxy ended at its start") from error
-        if isinstance(answer, PublishError):
+        if isinstance(answer, Exception):
             raise answer
         self._config = dataclasses.replace(self._config, endpoint=answer)
 
@@ -120,26 +135,39 @@ class _Session(msgspec.Struct):
     session: int
 
 
-def _serve(config: PublishConfig, commands: Connection) -> None:
+def listening_socket(context: zmq.Context[zmq.Socket[bytes]], keys: str) -> zmq.Socket[bytes]:
+    """Make a SUB socket for the fleet's own ears: where there are keys, it is the client `fleet`.
+
+    Args:
+        keys: key folder; "" for no keys.
+    Raises:
+        KeyFileError: the folder has no usable `fleet.key`.
+    """
+    client = load_client_keys(Path(keys).expanduser() / FLEET_KEY) if keys else None
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
+    if client is not None:
+        client.apply_to(socket)
+    return socket
+
+
+def _serve(config: PublishConfig, keys: str, commands: Connection) -> None:
     """Run until the other end of `commands` is closed."""
     context = zmq.Context()
     try:
-        with Publisher(config) as publisher:
+        workers = listening_socket(context, keys)
+        workers.setsockopt(zmq.RCVHWM, _WORKERS_QUEUE)
+        workers.subscribe(b"")
+        with Publisher(config, ServerKeys(keys) if keys else None) as publisher:
             commands.send(publisher.endpoint)
-            _forward(publisher, _subscribe(context), commands)
-    except PublishError as error:
+            _forward(publisher, workers, commands)
+    except ERRORS as error:
         commands.send(error)
     except KeyboardInterrupt:  # the terminal sends it to this process as well
         pass
     finally:
         context.destroy(linger=0)
-
-
-def _subscribe(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, _WORKERS_QUEUE)
-    socket.subscribe(b"")
-    return socket
 
 
 def _forward(publisher: Publisher, workers: zmq.Socket[bytes], commands: Connection) -> None:

@@ -22,8 +22,9 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.fleet.cameras import CameraWorker, WorkerFacts, WorkerSettings
 from pipeline.fleet.config import FleetConfig, read_fleet
 from pipeline.fleet.directory import CameraEntry, Directory, FleetEntry, WorkerEntry
-from pipeline.fleet.proxy import Proxy
+from pipeline.fleet.proxy import Proxy, listening_socket
 from pipeline.fleet.spread import Spread, Stay
+from pipeline.keys import ServerKeys
 from pipeline.outputs.publisher import PublishConfig
 from pipeline.sources.addresses import parse_address
 from xpose_client.errors import WireError
@@ -59,13 +60,16 @@ class Fleet:
         path: the fleet's file, which is read again when it changes; None to keep `config`.
         make_settings: makes the workers' settings from the address at which they hear everybody.
         publish: how the proxy publishes.
+        keys: key folder; "" for no keys.
 
     Attributes:
         endpoint: the address for subscribers.
         directory: the address of the directory.
 
     Raises:
+        ConfigError: other machines can reach an address, and there are no keys.
         PublishError: an address cannot be bound.
+        KeyFileError: the keys cannot be used.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Fleet:
         make_settings: Callable[[str], WorkerSettings],
         publish: PublishConfig,
         path: Path | None = None,
+        keys: str = "",
     ) -> None:
         self._ray = ray
         self._config = config
@@ -83,18 +88,17 @@ class Fleet:
         self._calls: dict[Any, Answer] = {}
         self._spread = Spread(config.silence_s)
         self._spread.set_cameras(config.by_name)
-        self._directory = Directory(config.directory)
+        self._directory = Directory(config.directory, ServerKeys(keys) if keys else None)
         self.directory = self._directory.endpoint
         try:
-            self._proxy = Proxy(publish)
+            self._proxy = Proxy(publish, keys)
         except BaseException:
             self._directory.close()
             raise
         self.endpoint = self._proxy.endpoint
         own = _reached_from(self.endpoint, "127.0.0.1")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._states = self._context.socket(zmq.SUB)
-        self._states.setsockopt(zmq.IPV6, "[" in own)
+        self._states = listening_socket(self._context, keys)
         self._states.subscribe(STATUS)
         self._states.connect(own)
         settings = make_settings(_reached_from(self.endpoint, ray.util.get_node_ip_address()))
@@ -150,6 +154,7 @@ class Fleet:
                 worker.facts.node if worker.facts else "",
                 worker.facts.pid if worker.facts else 0,
                 worker.facts.endpoint if worker.facts else "",
+                worker.facts.control if worker.facts else "",
                 round(worker.facts.capacity_fps, 1) if worker.facts else 0.0,
                 self._spread.load_fps(worker.number),
                 worker.error,

@@ -20,7 +20,9 @@ from pipeline.fleet.directory import FleetEntry, ask
 from pipeline.fleet.ray_cluster import connected
 from pipeline.fleet.supervisor import Fleet
 from pipeline.outputs.publisher import PublishConfig
+from pipeline.service.operations import EngineFacts
 from tests.pipeline.fakes import MUG
+from tests.pipeline.service.running import FACTS
 
 OBJECT_STORE_BYTES = 80 << 20
 _TOKEN = secrets.token_hex(16)  # Ray keeps the first one that a process has
@@ -55,6 +57,11 @@ def add_node(cluster: Any) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES)
 
 
+def facts_of(engine: object) -> EngineFacts:
+    """What the control socket says of a stand-in."""
+    return FACTS
+
+
 @contextmanager
 def fleet_of(cluster: Any, config: FleetConfig, make_engine: MakeEngine, path: Path | None = None) -> Iterator[Running]:
     """A fleet of the cluster, supervised by a thread of its own until the end of the context."""
@@ -63,11 +70,11 @@ def fleet_of(cluster: Any, config: FleetConfig, make_engine: MakeEngine, path: P
     def supervise() -> None:
         try:
             with connected(cluster.address) as ray:
-                settings = PipelineConfig(publish=PublishConfig(beat_s=0.2))
+                settings = PipelineConfig(publish=PublishConfig(beat_s=0.2, without_keys=True))
                 fleet = Fleet(
                     ray,
                     config,
-                    lambda proxy: WorkerSettings(settings, (MUG,), proxy, make_engine),
+                    lambda proxy: WorkerSettings(settings, (MUG,), proxy, make_engine, facts_of),
                     PublishConfig("tcp://127.0.0.1:*"),
                     path,
                 )

@@ -9,11 +9,14 @@ import pytest
 
 from engines.config import EngineConfig
 from pipeline.config import PipelineConfig
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.fleet.cameras import CameraWorker, WorkerSettings, measure_fps
 from pipeline.outputs.publisher import PublishConfig, Publisher
+from pipeline.service.operations import EngineFacts
 from tests.clients.python.made import status
 from tests.pipeline.fakes import MUG, FakeEngine
+from tests.pipeline.service.running import FACTS
+from xpose_client.control import Control
 from xpose_client.subscriber import PoseSubscriber
 
 pytestmark = pytest.mark.timeout(60)
@@ -35,12 +38,16 @@ def started() -> Iterator[Started]:
     engine = FakeEngine()
     with Publisher(PublishConfig("tcp://127.0.0.1:*")) as proxy:
         settings = WorkerSettings(
-            PipelineConfig(publish=PublishConfig(beat_s=0.05)), (MUG,), proxy.endpoint, lambda config: engine
+            PipelineConfig(publish=PublishConfig(beat_s=0.05)), (MUG,), proxy.endpoint, lambda config: engine, facts_of
         )
         worker = CameraWorker(settings, "127.0.0.1", "node")
         worker.start()
         yield Started(worker, proxy, engine)
         worker.stop()
+
+
+def facts_of(engine: object) -> EngineFacts:
+    return FACTS
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -68,6 +75,26 @@ def test_cameras_come_and_go_under_the_session_that_the_fleet_gives(started: Sta
         worker.add("a", f"{OFF}a", 102)
         until(lambda: subscriber.status("a").session == 102)  # type: ignore[union-attr]
         assert subscriber.state("b") == "connecting"
+
+
+def test_worker_has_a_control_socket_of_its_own(started: Started) -> None:
+    started.worker.add("a", f"{OFF}a", 100)
+    with Control(started.worker.start().control, timeout_s=20) as control:
+        assert [source.status.source for source in control.status().sources] == ["a"]
+
+
+def test_worker_that_others_can_reach_wants_keys_and_without_them_has_no_control() -> None:
+    def make(publish: PublishConfig) -> CameraWorker:
+        settings = WorkerSettings(
+            PipelineConfig(publish=publish), (MUG,), "tcp://127.0.0.1:9", lambda config: FakeEngine(), facts_of
+        )
+        return CameraWorker(settings, "0.0.0.0", "node")
+
+    with pytest.raises(ConfigError, match="there are no keys"):
+        make(PublishConfig()).start()
+    insisting = make(PublishConfig(without_keys=True))
+    assert insisting.start().control == ""
+    insisting.stop()
 
 
 def test_calls_that_overtake_each_other_bring_no_old_stay_back(started: Started) -> None:
@@ -131,6 +158,7 @@ def test_engine_that_cannot_be_made_is_an_error_of_the_start() -> None:
     def refuse(config: EngineConfig) -> FakeEngine:
         raise ValueError("no weights")
 
-    worker = CameraWorker(WorkerSettings(PipelineConfig(), (MUG,), "tcp://127.0.0.1:9", refuse), "127.0.0.1", "node")
+    settings = WorkerSettings(PipelineConfig(), (MUG,), "tcp://127.0.0.1:9", refuse, facts_of)
+    worker = CameraWorker(settings, "127.0.0.1", "node")
     with pytest.raises(ValueError, match="no weights"):
         worker.start()

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import ConfigError, PublishError
 from pipeline.fleet.config import Camera, read_fleet
 from pipeline.fleet.directory import Directory, FleetEntry, ask
+from pipeline.keys import ServerKeys, make_keys
 
 
 def test_cameras_are_addresses_or_tables(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_directory_answers_and_nobody_else_can_take_its_address() -> None:
             directory.answer(lambda: entry)
         asking.join(20)
         assert got == [entry]
-        with pytest.raises(PublishError, match="cannot be bound"):
+        with pytest.raises(PublishError, match="another program uses this address"):
             Directory(directory.endpoint)
 
 
@@ -67,3 +68,30 @@ def test_question_that_nobody_answers_is_an_error() -> None:
         ask("tcp://127.0.0.1:9", 0.05)
     with pytest.raises(ConfigError, match="is not a ZeroMQ address"):
         ask("nonsense")
+
+
+def test_directory_with_keys_answers_its_clients_alone(tmp_path: Path) -> None:
+    import threading
+
+    folder = tmp_path / "keys"
+    make_keys(folder, ["robot"])
+    entry = FleetEntry("tcp://127.0.0.1:1", [], [])
+    with pytest.raises(ConfigError, match="there are no keys"):
+        Directory("tcp://*:0")
+    with Directory("tcp://127.0.0.1:*", ServerKeys(folder)) as directory:
+        got: list[FleetEntry | ConfigError] = []
+
+        def question(timeout_s: float, keys: Path | None) -> None:
+            try:
+                got.append(ask(directory.endpoint, timeout_s, keys))
+            except ConfigError as error:
+                got.append(error)
+
+        for number, (timeout_s, keys) in enumerate(((0.5, None), (20.0, folder / "robot.key"))):
+            asking = threading.Thread(target=question, args=(timeout_s, keys))
+            asking.start()
+            while len(got) == number:
+                directory.answer(lambda: entry)
+            asking.join(20)
+        assert isinstance(got[0], ConfigError)
+        assert got[1] == entry

@@ -4,13 +4,16 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PublishError
+from pipeline.errors import ConfigError, PublishError
 from pipeline.fleet.proxy import NewestSession, Proxy
+from pipeline.keys import ServerKeys, make_keys
 from pipeline.outputs.publisher import PublishConfig, Publisher
 from tests.clients.python.made import pose, skeleton, status
+from xpose_client.errors import KeyFileError
 from xpose_client.messages import Message, PoseMessage, encode
 from xpose_client.subscriber import PoseSubscriber
 
@@ -109,3 +112,30 @@ def test_proxy_that_is_killed_comes_back_at_its_address(proxy: Proxy) -> None:
 def test_address_that_is_taken_is_an_error_of_one_sentence(proxy: Proxy) -> None:
     with pytest.raises(PublishError, match="another program uses this address"):
         Proxy(PublishConfig(proxy.endpoint))
+
+
+def test_both_sides_speak_curve_where_there_are_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    make_keys(folder, ["fleet", "robot"])
+    proxy = Proxy(ANY_PORT, str(folder))
+    try:
+        with (
+            Publisher(ANY_PORT, ServerKeys(folder)) as worker,
+            PoseSubscriber(proxy.endpoint) as stranger,
+            PoseSubscriber(worker.endpoint) as eavesdropper,
+            PoseSubscriber(proxy.endpoint, keys=folder / "robot.key") as subscriber,
+        ):
+            proxy.follow([worker.endpoint], ["secret"])
+            sent_until_heard(worker, subscriber, "secret", 1)
+            assert stranger.receive(0.5) is None
+            assert eavesdropper.receive(0.1) is None
+    finally:
+        proxy.close()
+
+
+def test_address_that_others_can_reach_wants_keys_and_keys_want_a_client_for_the_fleet(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there are no keys"):
+        Proxy(PublishConfig("tcp://*:0"))
+    make_keys(tmp_path / "keys", ["robot"])
+    with pytest.raises(KeyFileError, match=r"fleet\.key: cannot be read"):
+        Proxy(ANY_PORT, str(tmp_path / "keys"))
