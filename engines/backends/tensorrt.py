@@ -1,17 +1,15 @@
-"""A TensorRT plan, run by `tensorrt` alone: one CUDA graph per slot, several frames in flight.
+"""A TensorRT plan, run by `tensorrt` alone in the slots of `engines.backends.slots`.
 
-A slot is a stream with its own execution context, buffers and captured graph. `submit` copies 8-bit images into
-page-locked memory, queues upload, preprocessing, the graph and the download on the slot's stream, and returns. Only
-taking the result waits, for that slot's event, and the waiting thread sleeps. Prompts are device buffers that every
-slot reads. They are rewritten when no slot is busy, so a change takes effect between two frames. The first prompts also
-capture the graphs: an engine never runs on an empty mask, whose softmax is not a number.
+Each slot has its own execution context. Prompts are device buffers that every slot reads. They are rewritten when no
+slot is busy, so a change takes effect between two frames. The first prompts also capture the graphs: an engine never
+runs on an empty mask, whose softmax is not a number.
 
 Every call makes the backend's GPU the current one, so several engines may run on several GPUs in one process.
 
 Legend: as in `engines.export`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.backends import RawPoses
-from engines.backends.compiled import EncodedPrompts, raw_poses
+from engines.backends import PendingPoses
+from engines.backends.compiled import EncodedPrompts
+from engines.backends.slots import IN_FLIGHT, CudaStream, Network, Slot, Slots
 from engines.backends.tensorrt_api import import_tensorrt, logger
 from engines.errors import BackendError
 from engines.export import DetectorInputs, EngineShape
-from engines.kernels.letterbox import letterbox_into
-from engines.preprocess import Placement
 from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 
-IN_FLIGHT = 3
 PIXELS = "pixels_B3HW"
 OUTPUTS = ("output0", "output1", "output2", "output3")
 """torch-tensorrt's names of boxes, logits, classes and keypoints, in the order of `engines.export.Detector`."""
@@ -55,16 +51,29 @@ def toolchain(device: torch.device) -> dict[str, str]:
 
 
 class TensorRTBackend:
-    """Runs a plan; `batch` images per call, a smaller part filled up with what the slot held before."""
+    """Runs a plan on letterboxed images, with up to `IN_FLIGHT` calls in flight."""
 
-    def __init__(self, path: Path, model: XPose, shape: EngineShape, device: torch.device) -> None:
-        self.input_hw = shape.input_hw
-        self.batch = shape.batch
-        self.in_flight = IN_FLIGHT
+    in_flight = IN_FLIGHT
+
+    def __init__(
+        self,
+        path: Path,
+        model: XPose,
+        shape: EngineShape,
+        device: torch.device,
+        new_slot: Callable[[Network, int, tuple[int, int]], Slot] | None = None,
+    ) -> None:
+        """Load the plan; the first prompts capture the graphs.
+
+        Args:
+            model: the float32 network, which encodes the prompts.
+            new_slot: makes a slot from the network, the batch and the input size; None takes CUDA's.
+        """
+        self.input_hw, self.batch = shape.input_hw, shape.batch
         self._device = device
+        self._new_slot = new_slot or self._cuda_slot
         self._prompts = EncodedPrompts(model, shape.max_classes, shape.max_keypoints)
-        self._slots: list[_Slot] = []
-        self._next = 0
+        self._slots: Slots | None = None
         with torch.cuda.device(device):
             self._plan = _Plan(path)
             self._buffers = {
@@ -73,32 +82,37 @@ class TensorRTBackend:
                 if field != PIXELS
             }
 
+    def _cuda_slot(self, network: Network, batch: int, input_hw: tuple[int, int]) -> Slot:
+        return Slot(network, batch, input_hw, CudaStream(self._device))
+
+    @torch.inference_mode()
     def set_prompts(self, prompts: PromptTensors) -> None:
-        """Rewrite the prompt buffers, after the frames in flight."""
+        """Rewrite the prompt buffers, after the calls in flight."""
         encoded = self._prompts.set(prompts)
-        for slot in self._slots:
-            slot.wait()
+        if self._slots is not None:
+            self._slots.wait()
         with torch.cuda.device(self._device):
             for field, buffer in self._buffers.items():
                 buffer.copy_(getattr(encoded, field))
             written = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             written.record()
             written.synchronize()
-            if not self._slots:
-                self._slots = [_Slot(self._plan, self._buffers, self._device) for _ in range(IN_FLIGHT)]
+            if self._slots is None:
+                networks = [_PlanNetwork(self._plan, self._buffers, self._device) for _ in range(IN_FLIGHT)]
+                self._slots = Slots([self._new_slot(network, self.batch, self.input_hw) for network in networks])
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
+    @torch.inference_mode()
+    def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
         """Queue 1 to `batch` RGB images [H, W, 3]; wait only while all slots are busy."""
-        self._prompts.get()  # raises where no prompts are set
-        slot = self._slots[self._next]
-        self._next = (self._next + 1) % len(self._slots)
-        return slot.submit(images)
+        if self._slots is None:
+            raise BackendError("no prompts are set: call set_prompts first")
+        return self._slots.submit(images)
 
     def close(self) -> None:
-        """Wait for the frames in flight and release the engine."""
-        for slot in self._slots:
-            slot.wait()
-        self._slots.clear()
+        """Wait for the calls in flight and release the graphs."""
+        if self._slots is not None:
+            self._slots.wait()
+        self._slots = None
 
 
 class _Plan:
@@ -140,85 +154,29 @@ class _Plan:
         return {name: found[name.lower()] for name in wanted}
 
 
-class _Slot:
-    """One frame in flight: stream, execution context, buffers, captured graph."""
+class _PlanNetwork:
+    """The plan as the network of one slot, with an execution context and outputs of its own."""
 
     def __init__(self, plan: _Plan, prompts: dict[str, Tensor], device: torch.device) -> None:
-        """Capture the graph; the GPU is the current one, and the prompts are real ones."""
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        """Bind the prompts and the outputs; the GPU is the current one."""
+        self._device = device
         self._context = plan.engine.create_execution_context()
-        self._pixels = torch.zeros(plan.shape(plan.inputs[PIXELS]), device=device)
+        self._pixels_name, self._pixels_address = plan.inputs[PIXELS], 0
         self._outputs = [torch.zeros(plan.shape(name), dtype=plan.dtype(name), device=device) for name in plan.outputs]
-        self._on_host = [torch.empty(output.shape, dtype=output.dtype, pin_memory=True) for output in self._outputs]
-        self._uploads: list[Tensor] = []
-        self._staging: list[Tensor] = []
-        addresses = {plan.inputs[field]: buffer for field, buffer in prompts.items()}
-        addresses |= {plan.inputs[PIXELS]: self._pixels} | dict(zip(plan.outputs, self._outputs, strict=True))
-        for name, buffer in addresses.items():
-            if not self._context.set_tensor_address(name, buffer.data_ptr()):
-                raise BackendError(f"TensorRT does not take the buffer for {name}")
-        self._pending: _Pending | None = None
-        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._graph = self._capture()
+        for field, buffer in prompts.items():
+            self._bind(plan.inputs[field], buffer)
+        for name, buffer in zip(plan.outputs, self._outputs, strict=True):
+            self._bind(name, buffer)
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        with torch.cuda.stream(self._stream):
-            self._execute()  # allocations and lazy loading happen outside of the capture
-            self._done.record(self._stream)
-            self.wait()
-            graph = torch.cuda.CUDAGraph()
-            # Other engines and stages use the GPU meanwhile: only what this thread does may not break the capture.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._execute()
-        return graph
+    def _bind(self, name: str, buffer: Tensor) -> None:
+        if not self._context.set_tensor_address(name, buffer.data_ptr()):
+            raise BackendError(f"TensorRT does not take the buffer for {name}")
 
-    def wait(self) -> None:
-        """Sleep until what was submitted last is done."""
-        self._done.synchronize()
-
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
+    def __call__(self, pixels_B3HW: Tensor) -> list[Tensor]:
+        """Queue the plan on the current stream; every call gets the same outputs."""
+        if self._pixels_address != pixels_B3HW.data_ptr():
+            self._bind(self._pixels_name, pixels_B3HW)
+            self._pixels_address = pixels_B3HW.data_ptr()
+        if not self._context.execute_async_v3(torch.cuda.current_stream(self._device).cuda_stream):
             raise BackendError("TensorRT could not queue the engine; its own message is in the log above")
-
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
-        """Queue everything on the slot's stream; waits only while the slot is still busy with an earlier frame."""
-        if self._pending is not None:
-            self._pending.result()  # its results move out of the buffers that this frame is about to use
-        with torch.cuda.stream(self._stream):
-            placements = [
-                letterbox_into(self._pixels[row], self._upload(row, image)) for row, image in enumerate(images)
-            ]
-            self._graph.replay()
-            for host, output in zip(self._on_host, self._outputs, strict=True):
-                host.copy_(output, non_blocking=True)
-            self._done.record(self._stream)
-        self._pending = _Pending(self._done, self._on_host, placements)
-        return self._pending
-
-    def _upload(self, row: int, image: NDArray[np.uint8]) -> Tensor:
-        """Copy an image through page-locked memory, which grows to the largest image that the slot has met."""
-        if row == len(self._staging) or self._staging[row].shape[0] < image.size:
-            self._staging[row : row + 1] = [torch.empty(image.size, dtype=torch.uint8, pin_memory=True)]
-            self._uploads[row : row + 1] = [torch.empty(image.size, dtype=torch.uint8, device=self._pixels.device)]
-        host, device = self._staging[row][: image.size], self._uploads[row][: image.size]
-        np.copyto(host.numpy(), image.reshape(-1))
-        return device.copy_(host, non_blocking=True).view(image.shape)
-
-
-class _Pending:
-    """A frame in flight."""
-
-    def __init__(self, done: torch.cuda.Event, on_host: list[Tensor], placements: Sequence[Placement]) -> None:
-        self._done, self._on_host, self._placements = done, on_host, placements
-        self._poses: list[RawPoses] | None = None
-
-    def done(self) -> bool:
-        """Whether `result` would return at once."""
-        return self._poses is not None or self._done.query()  # type: ignore[no-untyped-call]
-
-    def result(self) -> list[RawPoses]:
-        """Wait for the frame and return its poses, the same each time."""
-        if self._poses is None:
-            self._done.synchronize()
-            self._poses = raw_poses([host.clone() for host in self._on_host], self._placements)
-        return self._poses
+        return self._outputs

@@ -12,53 +12,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engines import engine
-from engines.backends import RawPoses
+from engines.backends import RawPoses, slots
 from engines.backends.cuda_graph import CudaGraphBackend
 from engines.backends.eager import EagerBackend
-from engines.backends.slots import IN_FLIGHT, Slot, tensors_read_by
+from engines.backends.slots import IN_FLIGHT, CudaStream, Slot, tensors_read_by
 from engines.checkpoint import load_weights
 from engines.errors import BackendError
-from engines.preprocess import Placement, letterbox, normalise
 from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose, XPoseConfig
+from tests.engines.backends.fake_gpu import Cuda, FakeStream, Torch, prepare
 
 INPUT_HW = (64, 96)
-
-
-class FakeStream:
-    """Defers all queued work until `wait`, as a busy GPU would."""
-
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        self.waiting: list[Callable[[], None]] = []
-        self.captures = 0
-
-    def page_locked(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(tuple(size), dtype=dtype)
-
-    def queue(self, work: Callable[[], None]) -> None:
-        self.waiting.append(work)
-
-    def done(self) -> bool:
-        return not self.waiting
-
-    @torch.inference_mode()
-    def wait(self) -> None:
-        while self.waiting:
-            self.waiting.pop(0)()
-
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        run()
-        return run
-
-
-def _prepare(out_3HW: Tensor, source_HW3: Tensor) -> Placement:
-    """What the letterbox kernel does, by the CPU's letterbox."""
-    canvas_HW3, placed = letterbox(source_HW3.numpy(), (out_3HW.shape[1], out_3HW.shape[2]))
-    out_3HW.copy_(normalise(torch.from_numpy(canvas_HW3)[None])[0])
-    return placed
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +43,7 @@ def streams() -> list[FakeStream]:
 def backend(streams: list[FakeStream]) -> CudaGraphBackend:
     def new_slot(network: Callable[[Tensor], Sequence[Tensor]], batch: int, input_hw: tuple[int, int]) -> Slot:
         streams.append(FakeStream())
-        return Slot(network, batch, input_hw, streams[-1], _prepare)
+        return Slot(network, batch, input_hw, streams[-1], prepare)
 
     return CudaGraphBackend(_model(), INPUT_HW, 2, "fp32", torch.device("cpu"), new_slot)
 
@@ -214,7 +178,7 @@ def test_a_slot_keeps_what_its_graph_reads_when_the_networks_cache_drops_it() ->
         return output.boxes_BG4, output.logits_BGC, output.class_BG, output.keypoints_BGK2
 
     with torch.inference_mode():
-        slot = Slot(network, 1, INPUT_HW, FakeStream(), _prepare)
+        slot = Slot(network, 1, INPUT_HW, FakeStream(), prepare)
         kept = {id(tensor.untyped_storage()) for tensor in slot._reads}
         sizes = {tensor.shape for tensor in slot._reads}
     assert len(kept) > len(list(model.parameters())) / 2
@@ -255,6 +219,31 @@ def test_after_the_first_run_the_network_does_nothing_that_a_cuda_graph_cannot_c
     with forbidden:
         model.detect(pixels_B3HW, prompts)
     assert forbidden.found == []
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    fake = Cuda()
+    monkeypatch.setattr(slots, "torch", Torch(fake))
+    return fake
+
+
+def test_capture_concerns_its_own_thread_and_waits_sleep(cuda: Cuda) -> None:
+    """By default a capture fails when any thread calls CUDA, and an event's wait burns a core."""
+    stream = CudaStream(torch.device("cuda", 1))
+    stream.capture(lambda: None)
+    assert cuda.capture_modes == ["thread_local"]
+    assert cuda.events == [True]
+
+
+def test_a_stream_queues_and_captures_on_its_own_gpu(cuda: Cuda) -> None:
+    devices: list[int] = []
+    for index in (1, 0):
+        stream = CudaStream(torch.device("cuda", index))
+        stream.queue(lambda: devices.append(cuda.current))
+        stream.capture(lambda: devices.append(cuda.current))
+    assert devices == [1, 1, 0, 0]
+    assert cuda.current == 0
 
 
 @pytest.mark.parametrize(

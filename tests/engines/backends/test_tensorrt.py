@@ -1,13 +1,12 @@
-"""The TensorRT backend on a pretended GPU: which device, when graphs are captured, how it waits, what it reads.
+"""The TensorRT backend on a pretended GPU: which device, what it reads, and when.
 
 The fakes stand for the CUDA layer of PyTorch and for a deserialised plan; no number of a network is computed.
 """
 
-import contextlib
 import ctypes
 import enum
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +16,13 @@ import pytest
 import torch
 
 from engines.backends import tensorrt, tensorrt_api
-from engines.backends.tensorrt import IN_FLIGHT, OUTPUTS, TensorRTBackend
+from engines.backends.slots import IN_FLIGHT, Network, Slot
+from engines.backends.tensorrt import OUTPUTS, TensorRTBackend
 from engines.errors import BackendError
 from engines.export import EngineShape
-from engines.prompt_tensors import PromptTensors
+from engines.preprocess import normalise
 from engines.xpose import XPose
+from tests.engines.backends.fake_gpu import Cuda, FakeStream, Torch, prepare
 from tests.engines.test_build import SHAPE, TINY, prompts
 
 Mode = enum.Enum("Mode", "INPUT OUTPUT")
@@ -36,71 +37,8 @@ SIZES = {
 FILLED = {"output0": 0.25, "output1": 2.0, "output2": 1, "output3": 0.5}
 
 
-class Cuda:
-    """Stands in for `torch.cuda`, and remembers what was asked of it."""
-
-    def __init__(self) -> None:
-        self.current = 0
-        self.events: list[bool] = []
-        self.capture_modes: list[str] = []
-        self.captured: list[Any] = []
-        cuda = self
-
-        class Event:
-            def __init__(self, blocking: bool = False) -> None:
-                cuda.events.append(blocking)
-
-            def record(self, stream: Any = None) -> None: ...
-            def synchronize(self) -> None: ...
-            def query(self) -> bool:
-                return True
-
-        class Stream:
-            cuda_stream = 7
-
-            def __init__(self, device: torch.device) -> None:
-                self.device = device
-
-        class Graph:
-            def replay(self) -> None:
-                self.work()
-
-        self.Event, self.Stream, self.CUDAGraph = Event, Stream, Graph
-
-    @contextlib.contextmanager
-    def device(self, device: torch.device) -> Iterator[None]:
-        before, self.current = self.current, device.index
-        yield
-        self.current = before
-
-    def stream(self, stream: Any) -> Any:
-        return self.device(stream.device)
-
-    @contextlib.contextmanager
-    def graph(self, graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        self.capture_modes.append(capture_error_mode)
-        yield
-        graph.work = self.captured[-1]
-
-
-class Torch:
-    """PyTorch with the fake CUDA; tensors of any device lie on the host."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def zeros(self, *size: Any, device: Any = None, **options: Any) -> torch.Tensor:
-        return torch.zeros(*size, **options)
-
-    def empty(self, *size: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> torch.Tensor:
-        return torch.empty(*size, **options)
-
-
 class Plan:
-    """A deserialised engine that fills its outputs with known numbers."""
+    """A deserialised engine that fills its outputs with known numbers, plus the mean of the pixels in the logits."""
 
     num_io_tensors = len(SIZES)
 
@@ -131,20 +69,18 @@ class Plan:
 
         def execute(stream: int) -> bool:
             self.masks.append((at("object_valid_c").copy(), at("keypoint_valid_ck").copy()))
+            assert stream == Cuda().Stream.cuda_stream
             self.made_on.append(self.cuda.current)
             for name, number in FILLED.items():
                 at(name)[...] = number
+            at("output1")[...] += at("pixels_b3hw").mean()
             return True
-
-        def queued(stream: int) -> bool:
-            self.cuda.captured.append(lambda: execute(stream))
-            return execute(stream)
 
         def set_address(name: str, address: int) -> bool:
             addresses[name] = address
             return True
 
-        return SimpleNamespace(set_tensor_address=set_address, execute_async_v3=queued)
+        return SimpleNamespace(set_tensor_address=set_address, execute_async_v3=execute)
 
 
 @pytest.fixture
@@ -165,40 +101,51 @@ def plans(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
             made.append(Plan(cuda))
             return made[-1]
 
-    monkeypatch.setattr(tensorrt, "letterbox_into", lambda out, image: tensorrt_placement(image))
     monkeypatch.setattr(tensorrt, "logger", lambda trt: None)
     fake = SimpleNamespace(Runtime=Runtime, TensorIOMode=Mode, DataType=Type)
     monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: fake)
     return made
 
 
-def tensorrt_placement(image: torch.Tensor) -> Any:
-    from engines.preprocess import place
+class OnGpu(FakeStream):
+    """A stream of one of several GPUs; its tensors lie on the host."""
 
-    return place(image.shape[1], image.shape[0], SHAPE.input_hw)
+    def __init__(self, cuda: Cuda, index: int) -> None:
+        super().__init__()
+        self._cuda, self._index = cuda, index
+
+    def queue(self, work: Callable[[], None]) -> None:
+        super().queue(lambda: self._there(work))
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        return super().capture(lambda: self._there(run))
+
+    def _there(self, work: Callable[[], None]) -> None:
+        with self._cuda.device(torch.device("cuda", self._index)):
+            work()
 
 
-def backend_on(index: int, tmp_path: Path) -> TensorRTBackend:
+def backend_on(cuda: Cuda, index: int, tmp_path: Path, batch: int = 1) -> TensorRTBackend:
     path = tmp_path / "engine.plan"
     path.write_bytes(b"plan")
-    shape = EngineShape(SHAPE.input_hw, 1, 3, 4)
-    return TensorRTBackend(path, XPose(TINY).eval(), shape, torch.device("cuda", index))
 
+    def new_slot(network: Network, batch: int, input_hw: tuple[int, int]) -> Slot:
+        return Slot(network, batch, input_hw, OnGpu(cuda, index), prepare)
 
-def some_prompts() -> PromptTensors:
-    return prompts()
+    shape = EngineShape(SHAPE.input_hw, batch, 3, 4)
+    return TensorRTBackend(path, XPose(TINY).eval(), shape, torch.device("cuda", index), new_slot)
 
 
 def test_nothing_runs_before_there_are_prompts_and_never_on_an_empty_mask(
     cuda: Cuda, plans: list[Plan], tmp_path: Path
 ) -> None:
-    backend = backend_on(0, tmp_path)
+    backend = backend_on(cuda, 0, tmp_path)
     assert plans[0].masks == []
     with pytest.raises(BackendError, match="call set_prompts"):
         backend.submit([np.zeros((8, 8, 3), np.uint8)])
-    backend.set_prompts(some_prompts())
+    backend.set_prompts(prompts())
     backend.submit([np.zeros((8, 8, 3), np.uint8)]).result()
-    assert len(plans[0].masks) == 2 * IN_FLIGHT + 1  # each slot warms up and captures, then one frame
+    assert len(plans[0].masks) > IN_FLIGHT + 1  # each slot warms up and captures, then one frame
     for classes, keypoints in plans[0].masks:
         assert classes.any()
         assert keypoints.any()
@@ -208,19 +155,20 @@ def test_outputs_are_found_by_name_in_whatever_order_the_plan_has_them(
     cuda: Cuda, plans: list[Plan], tmp_path: Path
 ) -> None:
     assert [name for name in SIZES if name in OUTPUTS] != list(OUTPUTS)
-    backend = backend_on(0, tmp_path)
-    backend.set_prompts(some_prompts())
+    backend = backend_on(cuda, 0, tmp_path)
+    backend.set_prompts(prompts())
     (poses,) = backend.submit([np.zeros((*SHAPE.input_hw, 3), np.uint8)]).result()
-    assert (poses.logits_GC == FILLED["output1"]).all()
+    black = float(normalise(torch.zeros(1, 1, 1, 3, dtype=torch.uint8)).mean())
+    np.testing.assert_allclose(poses.logits_GC, FILLED["output1"] + black, atol=1e-5)
     assert (poses.class_G == FILLED["output2"]).all()
     np.testing.assert_allclose(poses.boxes_G4, FILLED["output0"])
     np.testing.assert_allclose(poses.keypoints_GK2, FILLED["output3"])
 
 
 def test_engines_on_two_gpus_run_in_one_process_each_on_its_own(cuda: Cuda, plans: list[Plan], tmp_path: Path) -> None:
-    backends = [backend_on(index, tmp_path) for index in (1, 0)]
+    backends = [backend_on(cuda, index, tmp_path) for index in (1, 0)]
     for backend in backends:
-        backend.set_prompts(some_prompts())
+        backend.set_prompts(prompts())
     for backend in backends:
         backend.submit([np.zeros((8, 8, 3), np.uint8)]).result()
         backend.close()
@@ -228,14 +176,20 @@ def test_engines_on_two_gpus_run_in_one_process_each_on_its_own(cuda: Cuda, plan
     assert cuda.current == 0
 
 
-def test_capture_concerns_its_own_thread_and_waits_sleep(cuda: Cuda, plans: list[Plan], tmp_path: Path) -> None:
-    """By default a capture fails when any thread calls CUDA, and an event's wait burns a core."""
-    backend = backend_on(0, tmp_path)
-    backend.set_prompts(some_prompts())
-    backend.set_prompts(some_prompts())
-    assert cuda.capture_modes == ["thread_local"] * IN_FLIGHT
-    assert len(cuda.events) > IN_FLIGHT
-    assert all(cuda.events)
+def test_calls_in_flight_read_their_own_pictures_and_the_prompts_of_their_time(
+    cuda: Cuda, plans: list[Plan], tmp_path: Path
+) -> None:
+    backend = backend_on(cuda, 0, tmp_path)
+    backend.set_prompts(prompts(keypoints=(2, 3)))
+    plans[0].masks.clear()
+    pending = [backend.submit([np.full((8, 8, 3), level, np.uint8)]) for level in range(2 * IN_FLIGHT)]
+    assert not pending[-1].done()
+    backend.set_prompts(prompts(keypoints=(4,)))
+    pending.append(backend.submit([np.full((8, 8, 3), 200, np.uint8)]))
+    logits = [call.result()[0].logits_GC[0, 0] for call in pending]
+    assert logits == sorted(logits), "the brighter the picture, the higher the score"
+    assert len(set(logits)) == len(logits)
+    assert [int(classes.sum()) for classes, _ in plans[0].masks] == [2] * (2 * IN_FLIGHT) + [1]
 
 
 def test_a_plan_with_other_names_is_refused(
@@ -245,7 +199,7 @@ def test_a_plan_with_other_names_is_refused(
     monkeypatch.delitem(SIZES, "output1")
     monkeypatch.setattr(Plan, "num_io_tensors", len(SIZES))
     with pytest.raises(BackendError, match=r"the plan has .*output9.*, but output0, .* are needed"):
-        backend_on(0, tmp_path)
+        backend_on(cuda, 0, tmp_path)
 
 
 def test_tensorrt_s_messages_go_to_logging(caplog: pytest.LogCaptureFixture) -> None:
