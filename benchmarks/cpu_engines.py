@@ -1,7 +1,7 @@
 """Engines for CPUs, side by side in one run: eager PyTorch, OpenVINO, and AOTInductor, which we do not ship.
 
     python -m benchmarks.cpu_engines [--model nano] [--weights FILE] [--size 256x320] [--threads 2] [--repeats 20]
-        [--engines eager,openvino,inductor]
+        [--engines eager,openvino,openvino-bf16,inductor]
 
 One class with 17 keypoints. Per engine: seconds until it is ready (export, compilation), milliseconds of one frame that
 has all threads, frames per second with as many in flight as the engine runs at a time, and processor milliseconds per
@@ -113,14 +113,16 @@ class Measured:
 def makers(model: XPose, shape: EngineShape, folder: Path) -> dict[str, Callable[[], Backend]]:
     """Return what makes each engine, nothing of it kept from an earlier run."""
 
-    def openvino() -> Backend:
-        path = folder / "engine.onnx"
+    def openvino(precision: str) -> Backend:
+        path = folder / precision / "engine.onnx"
+        path.parent.mkdir()
         path.write_bytes(export_onnx(model, shape.input_hw, whole_operators=operators() is not None))
-        return OpenVinoBackend(path, model, shape)
+        return OpenVinoBackend(path, model, shape, precision)
 
     return {
         "eager": lambda: EagerBackend(model, shape.input_hw, 1, "fp32", CPU),
-        "openvino": openvino,
+        "openvino": lambda: openvino("fp32"),
+        "openvino-bf16": lambda: openvino("bf16"),
         "inductor": lambda: InductorBackend(model, shape, folder),
     }
 
@@ -133,7 +135,7 @@ def main() -> None:
     parser.add_argument("--size", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--engines", default="eager,openvino")
+    parser.add_argument("--engines", default="eager,openvino,openvino-bf16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = load_weights(options.model, options.weights)[0].eval().requires_grad_(False)

@@ -7,6 +7,7 @@ Runs the shipped nano on synthetic scenes that no training set contains, on the 
 * "fp32": other code for the same arithmetic;
 * "fp16": `engines.precision`'s placement with every tensor rounded (`benchmarks.half_emulation`);
 * "bf16": the same placement in bfloat16, by PyTorch;
+* "bf16 everywhere": OpenVINO's bfloat16, on processors that are fast in it;
 * "tf32": float32 with the inputs of every product rounded to 10 bits of mantissa;
 * engines that are broken on purpose (`BROKEN`).
 
@@ -17,6 +18,7 @@ import argparse
 import contextlib
 import copy
 import io
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -36,11 +38,12 @@ from torch.utils._pytree import tree_map
 from benchmarks._record import record
 from benchmarks.half_nano import EmulatedBackend
 from engines import kernels, parity
-from engines.backends import FinishedPoses
+from engines.backends import FinishedPoses, openvino
 from engines.backends.compiled import EncodedPrompts, raw_poses
 from engines.checkpoint import load_weights
 from engines.export import Detector, DetectorInputs, EngineShape
 from engines.kernels import cpu
+from engines.onnx_export import export_onnx
 from engines.precision import place
 from engines.preprocess import letterbox_batch
 from engines.prompt_tensors import PromptTensors
@@ -231,9 +234,17 @@ Candidate = tuple[Any, Callable[[Any], Any]]
 """A backend, and what it runs in."""
 
 
-def right_backends(network: XPose, shape: EngineShape) -> dict[str, Candidate]:
-    """Return an engine for each precision."""
-    return {
+def right_backends(network: XPose, shape: EngineShape, folder: Path) -> dict[str, Candidate]:
+    """Return an engine for each precision that this machine has; `folder` takes the files of OpenVINO."""
+    found: dict[str, Candidate] = {}
+    if openvino.is_fast_in_bfloat16():
+        path = folder / "engine.onnx"
+        whole = openvino.operators() is not None
+        path.write_bytes(
+            export_onnx(copy.deepcopy(network).requires_grad_(False), shape.input_hw, whole_operators=whole)
+        )
+        found[parity.BF16_EVERYWHERE] = (openvino.OpenVinoBackend(path, network, shape, "bf16"), _nothing)
+    return found | {
         "fp32": (DetectorBackend(network, shape), _plain_kernels),
         "fp16": (EmulatedBackend(network, shape), _nothing),
         "bf16": (DetectorBackend(network, shape, "bf16"), _nothing),
@@ -245,9 +256,9 @@ def broken_backend(name: str, network: XPose, shape: EngineShape) -> Candidate:
     return DetectorBackend(network, shape), BROKEN[name]
 
 
-def candidates(network: XPose, shape: EngineShape) -> dict[str, Candidate]:
+def candidates(network: XPose, shape: EngineShape, folder: Path) -> dict[str, Candidate]:
     """Return all that is measured."""
-    right = right_backends(network, shape) | {"tf32": (DetectorBackend(network, shape), tf32)}
+    right = right_backends(network, shape, folder) | {"tf32": (DetectorBackend(network, shape), tf32)}
     return right | {name: broken_backend(name, network, shape) for name in BROKEN}
 
 
@@ -263,13 +274,13 @@ def photos(archive: Path, count: int) -> list[NDArray[np.uint8]]:
         return [np.asarray(Image.open(io.BytesIO(file.read(name))).convert("RGB")) for name in names]
 
 
-def rows_of(images: dict[str, list[NDArray[np.uint8]]]) -> Iterator[dict[str, object]]:
+def rows_of(images: dict[str, list[NDArray[np.uint8]]], folder: Path) -> Iterator[dict[str, object]]:
     """Run every candidate on every set of images."""
     network, shape, prompts = network_and_prompts()
     exact = DetectorBackend(network, shape)
     exact.set_prompts(prompts)
     expected = {name: [exact.submit([image]).result()[0] for image in found] for name, found in images.items()}
-    for candidate, (backend, context) in candidates(network, shape).items():
+    for candidate, (backend, context) in candidates(network, shape, folder).items():
         backend.set_prompts(prompts)
         for name, found in images.items():
             with context(backend):
@@ -299,9 +310,10 @@ def main() -> None:
         images["photos"] = photos(options.photos, options.photo_count)
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
     rows = []
-    for row in rows_of(images):
-        rows.append(row)
-        print(row, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows_of(images, Path(folder)):
+            rows.append(row)
+            print(row, flush=True)
     if options.record:
         print(record("parity_limits", rows))
 

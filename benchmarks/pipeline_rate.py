@@ -45,7 +45,7 @@ def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[st
         return {
             "model": config.model,
             "backend": engine.backend_name,
-            "precision": config.precision,
+            "precision": engine.precision,
             "input_hw": engine.input_hw,
             "threads": config.threads,
             "batch": engine.batch,

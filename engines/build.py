@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from engines import parity
 from engines.backends import Backend, openvino
 from engines.backends.eager import EagerBackend
 from engines.engine_cache import CachedEngine, EngineCache, EngineKey
-from engines.errors import BackendError
+from engines.errors import BackendError, EngineCacheError
 from engines.export import EngineShape, export
 from engines.fingerprint import driver_version, sources_sha256
 from engines.kernels import nvrtc
 from engines.onnx_export import export_onnx
 from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
+
+_log = logging.getLogger(__name__)
 
 COMPILED = ("tensorrt", "openvino")
 """Backends that need a built engine, the fastest first."""
@@ -35,7 +38,7 @@ class BuildRequest:
         backend: "tensorrt" or "openvino".
         name: of the network: "nano", "swin-t" or "swin-l".
         shape: fixed sizes.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "fp16", "bf16", or "auto": fp32, and for OpenVINO whatever the build finds best.
         device: where it will run.
     """
 
@@ -44,6 +47,11 @@ class BuildRequest:
     shape: EngineShape
     precision: str
     device: torch.device
+
+    def for_backend(self, backend: str) -> "BuildRequest":
+        """Return the same request for another backend. Only OpenVINO's builds choose a precision."""
+        chosen = "fp32" if self.precision == "auto" and backend != "openvino" else self.precision
+        return dataclasses.replace(self, backend=backend, precision=chosen)
 
     def key(self, model: XPose) -> EngineKey:
         """Return the cache key of the engine of `model`, as loaded, on this machine."""
@@ -83,6 +91,11 @@ def toolchain(backend: str, device: torch.device, precision: str) -> dict[str, s
     return {**tensorrt_toolchain(device), "nvrtc": nvrtc.version(), "driver": driver_version()}
 
 
+def precision_of(request: BuildRequest, cached: CachedEngine) -> str:
+    """Return the precision that a built engine computes in: the requested one, or the one that its build chose."""
+    return str(cached.manifest["figures"]["precision"]) if request.precision == "auto" else request.precision
+
+
 def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Backend:
     """Load a built engine.
 
@@ -90,7 +103,7 @@ def open_engine(request: BuildRequest, cached: CachedEngine, model: XPose) -> Ba
         model: the float32 network, which encodes the prompts.
     """
     if request.backend == "openvino":
-        return openvino.OpenVinoBackend(cached.path, model, request.shape)
+        return openvino.OpenVinoBackend(cached.path, model, request.shape, precision_of(request, cached))
     from engines.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(cached.path, model, request.shape, request.device)
@@ -128,8 +141,7 @@ def build_engine(
             _compile(request, program, path)
         seconds = time.monotonic() - started
         progress("comparing with PyTorch")
-        figures = _pass_parity(model, prompts, request, CachedEngine(path, {}))
-        return {"build_s": round(seconds, 1), **figures}
+        return {"build_s": round(seconds, 1), **_pass_parity(model, prompts, request, CachedEngine(path, {}))}
 
     return cache.build(key, f"engine.{'plan' if request.backend == 'tensorrt' else 'onnx'}", compile_to)
 
@@ -140,11 +152,41 @@ def _compile(request: BuildRequest, program: torch.export.ExportedProgram, path:
     compile_program(program, path, request.device)
 
 
-def _pass_parity(model: XPose, prompts: PromptTensors, request: BuildRequest, built: CachedEngine) -> dict[str, float]:
+def _pass_parity(model: XPose, prompts: PromptTensors, request: BuildRequest, built: CachedEngine) -> dict[str, Any]:
+    """Compare the engine with PyTorch; return the figures and the precision that they belong to.
+
+    An OpenVINO engine is compared in fp32 first. bf16 rounds coordinates so much that its limits cannot tell a slightly
+    broken network from a right one; the same file in fp32 can.
+
+    Raises:
+        EngineCacheError: it differs too much in fp32, or in the requested precision.
+    """
+    if request.backend != "openvino":
+        return {"precision": request.precision, **_compare(model, prompts, request, built, request.precision)}
+    found = {"precision": "fp32", **_compare(model, prompts, request, built, "fp32")}
+    if request.precision == "fp32" or not openvino.is_fast_in_bfloat16():
+        return found
+    try:
+        return {"precision": "bf16", **_compare(model, prompts, request, built, "bf16", parity.BF16_EVERYWHERE)}
+    except EngineCacheError as error:
+        if request.precision == "bf16":
+            raise
+        _log.warning("OpenVINO computes in fp32, since in bf16 %s", error)
+        return found
+
+
+def _compare(
+    model: XPose,
+    prompts: PromptTensors,
+    request: BuildRequest,
+    built: CachedEngine,
+    precision: str,
+    limits: str | None = None,
+) -> dict[str, float]:
     reference = EagerBackend(copy.deepcopy(model), request.shape.input_hw, 1, "fp32", request.device)
-    compiled = open_engine(request, built, copy.deepcopy(model))
+    compiled = open_engine(dataclasses.replace(request, precision=precision), built, copy.deepcopy(model))
     try:
         figures = parity.measure(reference, compiled, prompts, parity.bundled_images())
-        return parity.check(figures, request.precision)
+        return parity.check(figures, limits or precision)
     finally:
         compiled.close()

@@ -18,7 +18,9 @@ class EngineConfig:
         backend: "auto" takes the first of "tensorrt" (needs `build-engine`), "openvino" (built on first use where the
             input is small, else by `build-engine`) and "eager" that can run.
         device: "auto" (a GPU where there is one), "cpu", "cuda", or "cuda:1" and so on for one of several GPUs.
-        precision: "fp32", "bf16" or "fp16", for the parts that tolerate it (`engines.precision`).
+        precision: "fp32", or "bf16" or "fp16" for the parts that tolerate it (`engines.precision`). "auto" is fp32; but
+            OpenVINO computes in bf16 where the processor is fast in it and the engine passes its comparison with
+            PyTorch.
         resize: "letterbox" (fixed size) or "official" (shorter side 800, follows each image).
         size: height and width of the letterbox; None is the model's own.
         max_classes, max_keypoints: the most that prompts may have. TensorRT runs them on the smallest built engine that
@@ -36,7 +38,7 @@ class EngineConfig:
     weights: str = ""
     backend: Literal["auto", "tensorrt", "openvino", "eager"] = "auto"
     device: str = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     resize: Literal["letterbox", "official"] = "letterbox"
     size: tuple[int, int] | None = None
     max_classes: int = 8

@@ -14,7 +14,6 @@ in flight keep theirs.
 """
 
 import copy
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.backends import Backend, PendingPoses
-from engines.backends.choose import open_backend
+from engines.backends import PendingPoses
+from engines.backends.choose import OpenedBackend, open_backend
 from engines.backends.cuda_graph import CudaGraphBackend
 from engines.backends.eager import EagerBackend
 from engines.backends.fitted import FittedBackend
@@ -96,7 +95,8 @@ class Engine:
         self.config = config
         if config.threads:
             torch.set_num_threads(config.threads)
-        self._visual_weights, self._encoder, self.backend_name, self._backend = _in_passing_thread(_load, config)
+        self._visual_weights, self._encoder, opened = _in_passing_thread(_load, config)
+        self.backend_name, self._backend, self.precision = opened
         if config.weights == RANDOM:
             _log.warning("the weights of %s are random: its poses mean nothing", config.model)
         self._thresholds: tuple[float, float] = kept_of(config.model, config.score_threshold, config.nms_iou)
@@ -211,9 +211,9 @@ def _in_passing_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.
         return passing.submit(function, *args, **kwargs).result()
 
 
-def _load(config: EngineConfig) -> tuple[VisualWeights, PromptEncoder, str, Backend]:
+def _load(config: EngineConfig) -> tuple[VisualWeights, PromptEncoder, OpenedBackend]:
     model, clip = load_weights(config.model, config.weights)
-    return visual_weights_trained(model), _prompt_encoder(model, clip), *_open_backend(config, model, clip)
+    return visual_weights_trained(model), _prompt_encoder(model, clip), _open_backend(config, model, clip)
 
 
 def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: None) -> CachedEngine:
@@ -232,10 +232,10 @@ def build(config: EngineConfig, progress: Callable[[str], None] = lambda step: N
     if backend == "auto":
         backend = "tensorrt" if torch.cuda.is_available() else "openvino"
     model, clip = load_weights(config.model, config.weights)
-    request = request_of(dataclasses.replace(config, backend=backend), model)
+    request = request_of(config, model)
     if request is None or backend == "eager":
         raise BackendError("nothing to build: only tensorrt and openvino with a fixed input size are compiled")
-    return _build(config, model, clip, request, progress)
+    return _build(config, model, clip, request.for_backend(backend), progress)
 
 
 def _build(
@@ -257,7 +257,7 @@ def export_onnx(config: EngineConfig, path: Path, classes: Sequence[PromptClass]
         InputError: the configuration has no fixed size or another precision than fp32, or a file cannot be written.
         PromptError: the model was not trained on one of the classes, or a list of keypoints is too long.
     """
-    if config.resize == "official" or config.precision != "fp32":
+    if config.resize == "official" or config.precision not in ("auto", "fp32"):
         raise InputError(
             f"resize is {config.resize!r} and precision {config.precision!r}, but an ONNX file has a fixed size and "
             "float32 weights: leave both at their defaults; the runtime that loads the file may reduce the precision"
@@ -322,18 +322,19 @@ def device_of(config: EngineConfig) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _open_backend(config: EngineConfig, model: XPose, clip: Clip) -> tuple[str, Backend]:
+def _open_backend(config: EngineConfig, model: XPose, clip: Clip) -> OpenedBackend:
     request = request_of(config, model)
     input_hw = None if request is None else request.shape.input_hw
 
-    def eager() -> Backend:
-        device = device_of(config)
+    def eager() -> OpenedBackend:
+        device, precision = device_of(config), "fp32" if config.precision == "auto" else config.precision
         if device.type == "cuda" and input_hw is not None:
-            return CudaGraphBackend(model, input_hw, config.batch, config.precision, device)
+            graphs = CudaGraphBackend(model, input_hw, config.batch, precision, device)
+            return OpenedBackend("eager", graphs, precision)
         # Sums of a batch of two are rounded otherwise than those of one image. A camera's poses must not depend on
         # whether another one had a frame at the same time, so a CPU gets one image per call.
         batch = config.batch if device.type == "cuda" else 1
-        return EagerBackend(model, input_hw, batch, config.precision, device)
+        return OpenedBackend("eager", EagerBackend(model, input_hw, batch, precision, device), precision)
 
     def build_missing(wanted: BuildRequest) -> CachedEngine:
         return _build(config, model, clip, wanted, lambda step: None)

@@ -43,7 +43,7 @@ class EngineKey:
         input_hw: height and width of the network's input, pixels.
         batch: images per call.
         max_classes, max_keypoints: prompt capacity.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "fp16", "bf16", or "auto": the build chose; its figures say which.
         sources: hash of each part of this package that can change a number (`engines.fingerprint.PARTS`).
         toolchain: what compiled it and what it runs on: versions of libraries, NVRTC and driver, compute capability or
             CPU features.
@@ -92,8 +92,9 @@ class CachedEngine:
         """Say what the engine runs, in one line."""
         key = self.manifest["key"]
         height, width = key["input_hw"]
+        precision = self.manifest["figures"]["precision"] if key["precision"] == "auto" else key["precision"]
         return (
-            f"{key['backend']} engine of {key['model']} in {key['precision']}: {width} x {height} px, "
+            f"{key['backend']} engine of {key['model']} in {precision}: {width} x {height} px, "
             f"{key['batch']} image(s) per call, up to {Capacity(key['max_classes'], key['max_keypoints'])}"
         )
 

@@ -35,16 +35,23 @@ BEYOND_PX = 1.0
 """A point that far off is counted, not averaged: two queries of nearly equal score may trade places, and the content
 that a query starts from depends on its rank. Then a few points move far, in a right engine too."""
 
+BF16_EVERYWHERE = "bf16 everywhere"
+"""OpenVINO's bf16, which `engines.precision` cannot place: it rounds coordinates, heads and attention, too."""
+
 LIMITS = {
     "fp32": Limits(rms_px=0.005, p99_px=0.02, beyond=0.002),
     "fp16": Limits(rms_px=0.2, p99_px=5.0, beyond=0.05),
     "bf16": Limits(rms_px=0.28, p99_px=20.0, beyond=0.08),
+    BF16_EVERYWHERE: Limits(rms_px=0.47, p99_px=25.0, beyond=0.22),
 }
 """Between what right engines give and what broken ones do, on synthetic scenes (`benchmarks/parity_limits.py`).
 
 The mean decides. On three scenes at a time, right engines reach 0.0002, 0.14 and 0.21 px in the three precisions; no
 broken one stays below 0.31. One group that trades places with another is a percent or more of the points, so the other
 two limits only catch an engine that is right for most points and wrong for some.
+
+Nearly all of the error of `BF16_EVERYWHERE` is rounding: right engines reach 0.44 px, 12 px and 17 %. Some broken ones
+stay below that. So the build first compares the same file in fp32, whose limits refuse them.
 """
 
 

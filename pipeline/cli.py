@@ -223,7 +223,9 @@ def build_engine(
         int, typer.Option(min=1, help="Most classes of a prompt, rounded up to 1, 2, 4, 8 and so on.")
     ] = 8,
     keypoints: Annotated[int, typer.Option(min=1, help="Most keypoints of a class, rounded up to 17, 33 or 68.")] = 68,
-    precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="auto (bf16 where OpenVINO is fast in it), fp32, bf16, fp16.")
+    ] = "auto",
 ) -> None:
     """Compile an engine for this machine, compare it with PyTorch in pixels, and keep it in the cache."""
     from engines.engine import build

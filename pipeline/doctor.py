@@ -75,7 +75,7 @@ def _cpu_flags() -> Finding:
     return Finding(
         "vector units",
         ", ".join(f"{name} ({_CPU_FLAGS[name]})" for name in present) or "none that matters",
-        "try --set engine.precision=bf16" if fast else "keep engine.precision=fp32",
+        "compiled engines compute in bf16" if fast else "compiled engines compute in fp32",
     )
 
 

@@ -82,7 +82,7 @@ def _how_to_enlarge(engine: EngineConfig, needed: CapacityError) -> str:
         "--backend": "" if larger.backend == "auto" else larger.backend,
         "--size": size,
         "--batch": larger.batch if larger.batch > 1 else "",
-        "--precision": "" if larger.precision == "fp32" else larger.precision,
+        "--precision": "" if larger.precision == "auto" else larger.precision,
         "--classes": larger.max_classes,
         "--keypoints": larger.max_keypoints if larger.max_keypoints != MAX_KEYPOINTS else "",
     }

@@ -3,16 +3,26 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 from engines.backends import Backend
 from engines.backends.fitted import FittedBackend
 from engines.backends.openvino import runs_side_by_side
-from engines.build import COMPILED, BuildRequest, open_engine
+from engines.build import COMPILED, BuildRequest, open_engine, precision_of
 from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, EngineCacheError
 from engines.xpose import XPose
 
 _log = logging.getLogger(__name__)
+
+
+class OpenedBackend(NamedTuple):
+    """A backend, what it is called, and the precision that it computes in."""
+
+    name: str
+    backend: Backend
+    precision: str
+
 
 BACKENDS = ("auto", *COMPILED, "eager")
 
@@ -22,10 +32,10 @@ def open_backend(
     model: XPose,
     request: BuildRequest | None,
     cache: EngineCache,
-    eager: Callable[[], Backend],
+    eager: Callable[[], OpenedBackend],
     build: Callable[[BuildRequest], CachedEngine] | None = None,
-) -> tuple[str, Backend]:
-    """Return the backend `name` and what it is called; "auto" says in the log which one it takes and why.
+) -> OpenedBackend:
+    """Open the backend `name`; "auto" says in the log which one it takes and why.
 
     An engine that this machine could run and that is not built, or is refused, is a warning with the command to build
     it: without it the network runs slower.
@@ -36,7 +46,7 @@ def open_backend(
         request: the largest engine of this configuration, whatever its backend; None where the input size follows
             each image, which a compiled engine cannot. TensorRT also takes smaller ones (`engines.backends.fitted`).
         cache: where built engines are.
-        eager: makes the backend that needs nothing built.
+        eager: opens the backend that needs nothing built.
         build: builds an engine that is missing and takes seconds only; None: nothing is built.
     Raises:
         BackendError: the one that was asked for cannot run here.
@@ -45,23 +55,24 @@ def open_backend(
     if name not in BACKENDS:
         raise BackendError(f"backend is {name!r}; allowed are {', '.join(BACKENDS)}")
     if name == "eager":
-        return name, eager()
+        return eager()
     if name in COMPILED:
-        return name, _open_compiled(name, model, request, cache, build)
+        return _open_compiled(name, model, request, cache, build)
     reasons = []
     for compiled in COMPILED:
         try:
-            backend = _open_compiled(compiled, model, request, cache, build)
+            opened = _open_compiled(compiled, model, request, cache, build)
         except BackendError as error:
             reasons.append(f"{compiled}: {str(error).partition(';')[0]}")
         except EngineCacheError as error:
             _log.warning("backend %s is not used: %s", compiled, error)
             reasons.append(f"{compiled}: no engine")
         else:
-            _log.info("backend %s%s", compiled, f" ({'; '.join(reasons)})" if reasons else "")
-            return compiled, backend
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            _log.info("backend %s in %s%s", compiled, opened.precision, why)
+            return opened
     _log.info("backend eager (%s)", "; ".join(reasons))
-    return "eager", eager()
+    return eager()
 
 
 def _open_compiled(
@@ -70,15 +81,16 @@ def _open_compiled(
     request: BuildRequest | None,
     cache: EngineCache,
     build: Callable[[BuildRequest], CachedEngine] | None,
-) -> Backend:
+) -> OpenedBackend:
     if request is None:
         raise BackendError("a compiled engine has a fixed input size; add --set engine.resize=letterbox")
-    wanted = dataclasses.replace(request, backend=name)
+    wanted = request.for_backend(name)
     key = wanted.key(model)
     if name == "tensorrt":
-        return FittedBackend(
+        fitted = FittedBackend(
             key, cache, lambda shape, cached: open_engine(dataclasses.replace(wanted, shape=shape), cached, model)
         )
+        return OpenedBackend(name, fitted, wanted.precision)
     try:
         cached = cache.load(key)
     except EngineCacheError:
@@ -86,7 +98,7 @@ def _open_compiled(
             raise
         _log.info("building the engine of %s for this processor, which is done once", wanted.name)
         cached = build(wanted)
-    return open_engine(wanted, cached, model)
+    return OpenedBackend(name, open_engine(wanted, cached, model), precision_of(wanted, cached))
 
 
 def _builds_in_seconds(request: BuildRequest) -> bool:

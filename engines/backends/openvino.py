@@ -9,6 +9,7 @@ gives the most images per second. An image that finds no other in flight gets al
 Larger inputs always get all threads.
 """
 
+import functools
 import importlib
 import math
 import sys
@@ -60,18 +61,30 @@ def toolchain(device: torch.device, precision: str) -> dict[str, str]:
     """What an engine depends on besides the network.
 
     Raises:
-        BackendError: OpenVINO is not installed, the device is not a CPU, or the precision is not fp32.
+        BackendError: OpenVINO is not installed, the device is not a CPU, or it does not run the precision.
     """
     if device.type != "cpu":
         raise BackendError(f"OpenVINO runs on CPUs, but the device is {device}; take tensorrt or eager there")
-    if precision != "fp32":
-        raise BackendError(f"engines of OpenVINO compute in fp32, not in {precision}; take fp32, or --backend eager")
+    bfloat16 = is_fast_in_bfloat16()
+    if precision not in ("auto", "fp32", "bf16") or (precision == "bf16" and not bfloat16):
+        allowed = "fp32 or bf16" if bfloat16 else "fp32"
+        raise BackendError(
+            f"engines of OpenVINO compute in {allowed} on this processor, not in {precision}; "
+            "take fp32, or --backend eager"
+        )
     return {
         "openvino": str(import_openvino().__version__),
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "attention": "compiled" if operators() else "standard",
+        "bfloat16": "fast" if bfloat16 else "slow",
     }
+
+
+@functools.cache
+def is_fast_in_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16 (AVX512-BF16 or AMX), as OpenVINO sees it."""
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def operators() -> Path | None:
@@ -88,13 +101,14 @@ def runs_side_by_side(input_hw: tuple[int, int]) -> bool:
 class OpenVinoBackend:
     """Runs a network from its ONNX file, one image per call."""
 
-    def __init__(self, path: Path, model: XPose, shape: EngineShape) -> None:
+    def __init__(self, path: Path, model: XPose, shape: EngineShape, precision: str) -> None:
         """Compile the file, or take what an earlier start compiled.
 
         Args:
             path: the ONNX file.
             model: the float32 network, which encodes the prompts.
             shape: of the engine.
+            precision: "fp32", or "bf16": OpenVINO then rounds nearly everything, coordinates between layers included.
         Raises:
             BackendError: OpenVINO refuses the file.
         """
@@ -103,9 +117,10 @@ class OpenVinoBackend:
         threads = torch.get_num_threads()
         self.in_flight = threads if runs_side_by_side(shape.input_hw) else 1
         try:
-            self._alone = _Requests(path, streams=1, threads=threads)
+            self._alone = _Requests(path, precision, streams=1, threads=threads)
             side_by_side = self.in_flight > 1
-            self._together = _Requests(path, streams=threads, threads=threads) if side_by_side else self._alone
+            together = functools.partial(_Requests, path, precision, streams=threads, threads=threads)
+            self._together = together() if side_by_side else self._alone
         except RuntimeError as error:  # OpenVINO has no exception of its own
             reason = str(error).strip().splitlines()[-1].strip()
             raise BackendError(f"OpenVINO does not accept {path}: {reason}; take --backend eager") from error
@@ -141,11 +156,11 @@ class OpenVinoBackend:
 class _Requests:
     """A compiled network and its inference requests; any thread may run one."""
 
-    def __init__(self, path: Path, streams: int, threads: int) -> None:
+    def __init__(self, path: Path, precision: str, streams: int, threads: int) -> None:
         options = {
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "CACHE_DIR": str(path.parent / "compiled"),
         }
         core, library = import_openvino().Core(), operators()

@@ -78,7 +78,7 @@ def describe(engine: Engine) -> EngineFacts:
         weights=config.weights,
         backend=engine.backend_name,
         device=config.device,
-        precision=config.precision,
+        precision=engine.precision,
         input_size=engine.input_hw,
         batch=engine.batch,
         in_flight=engine.in_flight,

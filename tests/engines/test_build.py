@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import functools
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from engines import build, parity
-from engines.backends import Backend, FinishedPoses
-from engines.backends.choose import open_backend
+from engines.backends import Backend, FinishedPoses, openvino
+from engines.backends.choose import OpenedBackend, open_backend
 from engines.backends.eager import EagerBackend
 from engines.backends.fitted import FittedBackend
 from engines.backends.openvino import OpenVinoBackend, runs_side_by_side
@@ -128,13 +130,56 @@ def test_openvino_engine_passes_its_gate_and_follows_the_prompts(
     built = build_engine(model, prompts(), request_for(), cache, steps.append)
     assert built.manifest["figures"]["parity_groups"] >= 3
     assert steps == ["exporting the network", "comparing with PyTorch"]
-    name, compiled = open_backend("auto", model, request_for(), cache, eager=pytest.fail)
-    assert name == "openvino"
+    name, compiled, precision = open_backend("auto", model, request_for(), cache, eager=pytest.fail)
+    assert (name, precision) == ("openvino", "fp32")
     eager = EagerBackend(copy.deepcopy(model), SHAPE.input_hw, 1, "fp32", CPU)
     for seed, keypoints in enumerate([(2, 3), (1,), (4, 1, 2)], start=5):
         figures = parity.measure(eager, compiled, prompts(seed, keypoints), noise)
         parity.check(figures, "fp32")
     compiled.close()
+
+
+class RoundedBackend(ShiftedBackend):
+    """Eager in place of OpenVINO; it errs by `shifts` of the precision that it is opened in."""
+
+    opened: ClassVar[list[str]] = []
+
+    def __init__(self, path: Path, model: XPose, shape: EngineShape, precision: str, shifts: dict[str, float]) -> None:
+        super().__init__(EagerBackend(model, shape.input_hw, 1, "fp32", CPU), shifts[precision])
+        self.opened.append(precision)
+
+
+@pytest.mark.parametrize(
+    ("fast", "shift_bf16", "chosen"), [(True, 0.003, "bf16"), (True, 0.02, "fp32"), (False, 0.0, "fp32")]
+)
+def test_an_engine_computes_in_bf16_where_the_processor_is_fast_in_it_and_the_gate_allows_it(
+    fast: bool, shift_bf16: float, chosen: str, model: XPose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.003 of 128 px is 0.38 px, as bf16 errs; 0.02 is 2.6 px."""
+    shifts = {"fp32": 0.0, "bf16": shift_bf16}
+    monkeypatch.setattr(openvino, "is_fast_in_bfloat16", lambda: fast)
+    monkeypatch.setattr(openvino, "OpenVinoBackend", functools.partial(RoundedBackend, shifts=shifts))
+    cache = EngineCache(tmp_path)
+    request = request_for(precision="auto")
+    built = build_engine(model, prompts(), request, cache)
+    assert built.manifest["figures"]["precision"] == chosen
+    assert f"in {chosen}: " in built.describe()
+    RoundedBackend.opened.clear()
+    _, backend, precision = open_backend("auto", model, request, cache, pytest.fail)
+    backend.close()
+    assert (precision, RoundedBackend.opened) == (chosen, [chosen])
+
+
+def test_bf16_does_not_excuse_a_network_that_is_wrong_in_fp32(
+    model: XPose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its limits are wide; the same file must be right in fp32 first."""
+    shifts = {"fp32": 0.003, "bf16": 0.003}
+    monkeypatch.setattr(openvino, "is_fast_in_bfloat16", lambda: True)
+    monkeypatch.setattr(openvino, "OpenVinoBackend", functools.partial(RoundedBackend, shifts=shifts))
+    for precision in ("auto", "bf16"):
+        with pytest.raises(EngineCacheError, match="by more than fp32 may"):
+            build_engine(model, prompts(), request_for(precision=precision), EngineCache(tmp_path))
 
 
 @pytest.mark.timeout(120)
@@ -146,7 +191,7 @@ def test_images_side_by_side_keep_their_own_results_and_prompts(
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        compiled = OpenVinoBackend(path, model, SHAPE)
+        compiled = OpenVinoBackend(path, model, SHAPE, "fp32")
     finally:
         torch.set_num_threads(threads)
     assert (compiled.batch, compiled.in_flight) == (1, 2)
@@ -177,9 +222,13 @@ def test_openvino_is_refused_where_it_cannot_serve(
     broken = tmp_path / "engine.onnx"
     broken.write_bytes(b"no network")
     with pytest.raises(BackendError, match=r"does not accept .*--backend eager"):
-        OpenVinoBackend(broken, model, SHAPE)
-    with pytest.raises(BackendError, match="fp32, not in bf16"):
-        request_for(precision="bf16").key(model)
+        OpenVinoBackend(broken, model, SHAPE, "fp32")
+    with pytest.raises(BackendError, match=r"fp32.* on this processor, not in fp16"):
+        request_for(precision="fp16").key(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "is_fast_in_bfloat16", lambda: False)
+        with pytest.raises(BackendError, match="in fp32 on this processor, not in bf16"):
+            request_for(precision="bf16").key(model)
     with pytest.raises(BackendError, match="runs on CPUs"):
         dataclasses.replace(request_for(), device=torch.device("cuda")).key(model)
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -215,7 +264,7 @@ def test_a_small_engine_that_is_missing_is_built_on_first_use(
 
     for _ in range(2):
         with caplog.at_level("INFO"):
-            name, compiled = open_backend("auto", model, request_for(), cache, pytest.fail, build_missing)
+            name, compiled, _ = open_backend("auto", model, request_for(), cache, pytest.fail, build_missing)
         compiled.close()
         assert name == "openvino"
     assert builds == ["openvino"]
@@ -244,10 +293,11 @@ def test_equal_engine_passes_the_gate_with_its_figures_in_the_manifest(
 
 
 def test_auto_falls_back_to_eager_and_says_why(model: XPose, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    eager = EagerBackend(copy.deepcopy(model), SHAPE.input_hw, 1, "fp32", CPU)
+    backend = EagerBackend(copy.deepcopy(model), SHAPE.input_hw, 1, "fp32", CPU)
+    eager = OpenedBackend("eager", backend, "fp32")
     with caplog.at_level("INFO"):
-        name, backend = open_backend("auto", model, request_for(), EngineCache(tmp_path), lambda: eager)
-    assert (name, backend) == ("eager", eager)
+        opened = open_backend("auto", model, request_for(), EngineCache(tmp_path), lambda: eager)
+    assert opened is eager
     assert "tensorrt: " in caplog.text
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert "no openvino engine for this configuration" in warning.getMessage()
@@ -286,7 +336,7 @@ def test_tensorrt_plan_passes_its_gate_and_keeps_frames_in_flight_apart(
     request = dataclasses.replace(request_for("tensorrt", precision), shape=shape, device=torch.device("cuda"))
     cache = EngineCache(tmp_path)
     build_engine(model, prompts(), request, cache)
-    name, compiled = open_backend("tensorrt", copy.deepcopy(model), request, cache, eager=pytest.fail)
+    name, compiled, _ = open_backend("tensorrt", copy.deepcopy(model), request, cache, eager=pytest.fail)
     assert name == "tensorrt"
     images = parity.bundled_images()
     assert isinstance(compiled, FittedBackend)

@@ -269,7 +269,7 @@ def test_tensorrt_is_opened_by_the_size_of_the_prompts(tmp_path: Path, monkeypat
     monkeypatch.setattr("engines.backends.choose.open_engine", open_engine)
     shelf = Shelf(tmp_path)
     shelf.build(1, 17)
-    name, backend = open_backend("tensorrt", None, request, shelf.cache, pytest.fail)  # type: ignore[arg-type]
+    name, backend, _ = open_backend("tensorrt", None, request, shelf.cache, pytest.fail)  # type: ignore[arg-type]
     assert isinstance(backend, FittedBackend)
     use(backend, prompts(1, 17))
     assert (name, opened) == ("tensorrt", [dataclasses.replace(shape, max_classes=1, max_keypoints=17)])

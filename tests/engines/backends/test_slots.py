@@ -256,6 +256,6 @@ def test_eager_replays_cuda_graphs_on_a_gpu_where_the_input_size_is_fixed(
     monkeypatch.setattr(engine, "device_of", lambda config: torch.device(device))
     monkeypatch.setattr(engine, "CudaGraphBackend", lambda *arguments: "graphs")
     monkeypatch.setattr(engine, "EagerBackend", lambda *arguments: "plain")
-    monkeypatch.setattr(engine, "open_backend", lambda *arguments: (arguments[0], arguments[4]()))
+    monkeypatch.setattr(engine, "open_backend", lambda *arguments: arguments[4]())
     config = engine.EngineConfig(model="nano", backend="eager", resize=resize)
-    assert engine._open_backend(config, *load_weights("nano", "random")) == ("eager", expected)
+    assert engine._open_backend(config, *load_weights("nano", "random")) == ("eager", expected, "fp32")
