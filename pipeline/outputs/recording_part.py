@@ -1,5 +1,6 @@
 """One MCAP file that is written: its channels, its chunks on the disk, its index at the end.
 
+Packets and messages are written in chunks of their own, so that a reader of messages need not unpack the packets.
 Bytes go to the disk without a buffer of ours: what was flushed is there, whatever ends the process. After a failed
 write the file is cut back to the last flush, so that it ends with a whole chunk.
 """
@@ -17,13 +18,14 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import msgspec
 
 from pipeline.errors import OutputError
-from pipeline.recording import ANNOTATIONS, IMAGES, JSON_TOPICS, VIDEO, WIRE_TOPICS
+from pipeline.recording import ANNOTATIONS, FRAMES, IMAGES, JSON_TOPICS, STREAMS, VIDEO, WIRE_TOPICS
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import FileDescriptor
 
 Metadata = Mapping[str, Mapping[str, str]]
 
+_WITH_PACKETS = (VIDEO, IMAGES, STREAMS, FRAMES)
 _PROTOBUF_TOPICS = {VIDEO: "CompressedVideo", IMAGES: "CompressedImage", ANNOTATIONS: "ImageAnnotations"}
 
 
@@ -65,6 +67,7 @@ class Part:
         self._flushed_bytes = 0
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
+        self._messages: list[tuple[int, int, bytes, int, int]] = []  # that wait for the next flush
         self._writer: Any = Writer(cast(IO[Any], self._file))
         try:
             self._writer.start(library="xpose-stream")
@@ -81,7 +84,7 @@ class Part:
         return self._flushed_bytes
 
     def write(self, topic: str, data: bytes, log_ns: int, publish_ns: int, sequence: int = 0) -> None:
-        """Add a message; it reaches the disk with the next flush or when a chunk is full.
+        """Add a message; it reaches the disk with the next flush, or before.
 
         Raises:
             OSError: a chunk could not be written.
@@ -89,14 +92,22 @@ class Part:
         channel = self._channels.get(topic)
         if channel is None:
             channel = self._channels[topic] = self._register(topic)
-        self._writer.add_message(channel, log_ns, data, publish_ns, sequence & 0xFFFFFFFF)
+        message = (channel, log_ns, data, publish_ns, sequence & 0xFFFFFFFF)
+        if topic.startswith(_WITH_PACKETS):
+            self._writer.add_message(*message)
+        else:
+            self._messages.append(message)
 
     def flush(self) -> None:
-        """End the chunk and write it.
+        """Put everything on the disk.
 
         Raises:
             OSError: it could not be written.
         """
+        self._writer.flush()
+        messages, self._messages = self._messages, []
+        for message in messages:
+            self._writer.add_message(*message)
         self._writer.flush()
         self._flushed_bytes = self._file.tell()
 
