@@ -113,6 +113,7 @@ class OnePerson:
     """An engine that takes no time and sees one person who moves."""
 
     batch = in_flight = 1
+    on_gpu = False
 
     def __init__(self) -> None:
         self._prompts: tuple[PromptClass, ...] = ()

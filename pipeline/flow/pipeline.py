@@ -217,7 +217,7 @@ class Pipeline:
 
         Raises:
             OutputError: the file cannot be created, or the extra `record` is not installed.
-            PipelineError: a recording is going on.
+            PipelineError: a recording is going on, or the pipeline has ended.
         """
         self._recordings.start(path, self.sources)
 
@@ -284,7 +284,7 @@ class Pipeline:
             The error of the stage that failed first. What was written stays under its `.part` name.
         """
         self._intake.join(_DECODER_GRACE_S)
-        self.stop_recording()
+        self._recordings.close(self.sources)
         files: list[PoseFile | VideoFile] = [self._poses] if self._poses else []
         files += self._draw.files.values() if self._draw else ()
         published = self.metrics.frames_out("publish")

@@ -23,7 +23,7 @@ from xpose_client.messages import SCHEMA
 _log = logging.getLogger(__name__)
 
 _LIBRARIES = ("xpose-stream", "torch", "openvino", "av", "numpy", "scipy", "opencv-python", "pillow", "mcap")
-_SECRET_SECTIONS = ("source.options",)
+_NOT_RECORDED = ("source.options", "control", "monitor")  # what may be secret, and says nothing about tracks
 
 
 class Recordings:
@@ -38,6 +38,7 @@ class Recordings:
         self._config = config
         self._lock = threading.Lock()
         self._recorder: Recorder | None = None
+        self._closed = False
 
     def current(self) -> Recorder | None:
         """The recording that is going on."""
@@ -48,9 +49,11 @@ class Recordings:
 
         Raises:
             OutputError: the file cannot be created, or the extra `record` is not installed.
-            PipelineError: a recording is going on.
+            PipelineError: a recording is going on, or the pipeline has ended.
         """
         with self._lock:
+            if self._closed:
+                raise PipelineError("the pipeline has ended; there is nothing to record")
             if self._recorder is not None:
                 raise PipelineError("a recording is going on; stop it first")
             recorder = Recorder(path, self._config.record, recording_metadata(self._config))
@@ -64,6 +67,12 @@ class Recordings:
         recorder = self._recorder
         if recorder is not None:
             source.tap = recorder.tap(source.name, live=source.live)
+
+    def close(self, sources: Iterable[Source]) -> None:
+        """End the recording, if there is one, and allow no further ones."""
+        with self._lock:
+            self._closed = True
+        self.stop(sources)
 
     def stop(self, sources: Iterable[Source]) -> RecordingReport | None:
         """End the recording and return how it went; None where there is none."""
@@ -104,10 +113,12 @@ def flat_config(config: PipelineConfig) -> dict[str, str]:
     flat: dict[str, str] = {}
 
     def add(value: object, path: str) -> None:
-        if isinstance(value, dict) and path not in _SECRET_SECTIONS:
+        if path in _NOT_RECORDED:
+            return
+        if isinstance(value, dict):
             for key, item in value.items():
                 add(item, f"{path}.{key}" if path else str(key))
-        elif path not in _SECRET_SECTIONS:
+        else:
             flat[path] = msgspec.json.encode(value).decode()
 
     add(msgspec.to_builtins(config), "")

@@ -46,6 +46,7 @@ class RecordConfig:
             wait.
         flush_s: longest time that anything waits for more before it is written; at most 1 s.
         crf: constant rate factor of x264, 0 (lossless) to 51, for pictures whose packets cannot be recorded.
+        folder: where recordings go that are started by control; "" allows none.
     """
 
     part_mb: float = 0.0
@@ -53,6 +54,7 @@ class RecordConfig:
     queue_mb: float = 64.0
     flush_s: float = 0.5
     crf: int = 18
+    folder: str = ""
 
     def __post_init__(self) -> None:
         if not self.part_mb >= 0 or not self.part_s >= 0:

@@ -67,7 +67,7 @@ class Part:
         self._flushed_bytes = 0
         self._channels: dict[str, int] = {}
         self._schemas: dict[str, int] = {}
-        self._messages: list[tuple[int, int, bytes, int, int]] = []  # that wait for the next flush
+        self._messages: list[tuple[str, int, bytes, int, int]] = []  # that wait for the next flush
         self._writer: Any = Writer(cast(IO[Any], self._file))
         try:
             self._writer.start(library="xpose-stream")
@@ -89,12 +89,9 @@ class Part:
         Raises:
             OSError: a chunk could not be written.
         """
-        channel = self._channels.get(topic)
-        if channel is None:
-            channel = self._channels[topic] = self._register(topic)
-        message = (channel, log_ns, data, publish_ns, sequence & 0xFFFFFFFF)
+        message = (topic, log_ns, data, publish_ns, sequence & 0xFFFFFFFF)
         if topic.startswith(_WITH_PACKETS):
-            self._writer.add_message(*message)
+            self._add(*message)
         else:
             self._messages.append(message)
 
@@ -107,7 +104,7 @@ class Part:
         self._writer.flush()
         messages, self._messages = self._messages, []
         for message in messages:
-            self._writer.add_message(*message)
+            self._add(*message)
         self._writer.flush()
         self._flushed_bytes = self._file.tell()
 
@@ -129,6 +126,12 @@ class Part:
         """Close the file without an index, cut back to the last flush."""
         self._file.truncate(self._flushed_bytes)
         self._file.close()
+
+    def _add(self, topic: str, log_ns: int, data: bytes, publish_ns: int, sequence: int) -> None:
+        channel = self._channels.get(topic)
+        if channel is None:
+            channel = self._channels[topic] = self._register(topic)
+        self._writer.add_message(channel, log_ns, data, publish_ns, sequence)
 
     def _register(self, topic: str) -> int:
         beginning = topic.partition("/")[0] + ("/" if "/" in topic else "")

@@ -39,7 +39,9 @@ from xpose_client.control_messages import (
     RemoveRequest,
     Request,
     SnapshotRequest,
+    StartRecordingRequest,
     StatusRequest,
+    StopRecordingRequest,
     StopRequest,
     ThresholdsRequest,
     decode_request,
@@ -267,5 +269,7 @@ _HANDLERS: dict[type, Callable[[Operations, Any], Answer]] = {
         request.score, request.doubtful, request.nms_iou
     ),
     SnapshotRequest: lambda operations, request: operations.snapshot(request.source),
+    StartRecordingRequest: lambda operations, request: operations.start_recording(request.name),
+    StopRecordingRequest: lambda operations, request: operations.stop_recording(),
     StopRequest: lambda operations, request: operations.stop(),
 }

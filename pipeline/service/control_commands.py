@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the whole answer as JS
 _TIMEOUT_S = 10.0
 
 control = typer.Typer(
-    help="Steer a pipeline that runs with --control: control ENDPOINT status, prompt, add, remove, …",
+    help="Steer a pipeline that runs with --control: control ENDPOINT status, prompt, add, remove, record, …",
     no_args_is_help=True,
 )
 
@@ -157,6 +157,39 @@ def snapshot(
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from error
     standard_output.write(f"{path}: frame {answer.frame} of {answer.source}\n")
+
+
+@control.command()
+def record(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the file in record.folder; by default the time.")] = "",
+    keys: Keys = None,
+    timeout: Timeout = _TIMEOUT_S,
+    json: Json = False,
+) -> None:
+    """Start a recording of all sources and messages."""
+    with _open(context, keys, timeout) as client:
+        answer = client.start_recording(name)
+    if json:
+        _print_json(answer)
+    else:
+        standard_output.write(f"recording into {answer.recording.files[0]}\n")
+
+
+@control.command()
+def stop_recording(
+    context: typer.Context, keys: Keys = None, timeout: Timeout = _TIMEOUT_S, json: Json = False
+) -> None:
+    """End the recording."""
+    with _open(context, keys, timeout) as client:
+        answer = client.stop_recording()
+    if json:
+        _print_json(answer)
+    else:
+        state = answer.recording
+        lost = f"; {sum(state.dropped.values())} packets and messages lost to a slow disk" if state.dropped else ""
+        ended = f"; {state.failure}" if state.failure else ""
+        standard_output.write(f"{state.packets} pictures in {', '.join(state.files)}{lost}{ended}\n")
 
 
 @control.command()

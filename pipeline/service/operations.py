@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import OutputError, PipelineError, SourceError
 from pipeline.flow.metrics import Metrics
+from pipeline.names import readable
 from pipeline.outputs.picture import jpeg_of
+from pipeline.outputs.recording import RecordingReport
 from pipeline.prompting import prompts_of
 from pipeline.sources import Source, open_source
 from pipeline.sources.addresses import parse_address
@@ -33,6 +35,8 @@ from xpose_client.control_messages import (
     PromptClassState,
     PromptsAnswer,
     PromptState,
+    RecordingAnswer,
+    RecordingState,
     RemovedAnswer,
     SnapshotAnswer,
     SourceReport,
@@ -119,6 +123,7 @@ class Operations:
             age_percentiles_s=_age_percentiles_s(metrics),
             stage_percentiles_s=_stage_percentiles_s(metrics),
             refused=None if pipeline.keys is None else pipeline.keys.refused,
+            recording=None if pipeline.recording is None else _recording_state(pipeline.recording),
         )
 
     def categories(self) -> Categories:
@@ -236,6 +241,40 @@ class Operations:
         """Wait for newer published frames; see `pipeline.flow.newest.Newest.wait`. For a viewer's own thread."""
         return self._pipeline.newest.wait(seen, timeout_s)
 
+    def start_recording(self, name: str = "") -> RecordingAnswer:
+        """Record all sources and messages from now on, each source from its next key frame.
+
+        Args:
+            name: name of a file in `record.folder`; "" makes one of the time.
+        Raises:
+            OutputError: the configuration allows no recordings, the name is no file name, or the file cannot be
+                created.
+            PipelineError: a recording is going on, or the pipeline has ended.
+        """
+        folder = self._config.record.folder
+        if not folder:
+            raise OutputError("recordings by control are not allowed; name a folder for them in record.folder")
+        name = name or time.strftime("%Y-%m-%d_%H-%M-%S.mcap")
+        if Path(name).name != name or not name.isprintable() or len(name) > _LONGEST_NAME or name[0] == ".":
+            raise OutputError(f"{name[:40]!r} is not a file name; give one without a folder, such as fault.mcap")
+        path = Path(folder).expanduser() / name
+        self._pipeline.start_recording(path if path.suffix == ".mcap" else path.with_name(f"{name}.mcap"))
+        report = self._pipeline.recording
+        if report is None:
+            raise PipelineError("the recording has ended already")
+        return RecordingAnswer(_recording_state(report), time.time_ns())
+
+    def stop_recording(self) -> RecordingAnswer:
+        """End the recording, also one that was started with the pipeline, and return how it went.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        report = self._pipeline.stop_recording()
+        if report is None:
+            raise PipelineError("there is no recording to end")
+        return RecordingAnswer(_recording_state(report), time.time_ns())
+
     def stop(self) -> StopAnswer:
         """End the pipeline: no further frame is inferred, and what is under way goes all the way."""
         self._pipeline.stop()
@@ -282,6 +321,11 @@ def _require_in_folders(path: Path, folders: Sequence[str], label: str) -> None:
         )
     if not any(path.resolve().is_relative_to(Path(folder).expanduser().resolve()) for folder in folders):
         raise SourceError(f"{label}: is outside of the folders whose files may be opened (control.folders)")
+
+
+def _recording_state(report: RecordingReport) -> RecordingState:
+    files = [readable(str(path)) for path in report.files]
+    return RecordingState(report.active, files, report.packets, report.dropped, report.failure)
 
 
 def _listed(name: str, own: Mapping[str, Skeleton]) -> Skeleton:

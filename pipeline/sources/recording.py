@@ -45,6 +45,9 @@ from pipeline.sources.recording_file import RecordedMessage, RecordingFile
 from pipeline.sources.video import RgbConverter
 
 if TYPE_CHECKING:
+    from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
+    from foxglove_schemas_protobuf.CompressedVideo_pb2 import CompressedVideo
+
     from engines.prompts import PromptClass
 
 _CODECS = {name: codec for codec, name in VIDEO_FORMATS.items()} | {"jpeg": "mjpeg"}
@@ -206,13 +209,15 @@ class RecordingSource(Source):
 
     def __iter__(self) -> Generator[Frame]:
         decoder: VideoCodecContext | None = None
+        stream: StreamRecord | None = None
+        following: int | None = None  # number of the next packet, where none is missing
         for message in self.recording.pictures(self._recorded_name):
             if self._stopped.is_set():
                 return
             if message.topic.startswith(STREAMS):
                 yield from self._drained(decoder)
                 stream = _decoded(message, StreamRecord)
-                decoder = None if stream is None else self._decoder(stream)
+                decoder = None
                 continue
             if message.topic.startswith(FRAMES):
                 yield from self._unreadable(message)
@@ -220,18 +225,29 @@ class RecordingSource(Source):
             record = self._frames.get(message.sequence)
             if record is not None and record.still:
                 yield from self._still(message, record)
-            elif decoder is not None:
-                yield from self._decoded(decoder, message)
+                continue
+            if decoder is None or message.sequence != following:
+                # After a gap, a new decoder gives nothing before the next key frame; the old one would give garbage.
+                decoder = self._decoder(stream or StreamRecord(live=False, format=_content(message).format))
+            following = message.sequence + 1
+            yield from self._decoded(decoder, message)
         yield from self._drained(decoder)
         if self._lost or self.recording.damage:
             lost = f"{self._lost} pictures could not be decoded; " if self._lost else ""
             damage = self.recording.damage or f"{self.recording.path}: is damaged"
             raise SourceError(f"{damage} ({lost}{self._count} frames are kept)", partial=self._count > 0)
 
-    def _decoder(self, stream: StreamRecord) -> VideoCodecContext | None:
-        """A new decoder, as every connection had; None for stills."""
+    def _decoder(self, stream: StreamRecord) -> VideoCodecContext:
+        """A new decoder, as every connection had.
+
+        Raises:
+            SourceError: this version does not know the format.
+        """
         if stream.format not in _CODECS:
-            return None
+            raise SourceError(
+                f"{self.recording.path}: {self.name} has pictures of the format {stream.format!r}; install the version "
+                "that wrote the recording"
+            )
         decoder = av.CodecContext.create(_CODECS[stream.format], "r")
         assert isinstance(decoder, VideoCodecContext)
         decoder.thread_type = "SLICE"
@@ -242,7 +258,7 @@ class RecordingSource(Source):
         return decoder
 
     def _decoded(self, decoder: VideoCodecContext, message: RecordedMessage) -> Iterator[Frame]:
-        packet: av.Packet[Any] = av.Packet(_payload(message))
+        packet: av.Packet[Any] = av.Packet(bytes(_content(message).data))
         packet.pts = packet.dts = message.sequence
         started_s = time.perf_counter()
         try:
@@ -275,7 +291,7 @@ class RecordingSource(Source):
     def _still(self, message: RecordedMessage, record: FrameRecord) -> Iterator[Frame]:
         started_s = time.perf_counter()
         try:
-            rgb_HW3 = read_image(Path(record.file or "still"), _payload(message))
+            rgb_HW3 = read_image(Path(record.file or "still"), bytes(_content(message).data))
         except SourceError:
             self._lost += 1
             return
@@ -318,10 +334,10 @@ def _decoded(message: RecordedMessage, kind: type[_T]) -> _T | None:
         return None
 
 
-def _payload(message: RecordedMessage) -> bytes:
-    """The packet in a foxglove.CompressedVideo or CompressedImage."""
+def _content(message: RecordedMessage) -> CompressedVideo | CompressedImage:
+    """Return what the message on video/ or images/ holds."""
     from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
     from foxglove_schemas_protobuf.CompressedVideo_pb2 import CompressedVideo
 
     kind = CompressedVideo if message.topic.startswith(VIDEO) else CompressedImage
-    return bytes(kind.FromString(message.data).data)
+    return kind.FromString(message.data)

@@ -100,11 +100,13 @@ class RecordingFile:
         from mcap.records import Chunk, MessageIndex
 
         wanted = _Channels(beginnings)
+        indexed = self._take_summary(wanted)
         chunk: Chunk | None = None
         indexes: list[MessageIndex] = []
         for record in self._top_level():
             if isinstance(record, MessageIndex):
-                indexes.append(record)
+                if indexed:
+                    indexes.append(record)
                 continue
             yield from self._of_chunk(chunk, indexes, wanted)
             chunk, indexes = None, []
@@ -113,6 +115,27 @@ class RecordingFile:
             else:
                 yield from self._taken(record, wanted)
         yield from self._of_chunk(chunk, indexes, wanted)
+
+    def _take_summary(self, wanted: _Channels) -> bool:
+        """Learn the channels from the end of the file; return whether they are there.
+
+        Without them every chunk is read in whole: any of them may hold the description of a channel.
+        """
+        from mcap.reader import SeekingReader
+
+        try:
+            with self.path.open("rb") as file:
+                summary = SeekingReader(file, record_size_limit=_LARGEST_RECORD_BYTES).get_summary()
+        except Exception:  # a file without an end can hold anything there
+            return False
+        if summary is None or summary.statistics is None or len(summary.channels) < summary.statistics.channel_count:
+            return False
+        for schema in summary.schemas.values():
+            wanted.schemas[schema.id] = schema
+        for channel in summary.channels.values():
+            for _ in self._taken(channel, wanted):
+                pass
+        return True
 
     def _top_level(self) -> Iterator[McapRecord]:
         from mcap.exceptions import McapError

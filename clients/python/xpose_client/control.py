@@ -23,14 +23,17 @@ from xpose_client.control_messages import (
     ExampleImage,
     PromptsAnswer,
     PromptsRequest,
+    RecordingAnswer,
     RemovedAnswer,
     RemoveRequest,
     Request,
     SnapshotAnswer,
     SnapshotRequest,
+    StartRecordingRequest,
     StatusAnswer,
     StatusRequest,
     StopAnswer,
+    StopRecordingRequest,
     StopRequest,
     ThresholdsAnswer,
     ThresholdsRequest,
@@ -115,6 +118,14 @@ class Control:
     def snapshot(self, source: str) -> SnapshotAnswer:
         """Return the newest picture of a source with its poses drawn on it."""
         return self._ask(SnapshotRequest(source), SnapshotAnswer)
+
+    def start_recording(self, name: str = "") -> RecordingAnswer:
+        """Record all sources and messages; see `StartRecordingRequest`."""
+        return self._ask(StartRecordingRequest(name), RecordingAnswer)
+
+    def stop_recording(self) -> RecordingAnswer:
+        """End the recording, and return how it went."""
+        return self._ask(StopRecordingRequest(), RecordingAnswer)
 
     def stop(self) -> StopAnswer:
         """End the pipeline; what is under way still goes through."""

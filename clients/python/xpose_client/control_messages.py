@@ -103,12 +103,34 @@ class SnapshotRequest(msgspec.Struct, frozen=True, tag="snapshot"):
     source: str
 
 
+class StartRecordingRequest(msgspec.Struct, frozen=True, tag="start_recording"):
+    """Record all sources and messages.
+
+    Attributes:
+        name: name of the file, in the folder that the pipeline's configuration allows; "" makes one of the time.
+    """
+
+    name: str = ""
+
+
+class StopRecordingRequest(msgspec.Struct, frozen=True, tag="stop_recording"):
+    """End the recording."""
+
+
 class StopRequest(msgspec.Struct, frozen=True, tag="stop"):
     """End the pipeline."""
 
 
 Request = Union[
-    StatusRequest, PromptsRequest, AddRequest, RemoveRequest, ThresholdsRequest, SnapshotRequest, StopRequest
+    StatusRequest,
+    PromptsRequest,
+    AddRequest,
+    RemoveRequest,
+    ThresholdsRequest,
+    SnapshotRequest,
+    StartRecordingRequest,
+    StopRecordingRequest,
+    StopRequest,
 ]
 
 
@@ -226,6 +248,24 @@ class SourceReport(msgspec.Struct, frozen=True):
     last_frame: Optional[int]
 
 
+class RecordingState(msgspec.Struct, frozen=True):
+    """How a recording is doing, or how it went.
+
+    Attributes:
+        active: whether it still goes on.
+        files: paths of what was written, oldest first.
+        packets: pictures that were recorded.
+        dropped: pictures and messages that were not recorded, by source, because the disk was too slow.
+        failure: why it ended before it was asked to, one sentence; null otherwise.
+    """
+
+    active: bool
+    files: list[str]
+    packets: int
+    dropped: dict[str, int]
+    failure: Optional[str]
+
+
 class StatusAnswer(msgspec.Struct, frozen=True, tag="status"):
     """How the pipeline is doing.
 
@@ -242,6 +282,7 @@ class StatusAnswer(msgspec.Struct, frozen=True, tag="status"):
         age_percentiles_s (s): age at publishing since the start, by percentile: "50", "95" and "99".
         stage_percentiles_s (s): own time per frame of each stage: median and 95th percentile.
         refused: attempts to connect without an allowed key, since the start; null where no keys are in use.
+        recording: the recording that goes on; null where there is none.
     """
 
     versions: dict[str, str]
@@ -256,6 +297,7 @@ class StatusAnswer(msgspec.Struct, frozen=True, tag="status"):
     age_percentiles_s: dict[str, float]
     stage_percentiles_s: dict[str, tuple[float, float]]
     refused: Optional[int] = None
+    recording: Optional[RecordingState] = None
 
 
 class PromptsAnswer(msgspec.Struct, frozen=True, tag="prompts"):
@@ -326,6 +368,18 @@ class SnapshotAnswer(msgspec.Struct, frozen=True, tag="snapshot"):
     jpeg: bytes
 
 
+class RecordingAnswer(msgspec.Struct, frozen=True, tag="recording"):
+    """A recording was started or ended.
+
+    Attributes:
+        recording: how it is doing.
+        from_unix_ns (ns since 1970): moment of the change.
+    """
+
+    recording: RecordingState
+    from_unix_ns: int
+
+
 class StopAnswer(msgspec.Struct, frozen=True, tag="stopping"):
     """The pipeline ends; what is under way still goes through.
 
@@ -344,6 +398,7 @@ Answer = Union[
     AddedAnswer,
     RemovedAnswer,
     SnapshotAnswer,
+    RecordingAnswer,
     StopAnswer,
 ]
 

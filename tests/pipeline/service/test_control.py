@@ -29,6 +29,7 @@ from engines.visual_prompts import Example
 from pipeline.config import PipelineConfig
 from pipeline.errors import ConfigError, PublishError
 from pipeline.flow.pipeline import Pipeline
+from pipeline.outputs.recording import RecordConfig
 from pipeline.service.config import ControlConfig
 from pipeline.service.control import ControlServer
 from tests.pipeline.fakes import MUG, FakeEngine
@@ -121,6 +122,22 @@ def test_every_request_is_carried_out(tmp_path: Path) -> None:
         assert cv2.imdecode(np.frombuffer(control.snapshot("b").jpeg, np.uint8), cv2.IMREAD_COLOR) is not None
         assert control.stop().from_unix_ns > 0
         assert pipeline.wait(END_S)
+
+
+def test_client_starts_and_ends_a_recording(tmp_path: Path) -> None:
+    config = PipelineConfig(record=RecordConfig(folder=str(tmp_path)))
+    with (
+        controlled(tmp_path, camera("a"), config=config) as (endpoint, _),
+        Control(endpoint, timeout_s=END_S) as control,
+    ):
+        assert control.start_recording("fault").recording.active
+        with pytest.raises(ControlError, match="a recording is going on; stop it first"):
+            control.start_recording("fault")
+        recording = control.status().recording
+        assert recording is not None
+        assert recording.files == [str(tmp_path / "fault.mcap")]
+        assert not control.stop_recording().recording.active
+        assert control.status().recording is None
 
 
 def test_refusals_have_the_sentence_of_the_command_line_and_change_nothing(tmp_path: Path) -> None:

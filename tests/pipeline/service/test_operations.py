@@ -14,6 +14,7 @@ from pipeline.config import PipelineConfig
 from pipeline.errors import OutputError, PipelineError, SourceError
 from pipeline.frames import Frame
 from pipeline.outputs.publisher import PublishConfig
+from pipeline.outputs.recording import RecordConfig
 from pipeline.service.config import ControlConfig
 from pipeline.service.operations import EngineFacts, Operations
 from tests.pipeline.fakes import LAMP, MUG, FakeEngine, FakeSource
@@ -349,3 +350,37 @@ def test_prompts_of_two_callers_at_once_end_with_the_later_id() -> None:
         first, second = operations.set_prompts("mug", "rim"), operations.set_prompts("lamp", "bulb")
         assert second.prompts.id == first.prompts.id + 1
         assert pipeline.prompts.classes[0].name == LAMP.name
+
+
+def test_recording_is_started_and_ended_in_its_folder(tmp_path: Path) -> None:
+    config = PipelineConfig(record=RecordConfig(folder=str(tmp_path / "records")))
+    with operated(camera("a"), config=config) as (operations, _):
+        assert operations.status().recording is None
+        begun = operations.start_recording("fault")
+        assert begun.recording.active
+        assert begun.recording.files == [str(tmp_path / "records" / "fault.mcap")]
+        recording = operations.status().recording
+        assert recording is not None
+        assert recording.files == begun.recording.files
+        with pytest.raises(PipelineError, match="a recording is going on; stop it first"):
+            operations.start_recording("second")
+        ended = operations.stop_recording()
+        assert not ended.recording.active
+        assert ended.recording.failure is None
+        assert (tmp_path / "records" / "fault.mcap").stat().st_size > 0
+        with pytest.raises(PipelineError, match="there is no recording to end"):
+            operations.stop_recording()
+        assert operations.start_recording().recording.files[0].endswith(".mcap")
+
+
+@pytest.mark.parametrize("name", ["../out.mcap", "/tmp/out.mcap", "..", ".hidden", "a\nb", "x" * 300, "a/b.mcap"])
+def test_recording_by_control_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    config = PipelineConfig(record=RecordConfig(folder=str(tmp_path)))
+    with operated(config=config) as (operations, _), pytest.raises(OutputError, match="is not a file name"):
+        operations.start_recording(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recording_by_control_needs_a_folder() -> None:
+    with operated() as (operations, _), pytest.raises(OutputError, match=r"name a folder for them in record\.folder"):
+        operations.start_recording("out.mcap")
