@@ -68,6 +68,9 @@ class PipelineCollector(Collector):
         for (stage, source, reason), count in view.drops.items():
             drops.add_metric([source, stage, reason], count)
         yield drops
+        if self._pipeline.keys is not None:
+            what = "Attempts to connect without an allowed key."
+            yield CounterMetricFamily("xpose_refused_connections", what, value=self._pipeline.keys.refused)
         took = {stage: times for stage, times in view.took.items() if stage != Metrics.CAPTURE_TO_PUBLISH}
         yield _histogram("xpose_stage_duration_seconds", "Time that a stage takes per frame.", "stage", took)
         yield _histogram("xpose_queue_wait_seconds", "Time that a frame waits for a stage.", "stage", view.waited)

@@ -21,6 +21,7 @@ from pipeline.recording import Piece, StreamRecord
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.synthetic import CATEGORIES, SceneConfig, SceneVideo
 
+_LARGEST_SIDE = 8192  # px
 _DEFAULTS = {"size": "640x480", "rate": "30", "frames": "300", "seed": "0", "categories": ",".join(CATEGORIES)}
 
 
@@ -97,7 +98,10 @@ def _size_hw(values: dict[str, str]) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", values["size"])
     if match is None:
         raise SourceError(f"testsrc://: size={values['size']!r} is not WIDTHxHEIGHT in pixels; such as size=640x480")
-    return int(match[2]), int(match[1])
+    width, height = int(match[1]), int(match[2])
+    if max(width, height) > _LARGEST_SIDE:
+        raise SourceError(f"testsrc://: size={values['size']} is too large; give {_LARGEST_SIDE} px a side or less")
+    return height, width
 
 
 def _categories(text: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Keys on the publisher: who gets messages, who is cut off, and who gets in later."""
 
 import logging
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -171,6 +172,11 @@ def test_publisher_that_cannot_bind_leaves_no_thread_behind(folder: Path) -> Non
         with pytest.raises(Exception, match="another program uses this address"):
             Publisher(PublishConfig(publishing.endpoint), keys)
         assert sum(thread.name == "gate of publisher" for thread in threading.enumerate()) == 1
+
+
+def test_socket_file_of_the_publisher_is_for_the_owner_alone(tmp_path: Path) -> None:
+    with Publisher(PublishConfig(f"ipc://{tmp_path}/poses")):
+        assert stat.S_IMODE((tmp_path / "poses").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(

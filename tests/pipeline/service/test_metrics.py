@@ -1,10 +1,13 @@
 """What Prometheus reads."""
 
 import time
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.config import PipelineConfig
 from pipeline.flow.pipeline import Pipeline
+from pipeline.keys import KeysConfig, make_keys
 from pipeline.service.metrics import Exposition, PipelineCollector
 from tests.pipeline.fakes import FakeSource
 from tests.pipeline.flow.running import make_pipeline, run
@@ -44,6 +47,15 @@ def test_metrics_hold_the_counts_ages_times_and_states_of_a_run() -> None:
     assert found["xpose_subscribers",] == 3
     assert found["xpose_engine_info", ODD, "nano"] == 1
     assert found["process_resident_memory_bytes",] > 0
+
+
+def test_attempts_without_a_key_are_counted_where_keys_are_in_use(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys", [])
+    pipeline = make_pipeline(config=PipelineConfig(keys=KeysConfig(str(tmp_path / "keys"))))
+    assert pipeline.keys is not None
+    pipeline.keys.count_refused()
+    assert samples(pipeline)["xpose_refused_connections_total",] == 1
+    assert ("xpose_refused_connections_total",) not in samples(make_pipeline())
 
 
 def test_histograms_count_upwards_to_all() -> None:

@@ -67,6 +67,7 @@ def test_stop_ends_the_iteration() -> None:
         ("sise=3x3", "did you mean size"),
         ("size=640", "WIDTHxHEIGHT"),
         ("size=0x10", "WIDTHxHEIGHT"),
+        ("size=100000x10", "too large"),
         ("rate=fast", "not a number"),
         ("rate=0", "above 0"),
         ("rate=nan", "above 0"),
