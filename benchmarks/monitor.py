@@ -14,18 +14,15 @@ adds to the message's own age. The goal is at most 100 ms.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
-import struct
 import time
 from collections.abc import Generator
 from contextlib import closing, nullcontext
-from multiprocessing.connection import Connection
 
 import numpy as np
-from websockets.sync.client import connect
 
+from benchmarks._monitor_viewer import view
 from benchmarks._record import record
 from engines.engine import Engine
 from engines.prompts import parse_prompt
@@ -41,6 +38,7 @@ from pipeline.synthetic import SceneConfig, SceneVideo
 COST_GOAL = 0.05
 DELAY_GOAL_MS = 100.0
 _SETTLE_S = 1.0
+_WARM_FRAMES = 20
 _KINDS = ("none", "idle", "viewer")
 _WHAT = {"idle": "a monitor that nobody looks at", "viewer": "a monitor with one viewer"}
 
@@ -85,6 +83,8 @@ def measure(rounds: int, period_s: float) -> list[dict[str, object]]:
         pipeline.start(engine, parse_prompt("person", max_classes=8, max_keypoints=68))
         operations = Operations(pipeline, describe(engine))
         try:
+            while pipeline.metrics.frames_out("publish") < _WARM_FRAMES:
+                time.sleep(0.1)
             for number in range(rounds):
                 for kind in (_KINDS, _KINDS[::-1])[number % 2]:
                     rate, found_ms = period(pipeline, operations, kind, period_s)
@@ -120,26 +120,6 @@ def period(pipeline: Pipeline, operations: Operations, kind: str, period_s: floa
         delays_ms: list[float] = receiving.recv()
         process.join(10)
         return rate, delays_ms
-
-
-def view(address: str, report: Connection) -> None:
-    """Look at the source until told to end; report the delay of each picture, in milliseconds."""
-    delays_ms: list[float] = []
-    with connect(address.replace("http", "ws") + "live", compression=None, max_size=None) as socket:
-        socket.send(json.dumps({"look": ["drawn"]}))
-        while not (delays_ms and report.poll()):
-            data = socket.recv()
-            if isinstance(data, str):
-                continue
-            received_ns = time.time_ns()
-            (length,) = struct.unpack_from(">I", data)
-            message = json.loads(data[4 : 4 + length])["message"]
-            socket.send(json.dumps({"seen": "drawn"}))
-            if not delays_ms:
-                report.send("looking")
-            delays_ms.append((received_ns - message["publish_unix_ns"]) / 1e6)
-        report.recv()
-        report.send(delays_ms[1:])
 
 
 def cost_row(kind: str, rates: dict[str, list[float]]) -> dict[str, object]:
