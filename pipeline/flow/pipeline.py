@@ -138,6 +138,12 @@ class Pipeline:
         """The address that messages are published on, once it has started; "" for none."""
         return self._publish.endpoint if self._publish is not None else ""
 
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions to its messages there are."""
+        publisher = None if self._publish is None else self._publish.publisher
+        return 0 if publisher is None else publisher.subscriptions
+
     def add(self, address: str | Source, session: int | None = None) -> str:
         """Add a source, before the start or while the pipeline runs; return its name, which no other source has.
 

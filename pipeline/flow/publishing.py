@@ -62,6 +62,7 @@ class Publish:
 
     Attributes:
         endpoint: the address that was bound; "" for none.
+        publisher: the socket, while the stage runs.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Publish:
         keys: ServerKeys | None = None,
     ) -> None:
         self.endpoint = ""
+        self.publisher: Publisher | None = None
         self._config = config
         self._keys = keys
         self._age_budget_s = age_budget_s
@@ -101,7 +103,7 @@ class Publish:
             opened.callback(self._newest.end)
             publisher = None
             if self._config.endpoint:
-                publisher = opened.enter_context(Publisher(self._config, self._keys))
+                publisher = self.publisher = opened.enter_context(Publisher(self._config, self._keys))
                 self.endpoint = publisher.endpoint
                 _log.info("publishing on %s", self.endpoint)
                 self._outlets.append(publisher.publish)

@@ -22,6 +22,7 @@ from pipeline.outputs.gate import Gate
 from xpose_client.messages import POSES, SEPARATOR, STATUS, Message, encode
 
 _SUBSCRIBE = b"\x01"
+_UNSUBSCRIBE = b"\x00"
 _READ_FOR_S = 0.005  # longest time that one call spends on reading subscriptions
 _ANSWER_EVERY_S = 0.02  # at most one prefix is answered in this time, …
 _ANSWER_MESSAGE_S = 0.002  # … plus this for each message of the answer
@@ -73,6 +74,9 @@ class Publisher:
     Args:
         keys: who may subscribe; None where everybody may who can reach the address.
 
+    Attributes:
+        subscriptions: how many there are, of all subscribers together. Any thread may read it.
+
     Raises:
         PublishError: the endpoint is malformed, taken, or not one of this machine.
     """
@@ -80,9 +84,10 @@ class Publisher:
     def __init__(self, config: PublishConfig, keys: ServerKeys | None = None) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # report every subscription, not only the first of its prefix
+        self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)  # report every subscription and every end of one
         self._socket.setsockopt(zmq.SNDHWM, config.send_queue)
         self._socket.setsockopt(zmq.LINGER, round(config.linger_s * 1000))
+        self.subscriptions = 0
         self._last: dict[bytes, bytes] = {}
         self._waiting: dict[bytes, None] = {}  # prefixes that were subscribed to and not answered, oldest first
         self._next_answer_s = 0.0
@@ -121,6 +126,7 @@ class Publisher:
             frame = self._socket.recv(copy=False)
             request = frame.bytes
             now_s = time.monotonic()
+            self.subscriptions += {_SUBSCRIBE: 1, _UNSUBSCRIBE: -1}.get(request[:1], 0)
             if request[:1] == _SUBSCRIBE and self._gate is not None and not self._gate.admits(frame):
                 continue
             if request[:1] == _SUBSCRIBE:

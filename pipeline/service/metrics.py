@@ -49,6 +49,8 @@ class PipelineCollector(Collector):
         for stage in self._pipeline.stages:
             queued.add_metric([stage.input.stage], len(stage.input))
         yield queued
+        subscriptions = self._pipeline.subscriptions
+        yield GaugeMetricFamily("xpose_subscriptions", "Subscriptions to the messages, by topic prefix.", subscriptions)
         for name, what, value in self._gauges:
             yield GaugeMetricFamily(name, what, value())
         for name, labels in self._infos().items():

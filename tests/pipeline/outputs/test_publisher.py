@@ -55,6 +55,16 @@ def test_subscriber_receives_every_message_in_order_with_its_age(publisher: Publ
         assert subscriber.receive(0.01) is None
 
 
+def test_subscriptions_are_counted_until_their_subscriber_goes(publisher: Publisher) -> None:
+    with connect(publisher), connect(publisher):
+        assert publisher.subscriptions == 6  # poses, skeletons and states each
+    deadline_s = time.monotonic() + 10
+    while publisher.subscriptions:
+        assert time.monotonic() < deadline_s
+        publisher.serve_late_joiners()
+        time.sleep(0.005)
+
+
 def test_late_joiner_gets_the_skeletons_and_the_last_poses_at_once(publisher: Publisher) -> None:
     for source in ("cam1", "cam2"):
         publisher.publish(skeleton(source))

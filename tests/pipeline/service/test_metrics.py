@@ -18,7 +18,7 @@ ODD = 'a"b\\c\n<img>'
 def samples(pipeline: Pipeline) -> dict[tuple[str, ...], float]:
     """Values by name and label values, as Prometheus' own parser reads them."""
     infos = {"xpose_engine_info": {"model": "nano", "backend": ODD}}
-    collector = PipelineCollector(pipeline, lambda: infos, [("xpose_subscribers", "Connections.", lambda: 3.0)])
+    collector = PipelineCollector(pipeline, lambda: infos, [("xpose_monitor_viewers", "Viewers.", lambda: 3.0)])
     families = text_string_to_metric_families(Exposition(collector).text().decode())
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
@@ -44,7 +44,8 @@ def test_metrics_hold_the_counts_ages_times_and_states_of_a_run() -> None:
     assert abs(found["xpose_source_last_capture_timestamp_seconds", ODD] - time.time()) < 60
     assert found["xpose_source_reconnects_total", ODD] == 0
     assert found["xpose_queue_frames", "infer"] == 0
-    assert found["xpose_subscribers",] == 3
+    assert found["xpose_monitor_viewers",] == 3
+    assert found["xpose_subscriptions",] == 0
     assert found["xpose_engine_info", ODD, "nano"] == 1
     assert found["process_resident_memory_bytes",] > 0
 
