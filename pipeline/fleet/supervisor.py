@@ -38,6 +38,8 @@ _GATHER_S = 10.0  # longest wait, after the first worker is ready, for the other
 _STOP_S = 5.0
 _THREADS = 4  # of a worker's calls: `run` takes one for ever
 
+_UNKNOWN = WorkerFacts("", "", 0, "", "", 0.0)
+
 Answer = Callable[[Any, Exception | None], None]
 
 
@@ -96,24 +98,25 @@ class Fleet:
             self._directory.close()
             raise
         self.endpoint = self._proxy.endpoint
-        own = _reached_from(self.endpoint, "127.0.0.1")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._states = listening_socket(self._context, keys)
         self._states.subscribe(STATUS)
-        self._states.connect(own)
-        settings = make_settings(_reached_from(self.endpoint, ray.util.get_node_ip_address()))
-        actor = ray.remote(CameraWorker).options(
-            num_cpus=config.cpus,
-            num_gpus=config.gpus,
+        self._states.connect(_reached_from(self.endpoint, "127.0.0.1"))
+        self._gather_until_s: float | None = None
+        self._workers = self._make_workers(make_settings(_reached_from(self.endpoint, ray.util.get_node_ip_address())))
+        for worker in self._workers:
+            self._start(worker)
+
+    def _make_workers(self, settings: WorkerSettings) -> list[_Worker]:
+        actor = self._ray.remote(CameraWorker).options(
+            num_cpus=self._config.cpus,
+            num_gpus=self._config.gpus,
             max_restarts=-1,
             max_task_retries=-1,
             max_concurrency=_THREADS,
             scheduling_strategy="SPREAD",
         )
-        self._workers = [_Worker(number, actor.remote(settings)) for number in range(config.workers)]
-        self._gather_until_s: float | None = None
-        for worker in self._workers:
-            self._start(worker)
+        return [_Worker(number, actor.remote(settings)) for number in range(self._config.workers)]
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Supervise until `stopped` returns True, then end everything.
@@ -146,22 +149,22 @@ class Fleet:
     def entry(self) -> FleetEntry:
         """Return where everything is."""
         cameras = [self._camera_entry(name, stay) for name, stay in self._spread.stays.items()]
-        workers = [
-            WorkerEntry(
-                worker.number,
-                worker.state,
-                worker.facts.host if worker.facts else "",
-                worker.facts.node if worker.facts else "",
-                worker.facts.pid if worker.facts else 0,
-                worker.facts.endpoint if worker.facts else "",
-                worker.facts.control if worker.facts else "",
-                round(worker.facts.capacity_fps, 1) if worker.facts else 0.0,
-                self._spread.load_fps(worker.number),
-                worker.error,
-            )
-            for worker in self._workers
-        ]
+        workers = [self._worker_entry(worker, worker.facts or _UNKNOWN) for worker in self._workers]
         return FleetEntry(self.endpoint, cameras, workers)
+
+    def _worker_entry(self, worker: _Worker, facts: WorkerFacts) -> WorkerEntry:
+        return WorkerEntry(
+            worker.number,
+            worker.state,
+            facts.host,
+            facts.node,
+            facts.pid,
+            facts.endpoint,
+            facts.control,
+            round(facts.capacity_fps, 1),
+            self._spread.load_fps(worker.number),
+            worker.error,
+        )
 
     def _camera_entry(self, name: str, stay: Stay) -> CameraEntry:
         facts = None if stay.worker is None else self._workers[stay.worker].facts

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from engines.prompts import PromptClass
 from pipeline.config import PipelineConfig
 from pipeline.fleet.cameras import MakeEngine, WorkerSettings
 from pipeline.fleet.config import FleetConfig
@@ -63,18 +64,24 @@ def facts_of(engine: object) -> EngineFacts:
 
 
 @contextmanager
-def fleet_of(cluster: Any, config: FleetConfig, make_engine: MakeEngine, path: Path | None = None) -> Iterator[Running]:
-    """A fleet of the cluster, supervised by a thread of its own until the end of the context."""
+def fleet_of(
+    address: str,
+    config: FleetConfig,
+    make_engine: MakeEngine,
+    path: Path | None = None,
+    prompts: tuple[PromptClass, ...] = (MUG,),
+) -> Iterator[Running]:
+    """A fleet of a cluster, supervised by a thread of its own until the end of the context."""
     running = Running()
 
     def supervise() -> None:
         try:
-            with connected(cluster.address) as ray:
+            with connected(address) as ray:
                 settings = PipelineConfig(publish=PublishConfig(beat_s=0.2, without_keys=True))
                 fleet = Fleet(
                     ray,
                     config,
-                    lambda proxy: WorkerSettings(settings, (MUG,), proxy, make_engine, facts_of),
+                    lambda proxy: WorkerSettings(settings, prompts, proxy, make_engine, facts_of),
                     PublishConfig("tcp://127.0.0.1:*"),
                     path,
                 )
