@@ -31,6 +31,7 @@ def connected(address: str) -> Iterator[Any]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; today's warns
+    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that starts here; Ray's 15 starves cameras
     if not _is_this_machine(address):
         os.environ["RAY_AUTH_MODE"] = "token"
     ray = _library()

@@ -86,6 +86,8 @@ class Worker:
                 return self._process(job)
         except (*ERRORS, OSError) as error:
             return Outcome(job, "failed", error=str(error))
+        except MemoryError:
+            return Outcome(job, "failed", error=f"{job.input}: there was not enough memory; give fewer --workers")
 
     def _process(self, job: Job) -> Outcome:
         manifest = started(job, self._identity)

@@ -40,6 +40,7 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch, nodes: int) -> Iterator[Any]:
     """A cluster protected by a token, with a head that takes no work and `nodes` of one CPU each."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", _TOKEN)
     utilities = pytest.importorskip("ray.cluster_utils")

@@ -1,5 +1,6 @@
 """A worker makes the results of a file with the real pipeline, and says what is wrong with a file that it cannot do."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,31 @@ def test_a_bad_file_fails_with_its_sentence_and_is_tried_again(settings: BatchSe
     assert manifest.state == "failed"
     write_video(tmp_path / "bad.mp4", 3)
     assert worker.run(job).state == "done"
+
+
+def test_file_for_which_the_memory_of_its_worker_is_not_enough_fails_alone(
+    settings: BatchSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "large.mp4", 2)
+    write_video(tmp_path / "small.mp4", 2)
+    large, small = find_jobs([str(tmp_path)], tmp_path / "out")
+    worker = Worker(settings)
+    with monkeypatch.context() as patched:
+
+        def submit(engine: FakeEngine, images: Any) -> Any:
+            """Allocate under a limit on this process's address space."""
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used_bytes + (64 << 20), before[1]))
+            try:
+                return bytearray(1 << 30)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, before)
+
+        patched.setattr(FakeEngine, "submit", submit)
+        outcome = worker.run(large)
+    assert (outcome.state, "not enough memory" in outcome.error) == ("failed", True)
+    assert worker.run(small).state == "done"
 
 
 def test_everything_that_changes_results_changes_the_identity(settings: BatchSettings) -> None:
