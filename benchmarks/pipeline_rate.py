@@ -4,15 +4,16 @@
         [--sizes 256x320,256x256]
 
 The file is encoded here from the synthetic scenes; prompts are one class with 17 keypoints. The rate counts from the
-first frame's decoding to the last one's publishing; the goal for nano on two cores is 15.
+first frame's decoding to the last one's publishing. The engines take turns, so that a slow moment of the machine meets
+all of them; ratios are to the first one. Other work on the machine disturbs processor time least. The goal for nano is
+1.8 times the rate of eager PyTorch, and 30 frames per second on two cores with AVX-512.
 """
 
 import argparse
-import itertools
+import dataclasses
 import statistics
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 
 from benchmarks._record import record
@@ -25,33 +26,48 @@ from pipeline.config import PipelineConfig
 from pipeline.flow.pipeline import Pipeline
 from pipeline.outputs.publisher import PublishConfig
 
-GOAL = 15.0
+GOAL = 30.0
 
 
-def rate(config: EngineConfig, clip: Path, frames: int, repeats: int) -> dict[str, object]:
-    """Run the pipeline over `clip`, several times; returns a row."""
-    prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
-    settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))
-    rates = []
-    with closing(Engine(settings.engine_of_pipeline)) as engine:
-        for _ in range(repeats):
-            pipeline = Pipeline(settings)
-            pipeline.add(str(clip))
-            started = time.perf_counter()
-            published = pipeline.run(engine, prompts).published
-            rates.append(frames / (time.perf_counter() - started))
-            if published != frames:
-                raise RuntimeError(f"{published} of {frames} frames were published")
+class Measured:
+    """One engine and what its runs of the pipeline gave."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))
+        self.engine = Engine(self.settings.engine_of_pipeline)
+        self.prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
+        self.frames_per_s: list[float] = []
+        self.cpu_ms: list[float] = []
+
+    def run(self, clip: Path, frames: int) -> None:
+        """Run the pipeline over `clip` once."""
+        pipeline = Pipeline(self.settings)
+        pipeline.add(str(clip))
+        started, cpu_started = time.perf_counter(), time.process_time()
+        published = pipeline.run(self.engine, self.prompts).published
+        self.frames_per_s.append(frames / (time.perf_counter() - started))
+        self.cpu_ms.append((time.process_time() - cpu_started) / frames * 1e3)
+        if published != frames:
+            raise RuntimeError(f"{published} of {frames} frames were published")
+
+    def row(self, first: "Measured") -> dict[str, object]:
+        """Medians and spreads; the ratios are medians of the runs' pairs."""
+        config = self.settings.engine
+        rates = [mine / its for mine, its in zip(self.frames_per_s, first.frames_per_s, strict=True)]
+        cpu = [its / mine for mine, its in zip(self.cpu_ms, first.cpu_ms, strict=True)]
         return {
             "model": config.model,
-            "backend": engine.backend_name,
-            "precision": engine.precision,
-            "input_hw": engine.input_hw,
+            "backend": self.engine.backend_name,
+            "precision": self.engine.precision,
+            "input_hw": self.engine.input_hw,
             "threads": config.threads,
-            "batch": engine.batch,
-            "frames_per_s_median": round(statistics.median(rates), 1),
-            "frames_per_s_min": round(min(rates), 1),
-            "frames_per_s_max": round(max(rates), 1),
+            "batch": self.engine.batch,
+            "frames_per_s_median": round(statistics.median(self.frames_per_s), 1),
+            "frames_per_s_min": round(min(self.frames_per_s), 1),
+            "frames_per_s_max": round(max(self.frames_per_s), 1),
+            "cpu_ms_per_frame": round(statistics.median(self.cpu_ms), 1),
+            "rate_over_first": round(statistics.median(rates), 2),
+            "first_cpu_over_this": round(statistics.median(cpu), 2),
             "goal": GOAL,
         }
 
@@ -70,11 +86,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         encode_clip(clip, options.frames)
-        for backend, size in itertools.product(options.backends.split(","), options.sizes.split(",")):
-            size_hw = parse_size(size) if size else None
-            config = EngineConfig(backend=backend, weights=options.weights, size=size_hw, threads=options.threads)
-            rows.append(rate(config, clip, options.frames, options.repeats))
-            print(rows[-1])
+        for size in options.sizes.split(","):
+            settings = EngineConfig(
+                weights=options.weights, size=parse_size(size) if size else None, threads=options.threads
+            )
+            engines = [
+                Measured(dataclasses.replace(settings, backend=backend)) for backend in options.backends.split(",")
+            ]
+            for _ in range(options.repeats):
+                for measured in engines:
+                    measured.run(clip, options.frames)
+            for measured in engines:
+                rows.append(measured.row(engines[0]))
+                print(rows[-1])
+                measured.engine.close()
     print(record("pipeline_rate", rows))
 
 

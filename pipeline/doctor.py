@@ -75,7 +75,7 @@ def _cpu_flags() -> Finding:
     return Finding(
         "vector units",
         ", ".join(f"{name} ({_CPU_FLAGS[name]})" for name in present) or "none that matters",
-        "compiled engines compute in bf16" if fast else "compiled engines compute in fp32",
+        "bf16 pays on this processor" if fast else "keep engine.precision at auto or fp32",
     )
 
 
@@ -103,7 +103,14 @@ def _openvino() -> Finding:
     found = _version("openvino")
     if found is None:
         return Finding("OpenVINO", "none", "the processor runs plain PyTorch; pip install openvino for more speed")
-    return Finding("OpenVINO", found, "the compiled engine for the processor; a small one is built on first use")
+    from engines.backends.openvino import is_fast_in_bfloat16
+    from engines.errors import BackendError
+
+    try:
+        precision = "bf16, if it is close enough to PyTorch" if is_fast_in_bfloat16() else "fp32"
+    except BackendError as error:
+        return Finding("OpenVINO", found, str(error))
+    return Finding("OpenVINO", found, f"compiled engines compute in {precision}; a small one is built on first use")
 
 
 def _gpu() -> Finding:

@@ -101,7 +101,9 @@ def runs_side_by_side(input_hw: tuple[int, int]) -> bool:
 class OpenVinoBackend:
     """Runs a network from its ONNX file, one image per call."""
 
-    def __init__(self, path: Path, model: XPose, shape: EngineShape, precision: str) -> None:
+    def __init__(
+        self, path: Path, model: XPose, shape: EngineShape, precision: str, *, side_by_side: bool = True
+    ) -> None:
         """Compile the file, or take what an earlier start compiled.
 
         Args:
@@ -109,18 +111,18 @@ class OpenVinoBackend:
             model: the float32 network, which encodes the prompts.
             shape: of the engine.
             precision: "fp32", or "bf16": OpenVINO then rounds nearly everything, coordinates between layers included.
+            side_by_side: False runs one image at a time, whatever its size: half as much to compile.
         Raises:
             BackendError: OpenVINO refuses the file.
         """
         self.input_hw = shape.input_hw
         self.batch = 1
         threads = torch.get_num_threads()
-        self.in_flight = threads if runs_side_by_side(shape.input_hw) else 1
+        self.in_flight = threads if side_by_side and runs_side_by_side(shape.input_hw) else 1
         try:
             self._alone = _Requests(path, precision, streams=1, threads=threads)
-            side_by_side = self.in_flight > 1
             together = functools.partial(_Requests, path, precision, streams=threads, threads=threads)
-            self._together = together() if side_by_side else self._alone
+            self._together = together() if self.in_flight > 1 else self._alone
         except RuntimeError as error:  # OpenVINO has no exception of its own
             reason = str(error).strip().splitlines()[-1].strip()
             raise BackendError(f"OpenVINO does not accept {path}: {reason}; take --backend eager") from error

@@ -92,7 +92,7 @@ class ShiftedBackend:
 def stand_in(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
     """Put a shifted eager network in place of the compiler and of what it makes."""
 
-    def opened(request: BuildRequest, cached: object, model: XPose) -> ShiftedBackend:
+    def opened(request: BuildRequest, cached: object, model: XPose, side_by_side: bool) -> ShiftedBackend:
         return ShiftedBackend(EagerBackend(model, request.shape.input_hw, 1, "fp32", CPU), shift)
 
     monkeypatch.setattr(build, "export_onnx", lambda model, input_hw, whole_operators: b"compiled")
@@ -144,7 +144,15 @@ class RoundedBackend(ShiftedBackend):
 
     opened: ClassVar[list[str]] = []
 
-    def __init__(self, path: Path, model: XPose, shape: EngineShape, precision: str, shifts: dict[str, float]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: XPose,
+        shape: EngineShape,
+        precision: str,
+        side_by_side: bool,
+        shifts: dict[str, float],
+    ) -> None:
         super().__init__(EagerBackend(model, shape.input_hw, 1, "fp32", CPU), shifts[precision])
         self.opened.append(precision)
 
