@@ -91,7 +91,8 @@ def kernel_inputs(
 
 def launch_step(device: Device, sizes: Sizes) -> Iterator[Row]:
     """Launch each kernel once, small: compute-sanitizer slows a launch down a hundred times."""
-    from engines.kernels.letterbox import BT709, letterbox_into
+    from engines.kernels.letterbox import letterbox_into
+    from engines.nv12 import BT709
 
     small = replace(sizes, levels=((5, 7), (3, 4)))
     for dtype in cuda.VALUE_CODES:

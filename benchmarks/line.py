@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._record import record
 from engines.detections import Detections
+from engines.nv12 import Image
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
 from pipeline.flow.pipeline import Pipeline
@@ -33,7 +32,7 @@ class InstantEngine:
     """Finds nothing, at once."""
 
     batch = in_flight = 1
-    on_gpu = False
+    on_gpu = takes_nv12 = False
 
     def __init__(self) -> None:
         self._nothing = Detections.empty((), 1)
@@ -45,7 +44,7 @@ class InstantEngine:
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
         """The detections are fixed."""
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "Finished":
+    def submit(self, images: Sequence[Image]) -> "Finished":
         return Finished([self._nothing] * len(images))
 
 

@@ -14,11 +14,11 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._record import record
 from benchmarks.line import Finished
 from engines.detections import Detections
+from engines.nv12 import Image
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
 from pipeline.flow.pipeline import Pipeline
@@ -49,7 +49,7 @@ class Crowd:
     """Ten people who walk, jitter, and are replaced by others now and then; reads the memory on the way."""
 
     batch = in_flight = 1
-    on_gpu = False
+    on_gpu = takes_nv12 = False
 
     def __init__(self) -> None:
         self.resident_mib: list[float] = []
@@ -65,7 +65,7 @@ class Crowd:
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
         """The detections are fixed."""
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Finished:
+    def submit(self, images: Sequence[Image]) -> Finished:
         return Finished([self._next() for _ in images])
 
     def _next(self) -> Detections:

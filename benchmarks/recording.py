@@ -27,11 +27,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks._record import record
 from benchmarks.chaos.run import free_port
 from engines.detections import Detections
+from engines.nv12 import Image
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
 from pipeline.flow.pipeline import Pipeline
@@ -113,7 +113,7 @@ class OnePerson:
     """An engine that takes no time and sees one person who moves."""
 
     batch = in_flight = 1
-    on_gpu = False
+    on_gpu = takes_nv12 = False
 
     def __init__(self) -> None:
         self._prompts: tuple[PromptClass, ...] = ()
@@ -127,7 +127,7 @@ class OnePerson:
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
         """There are none."""
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "Found":
+    def submit(self, images: Sequence[Image]) -> "Found":
         """Return what is found in the images."""
         self._count += 1
         keypoints_NK2 = np.full((1, 17, 2), 300 + self._count % 100, np.float32)

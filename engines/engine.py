@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from engines.detections import Detections
 from engines.engine_cache import CachedEngine, EngineCache
 from engines.errors import BackendError, InputError, PromptError
 from engines.export import EngineShape
+from engines.nv12 import Image, Nv12
 from engines.onnx_export import write_onnx
 from engines.postprocess import detections_of
 from engines.prompt_tensors import PromptTensors, without_spare
@@ -170,7 +171,12 @@ class Engine:
         """
         self._thresholds = (score_threshold, nms_iou)
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Pending:
+    @property
+    def takes_nv12(self) -> bool:
+        """Whether images may be NV12 too: what runs in CUDA slots converts them on the GPU."""
+        return isinstance(self._backend, CudaGraphBackend | FittedBackend)
+
+    def submit(self, images: Sequence[Image]) -> Pending:
         """Start to look for the prompted classes in RGB images [H, W, 3] of any sizes and number.
 
         The images must not change before the result is there. A backend that works inside this call (see `in_flight`:
@@ -178,7 +184,11 @@ class Engine:
 
         Raises:
             PromptError: no prompts are set yet.
+            InputError: an image is NV12, which this backend does not take; see `takes_nv12`.
         """
+        if not self.takes_nv12 and any(isinstance(image, Nv12) for image in images):
+            raise InputError(f"backend {self.backend_name} takes RGB images, got NV12; convert them")
+        pixels = cast(Sequence[NDArray[np.uint8]], images)
         with self._swapping:
             waiting, self._waiting = self._waiting, None
         if waiting is not None:
@@ -187,11 +197,11 @@ class Engine:
         if not self._prompts:
             raise PromptError("nothing to look for: call set_prompts before submit")
         batch = self._backend.batch
-        calls = tuple(self._backend.submit(images[start : start + batch]) for start in range(0, len(images), batch))
+        calls = tuple(self._backend.submit(pixels[start : start + batch]) for start in range(0, len(images), batch))
         sizes_hw = tuple(image.shape[:2] for image in images)
         return Pending(calls, sizes_hw, self._prompts, self._prompt_id, self._thresholds)
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+    def infer(self, images: Sequence[Image]) -> list[Detections]:
         """Submit images and wait for their detections; see `submit` and `Pending.result`."""
         return self.submit(images).result()
 

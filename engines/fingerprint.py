@@ -14,7 +14,7 @@ PARTS = {
     "network": ("xpose/*.py",),
     "export": ("export.py", "onnx_export.py", "build.py", "tensorrt_build.py", "fingerprint.py", "backends/*"),
     "precision": ("precision.py",),
-    "preprocessing": ("preprocess.py",),
+    "preprocessing": ("preprocess.py", "nv12.py"),
     "prompts": ("prompts.py", "prompt_tensors.py", "clip.py", "coco.py", "skeletons.py", "visual_prompts.py"),
     "kernels": ("kernels/*",),
     "parity": ("parity.py", "parity/*"),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from engines.detections import Detections
+    from engines.nv12 import Image, Nv12
     from engines.prompts import PromptClass
     from trackers import Tracks
 
@@ -31,6 +32,15 @@ class Picture(Protocol):
         Raises:
             SourceError: the pixel format cannot be converted.
         """
+        ...
+
+    def nv12(self) -> Nv12 | None:
+        """Return the picture as NV12, without any conversion of colours; None where that is not possible."""
+        ...
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(height, width) in pixels, after rotation. Nothing is converted for it."""
         ...
 
 
@@ -117,17 +127,35 @@ class Frame:
             return self.picture
         return self.picture.rgb()
 
+    def image(self, *, nv12: bool) -> Image | None:
+        """Return what an engine gets; None where there is no picture.
+
+        Args:
+            nv12: whether the engine takes NV12.
+        Raises:
+            SourceError: the pixel format cannot be converted.
+        """
+        if nv12 and self.picture is not None and not isinstance(self.picture, np.ndarray):
+            return self.picture.nv12() or self.rgb_HW3
+        return self.rgb_HW3
+
     @property
     def width(self) -> int:
         """Width in pixels; 0 where there is no picture."""
-        rgb_HW3 = self.rgb_HW3
-        return 0 if rgb_HW3 is None else int(rgb_HW3.shape[1])
+        return self._size_hw[1]
 
     @property
     def height(self) -> int:
         """Height in pixels; 0 where there is no picture."""
-        rgb_HW3 = self.rgb_HW3
-        return 0 if rgb_HW3 is None else int(rgb_HW3.shape[0])
+        return self._size_hw[0]
+
+    @property
+    def _size_hw(self) -> tuple[int, int]:
+        if self.picture is None:
+            return 0, 0
+        if isinstance(self.picture, np.ndarray):
+            return self.picture.shape[0], self.picture.shape[1]
+        return self.picture.size_hw
 
     @property
     def live(self) -> bool:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.chaos.timecode import read, true_unix_ns
 from engines.detections import Detections
+from engines.nv12 import Image
 from engines.prompts import PromptClass
 from engines.skeletons import Skeleton
 from pipeline.config import PipelineConfig, load_config
@@ -150,7 +150,7 @@ class CodeEngine:
 
     batch = 1
     in_flight = 1
-    on_gpu = False
+    on_gpu = takes_nv12 = False
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
@@ -163,10 +163,10 @@ class CodeEngine:
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
         """The detections are fixed."""
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> _Answer:
+    def submit(self, images: Sequence[Image]) -> _Answer:
         """Find one object in each picture with a code, nothing in the others."""
         ready_s = time.monotonic() + self._delay_s * len(images)
-        return _Answer([self._seen(read(rgb_HW3)) for rgb_HW3 in images], ready_s)
+        return _Answer([self._seen(read(image)) for image in images if isinstance(image, np.ndarray)], ready_s)
 
     def _seen(self, code_ms: int | None) -> Detections:
         if code_ms is None:

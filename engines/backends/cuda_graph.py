@@ -8,15 +8,14 @@ Shapes: as in `engines.backends`.
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.backends import PendingPoses
 from engines.backends.eager import repeat_prompts
 from engines.backends.slots import IN_FLIGHT, CudaStream, Network, Slot, Slots
 from engines.errors import BackendError
+from engines.nv12 import Image
 from engines.precision import forbid_tf32, place
 from engines.prompt_tensors import PromptTensors, without_spare
 from engines.xpose import XPose
@@ -84,8 +83,8 @@ class CudaGraphBackend:
         return output.boxes_BG4, output.logits_BGC, output.class_BG, output.keypoints_BGK2
 
     @torch.inference_mode()
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
-        """Queue 1 to `batch` RGB images [H, W, 3] of any sizes."""
+    def submit(self, images: Sequence[Image]) -> PendingPoses:
+        """Queue 1 to `batch` images, RGB or NV12, of any sizes."""
         if self._slots is None:
             raise BackendError("no prompts are set: call set_prompts first")
         return self._slots.submit(images)

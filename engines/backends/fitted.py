@@ -88,7 +88,7 @@ class FittedBackend:
             backend.close()
 
     def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
-        """Start work on 1 to `batch` RGB images [H, W, 3]."""
+        """Start work on 1 to `batch` RGB images [H, W, 3], or on NV12 if the engines take it."""
         if self._current is None:
             raise BackendError("no prompts are set: call set_prompts first")
         return self._current.submit(images)

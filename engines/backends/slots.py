@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from engines.backends import PendingPoses, RawPoses
 from engines.backends.compiled import raw_poses
 from engines.kernels.letterbox import letterbox_into
+from engines.nv12 import Colours, Image, Nv12
 from engines.preprocess import Placement
 
 IN_FLIGHT = 3
@@ -141,7 +141,7 @@ class Slot:
         batch: int,
         input_hw: tuple[int, int],
         stream: Stream,
-        prepare: Callable[[Tensor, Tensor], Placement] = letterbox_into,
+        prepare: Callable[[Tensor, Tensor, Colours | None], Placement] = letterbox_into,
     ) -> None:
         self._stream, self._prepare = stream, prepare
         self._pixels_B3HW = torch.zeros(batch, 3, *input_hw, device=stream.device)
@@ -166,17 +166,17 @@ class Slot:
         self._sizes = [tuple(result.shape) for result in results]
         self._packed = torch.cat([result.float().flatten() for result in results])
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> "_Pending":
-        """Queue 1 to `batch` RGB images [H, W, 3]. Waits only if the slot is still busy with an earlier call."""
+    def submit(self, images: Sequence[Image]) -> "_Pending":
+        """Queue 1 to `batch` images. Waits only if the slot is still busy with an earlier call."""
         if self._pending is not None:
             self._pending.result()  # its results move out of the buffer that this call is about to use
-        staged = [(*self._stage(row, image), image.shape) for row, image in enumerate(images)]
+        staged = [self._stage(row, image) for row, image in enumerate(images)]
         placements: list[Placement] = []
 
         def work() -> None:
-            for row, (host, device, shape) in enumerate(staged):
+            for row, (host, device, colours) in enumerate(staged):
                 device.copy_(host, non_blocking=True)
-                placements.append(self._prepare(self._pixels_B3HW[row], device.view(shape)))
+                placements.append(self._prepare(self._pixels_B3HW[row], device, colours))
             self._replay()
             self._host.copy_(self._packed, non_blocking=True)
 
@@ -184,14 +184,19 @@ class Slot:
         self._pending = _Pending(self._stream, self._host, self._sizes, placements)
         return self._pending
 
-    def _stage(self, row: int, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """Copy an image into page-locked memory, which grows to the largest image so far."""
-        if row == len(self._staging) or self._staging[row].shape[0] < image.size:
-            self._staging[row : row + 1] = [self._stream.page_locked((image.size,), torch.uint8)]
-            self._uploads[row : row + 1] = [torch.empty(image.size, dtype=torch.uint8, device=self._stream.device)]
-        host = self._staging[row][: image.size]
-        np.copyto(host.numpy(), image.reshape(-1))
-        return host, self._uploads[row][: image.size]
+    def _stage(self, row: int, image: Image) -> tuple[Tensor, Tensor, Colours | None]:
+        """Copy an image into page-locked memory, which grows to the largest image so far.
+
+        Returns:
+            that memory, its place on the device in the shape of the image, and the colours of NV12.
+        """
+        pixels, colours = (image.planes, image.colours) if isinstance(image, Nv12) else (image, None)
+        if row == len(self._staging) or self._staging[row].shape[0] < pixels.size:
+            self._staging[row : row + 1] = [self._stream.page_locked((pixels.size,), torch.uint8)]
+            self._uploads[row : row + 1] = [torch.empty(pixels.size, dtype=torch.uint8, device=self._stream.device)]
+        host = self._staging[row][: pixels.size].view(pixels.shape)
+        np.copyto(host.numpy(), pixels)
+        return host, self._uploads[row][: pixels.size].view(pixels.shape), colours
 
     def wait(self) -> None:
         """Sleep until the slot is idle; an earlier call's result can still be taken."""
@@ -229,7 +234,7 @@ class Slots:
         self._slots = list(slots)
         self._next = 0
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
+    def submit(self, images: Sequence[Image]) -> PendingPoses:
         """As `Slot.submit`, on the slot that has been idle longest."""
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)

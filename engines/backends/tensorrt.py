@@ -13,9 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.backends import PendingPoses
@@ -24,6 +22,7 @@ from engines.backends.slots import IN_FLIGHT, CudaStream, Network, Slot, Slots
 from engines.backends.tensorrt_api import import_tensorrt, logger
 from engines.errors import BackendError
 from engines.export import DetectorInputs, EngineShape
+from engines.nv12 import Image
 from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose
 
@@ -102,8 +101,8 @@ class TensorRTBackend:
                 self._slots = Slots([self._new_slot(network, self.batch, self.input_hw) for network in networks])
 
     @torch.inference_mode()
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> PendingPoses:
-        """Queue 1 to `batch` RGB images [H, W, 3]; wait only while all slots are busy."""
+    def submit(self, images: Sequence[Image]) -> PendingPoses:
+        """Queue 1 to `batch` images, RGB or NV12; wait only while all slots are busy."""
         if self._slots is None:
             raise BackendError("no prompts are set: call set_prompts first")
         return self._slots.submit(images)

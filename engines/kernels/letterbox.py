@@ -6,13 +6,13 @@ stream, and the source must stay alive until the kernel has run. Importing this 
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engines.errors import InputError
 from engines.kernels import nvrtc
+from engines.nv12 import Colours
 from engines.preprocess import BAR_RGB, PIXEL_MEAN, PIXEL_STD, Placement, place
 
 SOURCE = "letterbox.cu"
@@ -20,35 +20,22 @@ KERNEL = "xpose_letterbox"
 BLOCK_THREADS = 256
 
 
-@dataclass(frozen=True)
-class Colours:
-    """How NV12 becomes RGB: luma weights of red and blue (ITU-R BT.601, BT.709); full range is 0 to 255."""
-
-    red: float = 0.2126
-    blue: float = 0.0722
-    full_range: bool = False
-
-    def macros(self) -> dict[str, object]:
-        """Return the macros for `letterbox_thread.h`."""
-        chroma_gain = 1.0 if self.full_range else 255 / 224
-        green = 1 - self.red - self.blue
-        red_v, blue_u = 2 * (1 - self.red) * chroma_gain, 2 * (1 - self.blue) * chroma_gain
-        return {
-            "XPOSE_LUMA_BLACK": "0.0f" if self.full_range else "16.0f",
-            "XPOSE_LUMA_GAIN": _literal(1.0 if self.full_range else 255 / 219),
-            "XPOSE_RED_V": _literal(red_v),
-            "XPOSE_GREEN_U": _literal(blue_u * self.blue / green),
-            "XPOSE_GREEN_V": _literal(red_v * self.red / green),
-            "XPOSE_BLUE_U": _literal(blue_u),
-        }
-
-
-BT709 = Colours()
-BT601 = Colours(red=0.299, blue=0.114)
-
-
 def _literal(value: float) -> str:
     return f"{float(value):.9g}f" if "." in f"{float(value):.9g}" else f"{float(value):.1f}f"
+
+
+def _colour_macros(colours: Colours) -> dict[str, object]:
+    chroma_gain = 1.0 if colours.full_range else 255 / 224
+    green = 1 - colours.red - colours.blue
+    red_v, blue_u = 2 * (1 - colours.red) * chroma_gain, 2 * (1 - colours.blue) * chroma_gain
+    return {
+        "XPOSE_LUMA_BLACK": "0.0f" if colours.full_range else "16.0f",
+        "XPOSE_LUMA_GAIN": _literal(1.0 if colours.full_range else 255 / 219),
+        "XPOSE_RED_V": _literal(red_v),
+        "XPOSE_GREEN_U": _literal(blue_u * colours.blue / green),
+        "XPOSE_GREEN_V": _literal(red_v * colours.red / green),
+        "XPOSE_BLUE_U": _literal(blue_u),
+    }
 
 
 def macros(half: bool, input_hw: tuple[int, int], nv12: Colours | None) -> dict[str, object]:
@@ -66,7 +53,7 @@ def macros(half: bool, input_hw: tuple[int, int], nv12: Colours | None) -> dict[
         "XPOSE_BAR": colour(BAR_RGB),
         "XPOSE_NV12": int(nv12 is not None),
         "XPOSE_BLOCK": BLOCK_THREADS,
-        **(nv12.macros() if nv12 else {}),
+        **(_colour_macros(nv12) if nv12 else {}),
     }
 
 

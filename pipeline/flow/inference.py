@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.detections import Detections
 from pipeline.errors import SourceError
@@ -24,6 +23,7 @@ from pipeline.flow.stages import FlowConfig, is_in_time
 from pipeline.frames import Frame, FramePoses
 
 if TYPE_CHECKING:
+    from engines.nv12 import Image
     from engines.prompts import PromptClass
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,11 @@ class PoseEngine(Protocol):
         """Whether the network runs on a GPU, where images that share a call cost less."""
         ...
 
+    @property
+    def takes_nv12(self) -> bool:
+        """Whether images may be NV12 too."""
+        ...
+
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
         """Use new prompts from the next call of `submit` on; return their id. Thread-safe."""
         ...
@@ -65,7 +70,7 @@ class PoseEngine(Protocol):
         """Keep detections by these from the next call of `submit` on. Thread-safe."""
         ...
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> Pending:
+    def submit(self, images: Sequence[Image]) -> Pending:
         """Start to look for the prompted classes in RGB images [H,W,3] of any sizes. One thread at a time calls it."""
         ...
 
@@ -137,7 +142,7 @@ class Inference:
                     with self._turn:
                         usable, earlier = self._take(frames, passed_on)
                         self.submitted.update({frame.source: frame.index for frame in usable})
-                        images = [frame.rgb_HW3 for frame in usable if frame.rgb_HW3 is not None]
+                        images = [image for frame in usable if (image := self._image_of(frame)) is not None]
                         prompts, submitted_s = self._prompts_of(usable), time.perf_counter()
                         pending = self._engine.submit(images) if images else None
                     found = iter(pending.result() if pending is not None else ())
@@ -178,12 +183,15 @@ class Inference:
             self.set_prompts(self._prompts.classes)
         return self._prompts
 
+    def _image_of(self, frame: Frame) -> Image | None:
+        return frame.image(nv12=self._engine.takes_nv12)
+
     def _is_usable(self, frame: Frame, frames: Queue[Frame]) -> bool:
-        """Whether the frame is young enough and can be converted to RGB. If not, it is dropped."""
+        """Whether the frame is young enough and can be converted for the engine. If not, it is dropped."""
         if not is_in_time(frame, frames, self._age_budget_s):
             return False
         try:
-            frame.rgb_HW3  # noqa: B018 (a live picture is converted here)
+            self._image_of(frame)  # a live picture is converted here
         except SourceError as error:
             _log.warning("%s", error)
             frames.drop(frame, UNREADABLE)

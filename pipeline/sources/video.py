@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 import av
@@ -22,10 +23,12 @@ import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.plane import VideoPlane
+from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from engines.nv12 import BT601, BT709, Nv12
 from pipeline.errors import SourceError
 
 
@@ -109,12 +112,15 @@ class RgbConverter:
 
 
 class LazyPicture:
-    """A decoded picture that becomes RGB on the first call of `rgb`; a `pipeline.frames.Picture`."""
+    """A decoded picture that is converted when somebody asks for it; a `pipeline.frames.Picture`."""
 
     def __init__(self, picture: VideoFrame, converter: RgbConverter) -> None:
+        height, width = picture.height, picture.width
+        self.size_hw = (width, height) if _turn(picture)[0] else (height, width)
         self._picture: VideoFrame | None = picture
         self._converter = converter
         self._rgb_HW3: NDArray[np.uint8] | None = None
+        self._nv12: Nv12 | None = None
         self._lock = threading.Lock()
 
     def rgb(self) -> NDArray[np.uint8]:
@@ -130,6 +136,46 @@ class LazyPicture:
                 self._picture = None  # so that the decoder can use its buffer again
             assert self._rgb_HW3 is not None
             return self._rgb_HW3
+
+    def nv12(self) -> Nv12 | None:
+        """Return the picture as NV12, read-only; None as `nv12_of`, or where it is RGB already."""
+        with self._lock:
+            if self._nv12 is None and self._picture is not None:
+                self._nv12 = nv12_of(self._picture)
+            return self._nv12
+
+
+def nv12_of(picture: VideoFrame) -> Nv12 | None:
+    """Copy the planes of `picture` into one array. Nothing is computed.
+
+    Returns:
+        None where only a conversion helps: an odd size, a rotation, another pixel format or another colour matrix.
+    """
+    height, width = picture.height, picture.width
+    matrix = _MATRICES.get(picture.colorspace)
+    if picture.format.name not in _NV12_LIKE or matrix is None or height % 2 or width % 2 or is_turned(picture):
+        return None
+    full_range = picture.format.name == "yuvj420p" or picture.color_range == ColorRange.JPEG
+    planes = np.empty((height * 3 // 2, width), np.uint8)
+    luma, *chroma = picture.planes
+    planes[:height] = _rows(luma, width)
+    if len(chroma) == 1:
+        planes[height:] = _rows(chroma[0], width)
+    else:
+        planes[height:, 0::2], planes[height:, 1::2] = (_rows(plane, width // 2) for plane in chroma)
+    planes.flags.writeable = False
+    return Nv12(planes, replace(matrix, full_range=full_range))
+
+
+_NV12_LIKE = ("nv12", "yuv420p", "yuvj420p")
+_MATRICES = {1: BT709, 2: BT601, 5: BT601, 6: BT601}
+"""Colour matrices by AVColorSpace (libavutil/pixfmt.h), as swscale takes them: 2 is unspecified, 6 is SMPTE 170M."""
+
+
+def _rows(plane: VideoPlane, width: int) -> NDArray[np.uint8]:
+    """The rows of a plane without the bytes that pad them."""
+    rows: NDArray[np.uint8] = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, :width]
 
 
 def upright(rgb_HW3: NDArray[Any], picture: VideoFrame) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from engines.config import EngineConfig
 from engines.detections import Detections
 from engines.engine import Engine, device_of
 from engines.errors import BackendError, CheckpointError, InputError, PromptError
+from engines.nv12 import BT709, Nv12
 from engines.prompts import PromptClass, PromptTensors, parse_prompt
 from engines.skeletons import Skeleton
 from engines.visual_prompts import Example
@@ -135,6 +136,14 @@ class Echo:
 
     def close(self) -> None:
         self.keypoints = 0
+
+
+def test_nv12_is_refused_where_the_backend_takes_rgb() -> None:
+    engine = random_engine()
+    engine.set_prompts(prompts_of("person"))
+    assert not engine.takes_nv12
+    with pytest.raises(InputError, match="eager takes RGB images, got NV12"):
+        engine.submit([Nv12(np.zeros((6, 4), np.uint8), BT709)])
 
 
 def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeypatch: pytest.MonkeyPatch) -> None:

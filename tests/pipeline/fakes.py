@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.detections import Detections
+from engines.nv12 import Image, Nv12
 from engines.prompts import PromptClass
 from engines.skeletons import Skeleton
 from pipeline.frames import Frame, now_ns
@@ -43,6 +43,7 @@ class FakeEngine:
         batch: images per call.
         in_flight: calls that run at the same time.
         on_gpu: whether it says that it runs on a GPU.
+        takes_nv12: whether it takes NV12 too; the mug is then where the mean luma says.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class FakeEngine:
         batch: int = 1,
         in_flight: int = 1,
         on_gpu: bool = False,
+        takes_nv12: bool = False,
     ) -> None:
         self.delay_s = delay_s
         self.fail_at = fail_at
@@ -60,6 +62,7 @@ class FakeEngine:
         self.batch = batch
         self.in_flight = in_flight
         self.on_gpu = on_gpu
+        self.takes_nv12 = takes_nv12
         self.images = 0
         self.batches: list[int] = []
         self.thresholds: tuple[float, float] | None = None
@@ -77,7 +80,7 @@ class FakeEngine:
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
         self.thresholds = (score_threshold, nms_iou)
 
-    def submit(self, images: Sequence[NDArray[np.uint8]]) -> FakePending:
+    def submit(self, images: Sequence[Image]) -> FakePending:
         start_s = time.monotonic()
         self.batches.append(len(images))
         with self._lock:
@@ -90,7 +93,9 @@ class FakeEngine:
             self.on_submit(self.images)
             scores = self._scores[self.images : self.images + 1]
             self.images += 1
-            results.append(seen(prompts, prompt_id, float(image.mean()), *scores))
+            results.append(
+                seen(prompts, prompt_id, float((image.planes if isinstance(image, Nv12) else image).mean()), *scores)
+            )
         return FakePending(results, start_s + longest_s, error)
 
     def close(self) -> None:

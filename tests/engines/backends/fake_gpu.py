@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engines.nv12 import Colours
 from engines.preprocess import Placement, letterbox, normalise
 
 
@@ -39,9 +40,12 @@ class FakeStream:
         return run
 
 
-def prepare(out_3HW: Tensor, source_HW3: Tensor) -> Placement:
-    """What the letterbox kernel does, by the CPU's letterbox."""
-    canvas_HW3, placed = letterbox(source_HW3.numpy(), (out_3HW.shape[1], out_3HW.shape[2]))
+def prepare(out_3HW: Tensor, source: Tensor, colours: Colours | None) -> Placement:
+    """What the letterbox kernel does, by the CPU's letterbox. Of NV12, it only keeps the luma, as grey."""
+    rgb_HW3 = source.numpy()
+    if colours is not None:
+        rgb_HW3 = rgb_HW3[: len(rgb_HW3) * 2 // 3, :, None].repeat(3, axis=-1)
+    canvas_HW3, placed = letterbox(rgb_HW3, (out_3HW.shape[1], out_3HW.shape[2]))
     out_3HW.copy_(normalise(torch.from_numpy(canvas_HW3)[None])[0])
     return placed
 

@@ -18,6 +18,7 @@ from engines.backends.eager import EagerBackend
 from engines.backends.slots import IN_FLIGHT, CudaStream, Slot, tensors_read_by
 from engines.checkpoint import load_weights
 from engines.errors import BackendError
+from engines.nv12 import BT709, Nv12
 from engines.prompt_tensors import PromptTensors
 from engines.xpose import XPose, XPoseConfig
 from tests.engines.backends.fake_gpu import Cuda, FakeStream, Torch, prepare
@@ -112,6 +113,17 @@ def test_a_call_gives_one_result_per_image(backend: CudaGraphBackend) -> None:
     for got, image in zip(backend.submit(images).result(), images, strict=True):
         _assert_same(got, _expected(_prompts(1), image))
     assert len(backend.submit(images[:1]).result()) == 1
+
+
+def test_nv12_goes_to_the_gpu_as_it_is_beside_rgb_of_other_sizes(backend: CudaGraphBackend) -> None:
+    """Half the bytes of RGB; the colours reach the kernel, which the fake one takes for grey."""
+    backend.set_prompts(_prompts(1))
+    luma, rgb_HW3 = np.random.default_rng(1).integers(0, 256, (48, 70), dtype=np.uint8), _images(3)[2]
+    planes = np.concatenate([luma, np.full((24, 70), 128, np.uint8)])
+    grey_HW3 = luma[..., None].repeat(3, axis=-1)
+    got = [*backend.submit([Nv12(planes, BT709), rgb_HW3]).result(), *backend.submit([rgb_HW3]).result()]
+    for poses, image in zip(got, (grey_HW3, rgb_HW3, rgb_HW3), strict=True):
+        _assert_same(poses, _expected(_prompts(1), image))
 
 
 def test_prompts_of_the_same_number_are_swapped_between_two_calls_without_a_capture(

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from av import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.errors import InputError
 from engines.kernels import letterbox, nvrtc
+from engines.nv12 import BT601, BT709, Colours
 from engines.preprocess import letterbox_batch, place
+from pipeline.sources.video import RgbConverter, nv12_of
 from tests.support import lacks
 
 GREY_LEVEL = 1 / 255 / 0.224  # one 8-bit step after normalisation, in the channel where it is largest
@@ -21,9 +24,9 @@ INPUT_HW = (48, 80)
 SOURCE_SIZES = ((90, 160), (48, 80), (47, 81), (20, 30), (100, 31), (301, 97), (2, 2), (600, 1000))  # height, width
 CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 MATRICES = {
-    "BT.709": letterbox.BT709,
-    "BT.601": letterbox.BT601,
-    "BT.601, full range": letterbox.Colours(red=0.299, blue=0.114, full_range=True),
+    "BT.709": BT709,
+    "BT.601": BT601,
+    "BT.601, full range": Colours(red=0.299, blue=0.114, full_range=True),
 }
 
 
@@ -36,7 +39,7 @@ def _picture(height: int, width: int) -> NDArray[np.uint8]:
     return noisy
 
 
-def _nv12_to_rgb(nv12: NDArray[np.uint8], colours: letterbox.Colours) -> NDArray[np.uint8]:
+def _nv12_to_rgb(nv12: NDArray[np.uint8], colours: Colours) -> NDArray[np.uint8]:
     """Written from ITU-R BT.709's definition: Y = r R + g G + b B, Cb = (B - Y) / 2(1 - b), Cr = (R - Y) / 2(1 - r)."""
     height, width = nv12.shape[0] * 2 // 3, nv12.shape[1]
     luma = nv12[:height].astype(np.float64)
@@ -50,7 +53,7 @@ def _nv12_to_rgb(nv12: NDArray[np.uint8], colours: letterbox.Colours) -> NDArray
     return rgb
 
 
-def _run_on_host(source: NDArray[np.uint8], half: bool, colours: letterbox.Colours | None, folder: Path) -> Tensor:
+def _run_on_host(source: NDArray[np.uint8], half: bool, colours: Colours | None, folder: Path) -> Tensor:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         lacks("no C++ compiler: the host build of the CUDA header needs one")
@@ -104,9 +107,31 @@ def test_nv12_threads_give_the_letterbox_of_the_converted_picture(matrix: str, t
     assert difference.mean() <= 0.35 * GREY_LEVEL
 
 
+@pytest.mark.parametrize(
+    ("pixel_format", "colorspace", "color_range"),
+    [("yuv420p", 1, 1), ("yuv420p", 2, 0), ("yuv420p", 6, 2), ("nv12", 5, 1), ("yuvj420p", 1, 0)],
+)
+def test_a_decoded_picture_as_nv12_gives_what_it_gives_through_swscale(
+    pixel_format: str, colorspace: int, color_range: int, tmp_path: Path
+) -> None:
+    """A smooth picture: at edges of colour, swscale interpolates chroma in its own ways."""
+    rows, columns = np.mgrid[0:98, 0:162]
+    smooth = np.stack([40 + rows, 60 + columns, 220 - (rows + columns) // 2], axis=-1).astype(np.uint8)
+    picture = VideoFrame.from_ndarray(smooth, format="rgb24").reformat(format=pixel_format)
+    picture.colorspace, picture.color_range = colorspace, color_range
+    nv12 = nv12_of(picture)
+    assert nv12 is not None
+    assert nv12.shape == (98, 162)
+    got = _run_on_host(nv12.planes, False, nv12.colours, tmp_path)
+    expected_3HW = letterbox_batch([RgbConverter("test").rgb(picture)], INPUT_HW).pixels_B3HW(torch.device("cpu"))[0]
+    difference = (got - expected_3HW).abs()
+    assert difference.max() <= 3.02 * GREY_LEVEL
+    assert difference.mean() <= 1.5 * GREY_LEVEL, "swscale's tables round down, by a level on average"
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda capability: f"sm_{capability[0]}{capability[1]}")
 def test_nvrtc_compiles_the_letterbox(capability: tuple[int, int]) -> None:
-    for half, colours in ((True, None), (False, letterbox.BT709)):
+    for half, colours in ((True, None), (False, BT709)):
         defines = letterbox.macros(half, (800, 1344), colours)
         compiled = nvrtc.compile_source(letterbox.SOURCE, defines, capability)
         assert (compiled.stack_bytes, compiled.spill_bytes) == (0, 0)

@@ -78,9 +78,14 @@ def test_dropped_live_frame_is_never_converted() -> None:
         def __init__(self, index: int) -> None:
             self._index = index
 
+        size_hw = (48, 64)
+
         def rgb(self) -> NDArray[np.uint8]:
             converted.append(self._index)
             return np.zeros((48, 64, 3), np.uint8)
+
+        def nv12(self) -> None:
+            """Not available."""
 
     class Lazy(ScriptedSource):
         """Yields pictures that are not converted."""
@@ -104,8 +109,13 @@ def test_frame_that_cannot_be_converted_is_dropped_and_the_pipeline_goes_on() ->
     class Broken:
         """A picture of an unknown pixel format."""
 
+        size_hw = (48, 64)
+
         def rgb(self) -> NDArray[np.uint8]:
             raise SourceError("pixel format xyz cannot be converted")
+
+        def nv12(self) -> None:
+            """Not available."""
 
     class Mixed(FakeSource):
         """Every second picture cannot be converted."""
