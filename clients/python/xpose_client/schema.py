@@ -2,8 +2,9 @@
 
     python -m xpose_client.schema FOLDER
 
-writes `wire.schema.json`, a JSON Schema of all messages, and `FIELDS.md`, a table of all fields with their units. Both
-are made of the message types and of their docstrings, where a field reads `name (unit): meaning`.
+writes `wire.schema.json`, a JSON Schema of all messages, and `FIELDS.md`, a table of all fields with their units.
+`CONTROL.md` is the same table for the control socket. All are made of the message types and of their docstrings, where
+a field reads `name (unit): meaning`.
 """
 
 import inspect
@@ -11,15 +12,27 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 from msgspec import inspect as types
 
+from xpose_client import control_messages as control
 from xpose_client.messages import SCHEMA, TOPICS, SkeletonClass, TrackMessage
 
 _MESSAGES: dict[type, str] = {kind: f"{prefix}<source>" for prefix, kind in TOPICS.items()}
 _PARTS: dict[type, str] = {TrackMessage: "part of PoseMessage", SkeletonClass: "part of SkeletonMessage"}
+_CONTROL: dict[type, str] = {
+    **dict.fromkeys(get_args(control.Request), "request"),
+    control.ExampleImage: "part of PromptsRequest",
+    **dict.fromkeys(get_args(control.Answer), "answer"),
+    control.SourceReport: "part of StatusAnswer",
+    control.EngineState: "part of StatusAnswer",
+    control.Categories: "part of StatusAnswer",
+    control.Thresholds: "part of StatusAnswer and ThresholdsAnswer",
+    control.PromptState: "part of StatusAnswer and PromptsAnswer",
+    control.PromptClassState: "part of PromptState",
+}
 _FIELD = re.compile(r"    (\w+)(?: \(([^)]+)\))?: (.*)")
 _TABLE_HEAD = ("| field | type | unit | meaning |", "|---|---|---|---|")
 _SIMPLE = {
@@ -27,6 +40,7 @@ _SIMPLE = {
     types.FloatType: "number",
     types.StrType: "string",
     types.BoolType: "boolean",
+    types.BytesType: "bytes",
     types.NoneType: "null",
 }
 
@@ -75,30 +89,47 @@ def json_schema() -> "dict[str, Any]":
     }
 
 
-def field_table() -> str:
-    """Return all fields as Markdown, one table for each type."""
+def wire_table() -> str:
+    """Return all fields of the wire as Markdown, one table for each type."""
+    places = {kind: f"topic `{where}`" for kind, where in _MESSAGES.items()}
+    return _tables(f"# Fields of wire schema {SCHEMA}", "messages.py", {**places, **_PARTS})
+
+
+def control_table() -> str:
+    """Return all fields of requests and answers as Markdown, one table for each type."""
+    places = {kind: f"{where}{_tag_of(kind)}" for kind, where in _CONTROL.items()}
+    return _tables("# Requests and answers of the control socket", "control_messages.py", places)
+
+
+def _tag_of(kind: type) -> str:
+    """The value of the key `type`, for the title of a request or an answer."""
+    tag = types.type_info(kind).tag  # type: ignore[attr-defined]
+    return "" if tag is None else f", `type` is `{tag}`"
+
+
+def _tables(title: str, file: str, places: "dict[type, str]") -> str:
     parts = [
-        f"# Fields of wire schema {SCHEMA}\n\n"
-        "Written by `python -m xpose_client.schema clients` from the docstrings of "
-        "[messages.py](python/xpose_client/messages.py).\n"
+        f"{title}\n\nWritten by `python -m xpose_client.schema clients` from the docstrings of "
+        f"[{file}](python/xpose_client/{file}).\n"
     ]
-    for kind, where in {**_MESSAGES, **_PARTS}.items():
+    for kind, place in places.items():
         documented = fields_of(kind)
         rows = [
             f"| `{field.encode_name}` | {_type_of(field)} | {documented[field.name].unit} "
             f"| {documented[field.name].meaning} |"
             for field in msgspec.structs.fields(kind)
         ]
-        place = f"topic `{where}`" if kind in _MESSAGES else where
-        parts.append("\n".join([f"\n## {kind.__name__}: {place}\n\n{_summary(kind)}\n", *_TABLE_HEAD, *rows, ""]))
+        table = [*_TABLE_HEAD, *rows, ""] if rows else []
+        parts.append("\n".join([f"\n## {kind.__name__}: {place}\n\n{_summary(kind)}\n", *table]))
     return "".join(parts)
 
 
 def write(folder: Path) -> "list[Path]":
-    """Write both files into `folder` and return their paths."""
+    """Write the files into `folder` and return their paths."""
     contents = {
         "wire.schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
-        "FIELDS.md": field_table(),
+        "FIELDS.md": wire_table(),
+        "CONTROL.md": control_table(),
     }
     for name, text in contents.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -111,7 +142,10 @@ def _summary(kind: type) -> str:
 
 def _type_of(field: msgspec.structs.FieldInfo) -> str:
     text = _type_text(types.type_info(field.type))
-    return text if field.required else f"{text}; {json.dumps(field.default)} if absent"
+    if field.required:
+        return text
+    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    return f"{text}; {json.dumps(default)} if absent"
 
 
 def _type_text(info: types.Type) -> str:

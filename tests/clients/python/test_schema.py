@@ -9,18 +9,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from xpose_client import control_messages
 from xpose_client.messages import TOPICS, SkeletonClass, TrackMessage
 from xpose_client.schema import fields_of, write
 
 CLIENTS = Path(__file__).resolve().parents[3] / "clients"
-TYPES = [*TOPICS.values(), TrackMessage, SkeletonClass]
+CONTROL = [
+    kind for kind in vars(control_messages).values() if getattr(kind, "__module__", "") == control_messages.__name__
+]
+TYPES = [*TOPICS.values(), TrackMessage, SkeletonClass, *(kind for kind in CONTROL if isinstance(kind, type))]
 
 
-@pytest.mark.parametrize("name", ["wire.schema.json", "FIELDS.md"])
+@pytest.mark.parametrize("name", ["wire.schema.json", "FIELDS.md", "CONTROL.md"])
 def test_file_in_the_repository_is_what_the_command_writes(name: str, tmp_path: Path) -> None:
     write(tmp_path)
     current = (tmp_path / name).read_text(encoding="utf-8") == (CLIENTS / name).read_text(encoding="utf-8")
-    assert current, "messages.py has changed: run `python -m xpose_client.schema clients`"
+    assert current, "the messages have changed: run `python -m xpose_client.schema clients`"
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__name__)
@@ -37,11 +41,11 @@ def test_every_field_whose_name_ends_in_a_unit_has_that_unit(kind: type) -> None
                 assert documented.unit == unit, name
 
 
-def test_command_writes_both_files_and_says_where(tmp_path: Path) -> None:
+def test_command_writes_all_files_and_says_where(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "xpose_client.schema", str(tmp_path)]
     done = subprocess.run(command, cwd=CLIENTS / "python", capture_output=True, text=True, timeout=60, check=True)
     assert sorted(done.stdout.split()) == sorted(str(path) for path in tmp_path.iterdir())
-    assert len(done.stdout.split()) == 2
+    assert len(done.stdout.split()) == 3
 
 
 def test_command_without_a_folder_says_how_it_is_used() -> None:
