@@ -147,7 +147,7 @@ def test_nv12_is_refused_where_the_backend_takes_rgb() -> None:
 
 
 def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo()))
+    monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo(), "fp32"))
     engine = random_engine(batch=3)
     assert (engine.batch, engine.in_flight) == (1, 2), "the backend decides, whatever was asked for"
     engine.set_prompts(prompts_of("person"))
@@ -163,7 +163,7 @@ def test_images_in_flight_keep_the_prompts_that_they_were_submitted_with(monkeyp
 @pytest.mark.timeout(60)
 def test_prompts_set_by_other_threads_never_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Id, classes and tensors of a result belong together, whoever swaps them meanwhile."""
-    monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo()))
+    monkeypatch.setattr("engines.engine._open_backend", lambda config, model, clip: ("echo", Echo(), "fp32"))
     engine = random_engine()
     choices = [prompts_of(name) for name in ("person", "table", "chair", "sofa")]
     given: dict[int, tuple[PromptClass, ...]] = {engine.set_prompts(choices[0]): choices[0]}

@@ -280,7 +280,9 @@ def test_an_engine_changes_over_with_its_prompts_and_keeps_the_old_ones_when_ref
 ) -> None:
     shelf.build(1, 17)
     shelf.build(2, 33)
-    monkeypatch.setattr(engine_module, "_open_backend", lambda config, model, clip: ("tensorrt", shelf.backend()))
+    monkeypatch.setattr(
+        engine_module, "_open_backend", lambda config, model, clip: ("tensorrt", shelf.backend(), "fp32")
+    )
     engine = Engine(EngineConfig(weights="random", max_classes=4))
     names = [f"point {index}" for index in range(20)]
     mug, lamp = PromptClass("mug", Skeleton("mug", ("rim",))), PromptClass("lamp", Skeleton("lamp", tuple(names)))
