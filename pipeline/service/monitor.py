@@ -103,6 +103,13 @@ class _BoundedProtocol(H11Protocol):
         if len(self.connections) > _MOST_CONNECTIONS:
             transport.abort()
 
+    def data_received(self, data: bytes) -> None:
+        """Close a connection that breaks the protocol in the middle of an answer: there is no way to say so."""
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:
+            self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._impatience.cancel()
