@@ -23,7 +23,7 @@ import zmq
 
 from pipeline.errors import ConfigError
 from xpose_client.errors import KeyFileError
-from xpose_client.keys import ClientKeys, read_private
+from xpose_client.keys import ClientKeys, check_pair, read_private
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +52,7 @@ class ServerPair(msgspec.Struct, frozen=True):
     secret: str
 
     def __post_init__(self) -> None:
-        if not len(self.public) == len(self.secret) == _KEY_CHARACTERS:
-            raise ValueError(f"a key has {_KEY_CHARACTERS} characters")
+        check_pair(self.public, self.secret)
 
 
 class AllowList:

@@ -1,5 +1,6 @@
 """Key folders: what is made, who may read it, and whom the allow-list lets in."""
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -123,6 +124,29 @@ def test_what_is_no_key_file_is_refused(tmp_path: Path, content: str) -> None:
         load_client_keys(tmp_path / "robot.key")
     with pytest.raises(KeyFileError, match="cannot be read"):
         load_client_keys(tmp_path / "absent.key")
+
+
+@pytest.mark.parametrize("field", ["public", "secret", "server"])
+@pytest.mark.parametrize("damage", ['"' * 40, "é" * 20, "~" * 40, ""])
+def test_damaged_key_is_refused_before_a_socket_gets_it(tmp_path: Path, field: str, damage: str) -> None:
+    make_keys(tmp_path, ["robot"])
+    for name in (SERVER_FILE, "robot.key"):
+        keys = json.loads((tmp_path / name).read_text())
+        if field in keys:
+            (tmp_path / name).write_text(json.dumps({**keys, field: damage}))
+    with pytest.raises(KeyFileError, match="a key is Z85 text of 40 characters"):
+        load_client_keys(tmp_path / "robot.key")
+    if field != "server":
+        with pytest.raises(KeyFileError, match="a key is Z85 text of 40 characters"):
+            ServerKeys(tmp_path)
+
+
+def test_keys_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    make_keys(tmp_path, ["robot", "wall"])
+    robot, wall = (json.loads((tmp_path / f"{name}.key").read_text()) for name in ("robot", "wall"))
+    (tmp_path / "robot.key").write_text(json.dumps({**robot, "secret": wall["secret"]}))
+    with pytest.raises(KeyFileError, match="the public key does not belong to the secret key"):
+        load_client_keys(tmp_path / "robot.key")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,15 +1,18 @@
 """Key files of clients. `run_pipeline.py keys FOLDER` writes one for each client: JSON, readable by its owner alone."""
 
 import os
+import struct
 from pathlib import Path
 from typing import Any, Union
 
 import msgspec
 import zmq
+from zmq.utils import z85
 
 from xpose_client.errors import KeyFileError
 
-_KEY_CHARACTERS = 40  # 32 bytes in Z85 (https://rfc.zeromq.org/spec/32)
+_KEY_CHARACTERS = 40  # in Z85 (https://rfc.zeromq.org/spec/32)
+_KEY_BYTES = 32
 _OTHERS = 0o077
 
 
@@ -29,15 +32,32 @@ class ClientKeys(msgspec.Struct, frozen=True):
     server: str
 
     def __post_init__(self) -> None:
-        for key in (self.public, self.secret, self.server):
-            if len(key) != _KEY_CHARACTERS:
-                raise ValueError(f"a key has {_KEY_CHARACTERS} characters, got {len(key)}")
+        check_pair(self.public, self.secret)
+        check_key(self.server)
 
     def apply_to(self, socket: "zmq.Socket[Any]") -> None:
         """Make `socket` speak CURVE; call it before `connect`."""
         socket.curve_publickey = self.public.encode()
         socket.curve_secretkey = self.secret.encode()
         socket.curve_serverkey = self.server.encode()
+
+
+def check_key(key: str) -> None:
+    """Refuse what is no key, with a ValueError."""
+    try:
+        valid = len(key) == _KEY_CHARACTERS and len(z85.decode(key.encode())) == _KEY_BYTES
+    except (KeyError, ValueError, struct.error):
+        valid = False
+    if not valid:
+        raise ValueError(f"a key is Z85 text of {_KEY_CHARACTERS} characters")
+
+
+def check_pair(public: str, secret: str) -> None:
+    """Refuse two keys that do not belong together, with a ValueError."""
+    check_key(public)
+    check_key(secret)
+    if zmq.curve_public(secret.encode()) != public.encode():
+        raise ValueError("the public key does not belong to the secret key")
 
 
 def load_client_keys(path: Union[str, "os.PathLike[str]"]) -> ClientKeys:
