@@ -147,6 +147,7 @@ class RecordingWriter:
             OSError: an index could not be written; that part is cut back and closed.
         """
         parts, self._part, self._old = self._parts(), None, None
+        self._sources.clear()  # with their encoders, which belong to this thread
         failures = []
         for part in parts:
             try:
@@ -161,6 +162,7 @@ class RecordingWriter:
         for part in self._parts():
             part.cut()
         self._part = self._old = None
+        self._sources.clear()
 
     def _parts(self) -> list[Part]:
         return [part for part in (self._old, self._part) if part is not None]

@@ -89,6 +89,7 @@ class StreamTap:
         """The stream ended: hand over the packets that gave no frame."""
         while self._held:
             self._pass_on(None)
+        self._filter = None
 
     def _pass_on(self, frame: Frame | None) -> None:
         _, data, is_key, unix_ns = self._held.popleft()

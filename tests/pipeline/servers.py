@@ -20,16 +20,22 @@ def need_rtsp_server() -> None:
 
 
 class RtspServer:
-    """A server process that can be killed and started again on the same port."""
+    """A server process that can be killed and started again on the same port.
 
-    def __init__(self) -> None:
+    Args:
+        clip: MP4 file of H.264 to serve; None serves a moving ball.
+    """
+
+    def __init__(self, clip: Path | None = None) -> None:
         self.port = free_port()
+        self._clip = clip
         self.uri = f"rtsp://127.0.0.1:{self.port}/ball"
         self.start()
 
     def start(self) -> None:
         script = Path(__file__).parent / "rtsp_server.py"
-        self.process = subprocess.Popen([SYSTEM_PYTHON, script, str(self.port)], stdout=subprocess.PIPE, text=True)
+        command = [SYSTEM_PYTHON, script, str(self.port), *([] if self._clip is None else [self._clip])]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.config import PipelineConfig
 from pipeline.errors import OutputError, PipelineError
 from pipeline.flow.pipeline import Pipeline
+from pipeline.flow.stages import FlowConfig
 from pipeline.sources import SourceConfig, open_sources
 from tests.pipeline.fakes import LAMP, MUG, FakeEngine, FakeSource
 from tests.pipeline.flow.running import lines_of, make_pipeline, run
@@ -82,6 +83,23 @@ def test_live_recording_with_drops_and_a_prompt_change_is_replayed_bit_for_bit(
     every = replayed(tmp_path / "out.mcap", tmp_path / "every.jsonl", all_frames=True)
     assert len(every) > len(now)
     assert by_frame(now).keys() < by_frame(every).keys()
+
+
+def test_frame_that_was_too_old_to_publish_is_tracked_again_and_not_published(
+    tmp_path: Path, cameras: list[RtspServer]
+) -> None:
+    config = PipelineConfig(flow=FlowConfig(age_budget_s=1.5))
+    pipeline = make_pipeline(config=config, poses=tmp_path / "then.jsonl", record=tmp_path / "out.mcap")
+    name = pipeline.add(cameras[0].uri)
+    pipeline.start(FakeEngine(delay_s=lambda image: 1.7 if image in (8, 9) else 0.03), [MUG])
+    wait_until(lambda: pipeline.metrics.drops(name, "publish")["too old"] >= 1)
+    since = pipeline.metrics.frames_out("publish", name)
+    wait_until(lambda: pipeline.metrics.frames_out("publish", name) >= since + 10)
+    stopped(pipeline)
+    then, now = lines_of(tmp_path / "then.jsonl"), replayed(tmp_path / "out.mcap", tmp_path / "now.jsonl")
+    tracked = messages_of(tmp_path / "out.mcap")[f"tracked/{name}"]
+    assert len([record for record in tracked if not record["published"]]) >= 1
+    assert by_frame(then) == by_frame(now)
 
 
 def wait_until(condition: Any, wait_s: float = 40.0) -> None:
