@@ -13,11 +13,13 @@ from pipeline.flow.pipeline import Pipeline
 from tests.pipeline.videos import noise, write_video
 
 PLAIN = {"bf": "0", "g": "10"}
+X264 = {"sc_threshold": "0"}  # otherwise every picture of noise would be a key frame
 
 
 def plain_video(path: Path, frames: int = 30, *, codec: str = "libx264", **more: Any) -> Path:
     """A video without B-frames, of pictures that differ, with a key frame in every ten."""
-    return write_video(path, frames, codec=codec, codec_options=PLAIN, picture=noise, **more)
+    options = PLAIN | (X264 if codec == "libx264" else {})
+    return write_video(path, frames, codec=codec, codec_options=options, picture=noise, **more)
 
 
 def messages_of(path: Path) -> dict[str, list[Any]]:

@@ -32,7 +32,7 @@ def drawn_people(path: Path, seed: int) -> Path:
     return write_video(
         path, (SECONDS + 20) * RATE, size=(320, 240), rate=RATE, codec="libx264",
         picture=lambda index: there_and_back[index % len(there_and_back)],
-        codec_options={"bf": "0", "g": str(RATE), "preset": "ultrafast", "crf": "18"},
+        codec_options={"bf": "0", "g": str(RATE), "preset": "ultrafast", "crf": "18", "slices": "1", "threads": "1"},
     )  # fmt: skip
 
 
