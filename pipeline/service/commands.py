@@ -24,11 +24,18 @@ def replay(
     rate: Annotated[float, typer.Option(min=0.0, help="Speed; 0 is as fast as possible.")] = 1.0,
     from_: Annotated[float, typer.Option("--from", min=0.0, help="Seconds of the recording to skip.")] = 0.0,
     loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
+    keys: Annotated[Path | None, typer.Option(help="Key folder, for who may subscribe; see the command keys.")] = None,
 ) -> None:
     """Publish the messages of a recording again, with fresh time stamps and marked as a replay."""
+    from pipeline.keys import ServerKeys
+    from pipeline.outputs.endpoints import require_local
     from pipeline.outputs.publisher import PublishConfig
     from pipeline.service.replay import Replay
 
+    config = PublishConfig(endpoint=publish)
+    if keys is None:
+        require_local("--publish", publish, "")
+    own = None if keys is None else ServerKeys(keys)
     stopped = threading.Event()
     caught: list[int] = []
 
@@ -38,7 +45,7 @@ def replay(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    player = Replay(recording, PublishConfig(endpoint=publish), rate=rate, skip_s=from_, loop=loop, stopped=stopped)
+    player = Replay(recording, config, rate=rate, skip_s=from_, loop=loop, stopped=stopped, keys=own)
     result = player.run()
     standard_output.write(
         f"{result.messages} messages published in {result.duration_s:.1f} s: "

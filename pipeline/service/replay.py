@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from pipeline.errors import SourceError
+from pipeline.keys import ServerKeys
 from pipeline.outputs.publisher import PublishConfig, Publisher
 from pipeline.recording import WIRE_TOPICS
 from pipeline.sources.recording_file import RecordedMessage, RecordingFile
@@ -65,6 +66,7 @@ class Replay:
         skip_s: time at the beginning that is left out; what it says about skeletons and states is published at once.
         loop: begin again at the end, with a new session.
         stopped: ends it.
+        keys: who may subscribe; None: everybody who can reach the address.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class Replay:
         skip_s: float = 0.0,
         loop: bool = False,
         stopped: threading.Event | None = None,
+        keys: ServerKeys | None = None,
     ) -> None:
         self._file = RecordingFile(path)
         self._config = config
+        self._keys = keys
         self._rate = rate
         self._skip_s = skip_s
         self._loop = loop
@@ -94,7 +98,7 @@ class Replay:
         """
         self._require_poses()
         begun_s = time.monotonic()
-        with Publisher(self._config) as publisher:
+        with Publisher(self._config, self._keys) as publisher:
             while True:
                 self._publish_once(publisher)
                 if not self._loop or self._stopped.is_set():

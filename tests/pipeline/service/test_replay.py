@@ -217,6 +217,13 @@ def test_start_behind_the_end_is_refused(tmp_path: Path) -> None:
         Replay(write(tmp_path / "out.mcap"), PublishConfig(endpoint=f"ipc://{tmp_path}/socket"), skip_s=10).run()
 
 
+def test_address_that_others_can_reach_needs_keys(tmp_path: Path) -> None:
+    command = [sys.executable, "run_pipeline.py", "replay", str(write(tmp_path / "out.mcap")), "--publish", "tcp://*:0"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 2
+    assert "other machines can reach this address, and there are no keys" in ended.stderr
+
+
 def test_command_imports_no_torch_and_ends_with_a_signal(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pipeline.cli import main\n"
