@@ -31,6 +31,7 @@ demo: $(VENV)/installed
 		--monitor $(MONITOR) --poses $(OUT)/poses.jsonl --video $(OUT)/annotated.mp4
 
 # Runs until Ctrl-C: make watch SOURCE=rtsp://camera.local/stream
+watch: SOURCE = testsrc://?frames=1000000&categories=person
 watch: $(VENV)/installed
 	$(BIN)/python run_pipeline.py run --source '$(SOURCE)' --prompt '$(PROMPT)' --config live --monitor $(MONITOR)
 
