@@ -314,8 +314,8 @@ def main() -> None:
         for row in rows_of(images, Path(folder)):
             rows.append(row)
             print(row, flush=True)
-    if options.record:
-        print(record("parity_limits", rows))
+            if options.record:  # what is known is kept, whatever comes after
+                record("parity_limits", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How far whole networks, converted for TensorRT, are from PyTorch, as the stand-in computes them.
 
-    python -m benchmarks.trt_standin [--networks nano random swin-t] [--precisions fp32 fp16] [--random 20] [--record]
+    python -m benchmarks.trt_standin [--networks nano random swin-t] [--precisions fp32 fp16 bf16] [--random 20]
+        [--swin-t-size 800 1344] [--record]
 
 There is no TensorRT builder in the package registries, so no engine is built here. torch-tensorrt's converters and ours
 run against `tests/trt_standin`, which holds TensorRT's documented rules and computes every layer. Each row has the
@@ -14,11 +15,15 @@ from typing import Any
 from benchmarks._record import record
 
 
-def rows_of(network: str, precision: str, count: int) -> list[dict[str, Any]]:
+def rows_of(network: str, precision: str, count: int, swin_t_hw: tuple[int, int]) -> list[dict[str, Any]]:
     """Convert one kind of network in a process of its own."""
     from tests.trt_standin import run_offline
 
-    arguments = ["random", precision, "1", str(1 + count)] if network == "random" else [network, precision]
+    arguments = [network, precision]
+    if network == "random":
+        arguments += ["1", str(1 + count)]
+    elif network == "swin-t":
+        arguments += map(str, swin_t_hw)
     found = run_offline("tests.trt_standin.networks", *arguments, timeout_s=3 * 3600)
     if network == "nano":
         found = found[precision]
@@ -33,16 +38,17 @@ def main() -> None:
     )
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "fp16", "bf16"), default=["fp32", "fp16"])
     parser.add_argument("--random", type=int, default=20, help="how many random networks")
+    parser.add_argument("--swin-t-size", nargs=2, type=int, default=(800, 1344), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     rows = []
     for network in options.networks:
         for precision in options.precisions:
-            for row in rows_of(network, precision, options.random):
+            for row in rows_of(network, precision, options.random, tuple(options.swin_t_size)):
                 rows.append(row)
                 print(row, flush=True)
-    if options.record:
-        print(record("trt_standin", rows))
+            if options.record:  # what is known is kept, whatever comes after
+                print(record("trt_standin", rows))
 
 
 if __name__ == "__main__":

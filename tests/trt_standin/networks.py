@@ -5,7 +5,7 @@ Run by `test_networks` and by `benchmarks/trt_standin.py`, in a process of its o
     python -m tests.trt_standin.networks nano fp32        # the shipped network on the gate's images
     python -m tests.trt_standin.networks random fp16 1 4  # random small networks, seeds 1 to 3
     python -m tests.trt_standin.networks broken           # converters that are broken on purpose
-    python -m tests.trt_standin.networks swin-t fp32      # Swin-T at 800 x 1344, random weights
+    python -m tests.trt_standin.networks swin-t fp32 800 1344     # Swin-T at a height and width, random weights
 """
 
 import contextlib
@@ -42,7 +42,6 @@ from tests.trt_standin.network import Engine  # noqa: E402
 
 Row = dict[str, Any]
 CLASSES = ("person", "table", "chair")
-SWIN_T_HW = (800, 1344)
 
 
 def relative_errors(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> dict[str, float]:
@@ -198,17 +197,17 @@ def broken(seed: int = 1) -> Row:
     return found
 
 
-def swin_t(precision: str) -> Row:
-    """Convert Swin-T at its users' size, with random weights whose heads do not start at zero."""
+def swin_t(precision: str, input_hw: tuple[int, int]) -> Row:
+    """Convert Swin-T with random weights whose heads do not start at zero."""
     started = time.monotonic()
     model = random_network(MODELS["swin-t"][0](), 0)
-    shape = EngineShape(SWIN_T_HW, 1, 2, 17)
+    shape = EngineShape(input_hw, 1, 2, 17)
     inputs = [random_inputs(model, shape, 0)]
     wanted = [expected(model, each) for each in inputs]
     row = compare(build(export_as_for_a_gpu(model, shape, precision)), model, precision, inputs, wanted)
     for who, results in row.pop("results").items():
         row[who] |= point_errors(results, wanted)
-    return {"seconds": round(time.monotonic() - started, 1), **row}
+    return {"input_hw": list(input_hw), "seconds": round(time.monotonic() - started, 1), **row}
 
 
 def main(kind: str, *arguments: str) -> None:
@@ -222,7 +221,8 @@ def main(kind: str, *arguments: str) -> None:
     elif kind == "broken":
         report(broken())
     elif kind == "swin-t":
-        report(swin_t(*arguments))
+        precision, height, width = arguments
+        report(swin_t(precision, (int(height), int(width))))
     else:
         raise SystemExit(f"unknown kind {kind}; allowed are nano, random, broken and swin-t")
 
