@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import os
 import re
+import socket as sockets
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def bind(option: str, socket: zmq.Socket[Any], endpoint: str) -> None:
     Raises:
         PublishError: the endpoint is malformed, taken, or not one of this machine.
     """
+    if _has_listener(endpoint):
+        raise PublishError(_explain(option, endpoint, zmq.ZMQError(errno.EADDRINUSE)))
     socket.setsockopt(zmq.IPV6, "[" in endpoint)
     before = os.umask(_OWNER_ALONE) if endpoint.startswith("ipc://") else None
     try:
@@ -82,6 +85,22 @@ def bind(option: str, socket: zmq.Socket[Any], endpoint: str) -> None:
     finally:
         if before is not None:
             os.umask(before)
+
+
+def _has_listener(endpoint: str) -> bool:
+    """Whether a program listens on an ipc endpoint. ZeroMQ would take the file away from it without an error."""
+    kind, _, path = endpoint.partition("://")
+    if kind != "ipc":
+        return False
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(path)
+        except BlockingIOError:  # its backlog is full
+            return True
+        except OSError:  # no file, no listener, or nothing that ZeroMQ can bind either
+            return False
+        return True
 
 
 def _explain(option: str, endpoint: str, error: zmq.ZMQError) -> str:

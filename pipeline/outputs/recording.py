@@ -116,8 +116,13 @@ class Recorder:
         """Create the file.
 
         Raises:
-            OutputError: it cannot be created.
+            OutputError: it cannot be created, or its name does not end in .mcap.
         """
+        path = self._writer.path
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; give a file in it, such as {path / 'out.mcap'}")
+        if path.suffix.lower() != ".mcap":
+            raise OutputError(f"{path}: must end in .mcap, so that `run --source` knows it as a recording")
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -200,9 +205,12 @@ class Recorder:
         try:
             action()
         except (OSError, av.FFmpegError) as error:
+            if not self._ready.is_set():
+                reason = getattr(error, "strerror", None) or str(error)
+                self._failure = f"{self._writer.path}: cannot be created ({reason}); choose another file"
+                return
             self._failure = self._failure or explained(self._writer.path, error)
-            if self._ready.is_set():
-                _log.warning("%s", self._failure)
+            _log.warning("%s", self._failure)
 
     def _write_all(self) -> None:
         """Write items until `stop` was called and all are written; flush at least every `flush_s`."""

@@ -209,6 +209,19 @@ def test_port_in_use_is_one_sentence() -> None:
             Publisher(PublishConfig(endpoint))
 
 
+def test_ipc_endpoint_is_never_taken_from_a_program_that_listens(tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path / 'poses'}"
+    with Publisher(PublishConfig(endpoint)), pytest.raises(PublishError, match="another program uses this address"):
+        Publisher(PublishConfig(endpoint))
+
+
+def test_ipc_endpoint_of_a_program_that_was_killed_is_bound_again(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "poses"))
+    with Publisher(PublishConfig(f"ipc://{tmp_path / 'poses'}")):
+        pass
+
+
 @pytest.mark.parametrize(
     "endpoint",
     [

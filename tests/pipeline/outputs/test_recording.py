@@ -297,8 +297,17 @@ def test_full_disk_ends_the_recording_and_leaves_what_was_flushed(
 def test_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     recorder = Recorder(tmp_path / "file" / "out.mcap", RecordConfig(), METADATA)
-    with pytest.raises(OutputError, match=r"out\.mcap: the recording ended"):
+    with pytest.raises(OutputError, match=r"out\.mcap: cannot be created \(.+\); choose another file$"):
         recorder.start()
+
+
+@pytest.mark.parametrize(("name", "reason"), [("", "is a folder"), ("out.mp4", r"must end in \.mcap")])
+def test_name_that_is_no_recording_is_refused_and_nothing_is_written(tmp_path: Path, name: str, reason: str) -> None:
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    with pytest.raises(OutputError, match=reason):
+        Recorder(folder / name, RecordConfig(), METADATA).start()
+    assert list(tmp_path.rglob("*")) == [folder]
 
 
 def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
