@@ -1,6 +1,5 @@
 """A batch on a real Ray cluster of several nodes in one machine; small and slow, so part of `make test-slow`."""
 
-import itertools
 import os
 import random
 import signal
@@ -70,31 +69,22 @@ def test_of_a_thousand_files_none_is_missing_and_none_is_done_twice_whatever_is_
     cluster: Any, tmp_path: Path
 ) -> None:
     jobs = make_jobs(tmp_path, ["x"] * 1000)
-    over = threading.Event()
-
-    def harm() -> None:
-        """Kill a process that works every two seconds, and a node once."""
-        for round_number in itertools.count():
-            if over.wait(2.0):
-                return
-            if round_number == 3:
-                kill(cluster, next(iter(cluster.worker_nodes)))
-                add_node(cluster)
-                continue
-            pids = [path for path in (tmp_path / "pids").glob("*") if Path(f"/proc/{path.name}").exists()]
-            if pids:
-                with suppress(ProcessLookupError):
-                    os.kill(int(random.choice(pids).name), signal.SIGKILL)
-
-    (tmp_path / "pids").mkdir()
-    harming = threading.Thread(target=harm, daemon=True)
-    harming.start()
+    pids = tmp_path / "pids"
+    pids.mkdir()
     outcomes: list[Outcome] = []
-    try:
-        run_on_ray(jobs, Logging(tmp_path), cluster.address, outcomes.append, workers=4)
-    finally:
-        over.set()
-        harming.join(60)
+
+    def report(outcome: Outcome) -> None:
+        """Kill a process that works, each time that a part of the files is done, and once a node."""
+        outcomes.append(outcome)
+        if len(outcomes) == 300:
+            kill(cluster, next(iter(cluster.worker_nodes)))
+            add_node(cluster)
+        elif len(outcomes) % 125 == 0:
+            alive = [path for path in pids.iterdir() if Path(f"/proc/{path.name}").exists()]
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(int(random.choice(alive).name), signal.SIGKILL)
+
+    run_on_ray(jobs, Logging(tmp_path), cluster.address, report, workers=4)
     assert len({outcome.job.folder for outcome in outcomes}) == len(outcomes) == 1000
     wrong = [outcome for outcome in outcomes if outcome.state not in ("done", "skipped")]
     assert not wrong
@@ -104,7 +94,7 @@ def test_of_a_thousand_files_none_is_missing_and_none_is_done_twice_whatever_is_
         assert manifest.state == "done"
     finished = (tmp_path / "finished").read_text().split()
     assert len(finished) == len(set(finished)), "a file was done twice"
-    processes = len(list((tmp_path / "pids").iterdir()))
+    processes = len(list(pids.iterdir()))
     print(f"{processes} processes took part")
     assert processes > 2, "nothing was killed"
 

@@ -63,6 +63,7 @@ class Logging:
             manifest = started(job, "logging")
             manifest.write(job.folder)
             (job.folder / "poses.jsonl").write_text("pose\n")
+            time.sleep(0.02)  # so that deaths fall into the middle of a file
             msgspec.structs.replace(manifest, state="done", outputs=("poses.jsonl",)).write(job.folder)
             with (self.folder / "finished").open("a") as file:
                 file.write(f"{job.input.name}\n")
