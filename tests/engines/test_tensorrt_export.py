@@ -60,3 +60,12 @@ def test_a_broken_converter_is_found(broken: dict[str, Any], converter: str) -> 
     assert broken["nothing"] <= FLOAT32_TOLERANCE
     found = broken[converter]
     assert isinstance(found, str) or found > FLOAT32_TOLERANCE, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 4])
+def test_random_networks_in_bulk_give_pytorch_s_numbers(first: int) -> None:
+    """Three at a time: other sizes, heads, levels, batches and prompt capacities, with and without convolutions."""
+    for row in run_offline("tests.trt_standin.networks", "random", "fp32", str(first), str(first + 3)):
+        for name in OUTPUTS:
+            assert row["engine"][name] <= FLOAT32_TOLERANCE, (row["seed"], name)
