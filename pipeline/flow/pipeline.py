@@ -82,6 +82,7 @@ class Pipeline:
     Attributes:
         config: the settings that it started with.
         keys: who may connect, as `config.keys` says; None for everybody on this machine.
+        hold: whether it goes on without sources.
         metrics: counts and times, while it runs and after.
         newest: the newest published frame of each source.
         session: of its messages, ns since 1970; a source that was added again has one of its own.
@@ -111,7 +112,7 @@ class Pipeline:
         self.started_s: float | None = None
         self._rules = config.score_rules
         self._poses = PoseFile(poses) if poses else None
-        self._hold = hold
+        self.hold = hold
         self._record = record
         self._recordings = Recordings(config)
         self._sessions: dict[str, int] = {}
@@ -254,7 +255,7 @@ class Pipeline:
             PromptError: as `set_prompts`.
             OutputError: as `start_recording`.
         """
-        live = self._hold or any(source.live for source in self.sources)
+        live = self.hold or any(source.live for source in self.sources)
         self._inference = Inference(engine, prompts, self.config.flow, warm_up=live)
         if self._record is not None:
             self.start_recording(self._record)

@@ -63,11 +63,16 @@ class PoseLines:
         """Yield the messages in their order.
 
         Raises:
-            OutputError: the file cannot be read, or a line is not a pose message.
+            OutputError: the file cannot be read, a line is not a pose message, or no line is of `source`.
         """
+        sources: set[str] = set()
         for message in _decoded(self.path, PoseMessage):
+            sources.add(message.source)
             if self.source in (None, message.source):
                 yield message
+        if self.source is not None and self.source not in sources:
+            known = ", ".join(sorted(sources)) or "none"
+            raise OutputError(f"--source {self.source}: {self.path} has no such source; its sources are {known}")
 
     def rows(self) -> Iterator[Row]:
         """Yield the tracks of all messages.

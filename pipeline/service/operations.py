@@ -211,8 +211,11 @@ class Operations:
         """Remove a source: its tracks and topics end, and its state is "ended".
 
         Raises:
-            PipelineError: there is no source of this name.
+            PipelineError: there is no source of this name, or the run would end without it.
         """
+        under_way = [source.name for source in self._pipeline.sources if source.status.view().state != "ended"]
+        if under_way == [name] and not self._pipeline.hold:
+            raise PipelineError(f"{name}: is the last source of this run, which would end without it; stop it instead")
         self._pipeline.remove(name)
         return RemovedAnswer(name, time.time_ns())
 

@@ -161,3 +161,10 @@ def test_bad_input_is_a_sentence(two_mice: PoseLines, tmp_path: Path, monkeypatc
     with pytest.raises(OutputError, match="line 5: is not a PoseMessage"):
         convert(two_mice, "coco", tmp_path / "out.json")
     assert sorted(tmp_path.iterdir()) == before, "a partial file was left behind"
+
+
+def test_source_that_the_file_does_not_have_is_refused_with_those_that_it_has(tmp_path: Path) -> None:
+    file = lines(tmp_path, [[track(1, 0)]], ("left", "right"))
+    with pytest.raises(OutputError, match=r"--source nope: .* has no such source; its sources are left, right"):
+        convert(PoseLines(file.path, "nope"), "csv", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()

@@ -38,9 +38,10 @@ def operated(
     config: PipelineConfig | None = None,
     engine: FakeEngine | None = None,
     poses: Path | None = None,
+    hold: bool = True,
 ) -> Iterator[tuple[Operations, Pipeline]]:
-    """A pipeline of fakes that holds, with its operations; it is ended afterwards."""
-    pipeline = make_pipeline(*sources, config=config, hold=True, poses=poses)
+    """A pipeline of fakes with its operations; it is ended afterwards."""
+    pipeline = make_pipeline(*sources, config=config, hold=hold, poses=poses)
     pipeline.start(engine or FakeEngine(), (MUG,))
     try:
         yield Operations(pipeline, FACTS), pipeline

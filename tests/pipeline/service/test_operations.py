@@ -329,6 +329,15 @@ def test_live_address_is_added_under_its_name_and_can_be_removed() -> None:
         operations.remove_source("127.0.0.1:9/door")
 
 
+def test_last_source_of_a_run_of_files_is_not_removed() -> None:
+    """The run would end with it, and nobody asked for that."""
+    with operated(camera("a"), camera("b"), hold=False) as (operations, pipeline):
+        operations.remove_source("a")
+        with pytest.raises(PipelineError, match="b: is the last source of this run"):
+            operations.remove_source("b")
+        assert not pipeline.wait(0.1)
+
+
 def test_stop_ends_the_pipeline() -> None:
     with operated(camera()) as (operations, pipeline):
         operations.stop()
