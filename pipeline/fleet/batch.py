@@ -1,4 +1,4 @@
-"""A batch from the command line: find the files, run them, show how it goes, and say at the end what became of each."""
+"""A batch from the command line: find the files, run them, show the progress, and print how each ended."""
 
 from __future__ import annotations
 

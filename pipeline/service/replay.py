@@ -169,7 +169,7 @@ class _Clock:
         self._begun_s: float | None = None
 
     def skips(self, log_ns: int) -> bool:
-        """Take in the time of the next message; return whether it is left out."""
+        """Compare the time of the next message with the range; return whether the message is left out."""
         if self._first_ns is None:
             self._first_ns = log_ns
         self.passed_s = max(self.passed_s, (log_ns - self._first_ns) / 1e9)

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class Services:
     """Starts and ends with one run of a pipeline.
 
-    Making it binds the addresses, before an engine is loaded for nothing.
+    The constructor binds the addresses, so that a port in use is noticed before the engine is loaded.
 
     Raises:
         PublishError: the control socket cannot be bound.

@@ -239,7 +239,7 @@ class _Channels:
         self._first: dict[str, int] = {}
 
     def add(self, channel: Channel) -> bool:
-        """Take in a channel; return whether its topic belongs to another one."""
+        """Register a channel; return whether its topic belongs to another one."""
         self.known.add(channel.id)
         if self._first.setdefault(channel.topic, channel.id) != channel.id:
             return True

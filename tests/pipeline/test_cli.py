@@ -60,7 +60,10 @@ def assert_refused(
 
 
 @pytest.mark.usefixtures("fake_engine")
-def test_run_writes_poses_and_video_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_poses_and_video_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # on a slow machine the times are long, and the table would wrap
     poses, video = tmp_path / "out" / "poses.jsonl", tmp_path / "out" / "annotated.mp4"
     outputs = ("--poses", str(poses), "--video", str(video))
     assert call("run", "--source", "testsrc://?frames=12&size=160x120", *outputs) == 0
