@@ -35,8 +35,8 @@ class Calibration(NamedTuple):
 
 PUBLISHED = Calibration(Kept(score_threshold=0.1, nms_iou=0.9), doubtful_score=0.1, sure_score=0.3)
 """Source of `kept`: X-Pose's demo (XPOSE.md 2.4). A focal loss keeps the scores low: a sure person may score 0.3."""
-NANO = Calibration(Kept(score_threshold=0.45, nms_iou=0.5), doubtful_score=0.2, sure_score=0.45)
-"""Photographs without people rarely score 0.45; nano finds each object several times (engines/weights/NANO.md)."""
+NANO = Calibration(Kept(score_threshold=0.48, nms_iou=0.5), doubtful_score=0.2, sure_score=0.48)
+"""Photographs without people rarely score 0.48; nano finds each object several times (engines/weights/NANO.md)."""
 
 
 def calibration_of(model_name: str) -> Calibration:

@@ -67,7 +67,12 @@ def test_a_broken_engine_is_refused_in_every_precision(name: str, setting: Setti
     found = [
         parity.compare(want, have, prompts, scale) for want, have, scale in zip(expected, got, scales, strict=True)
     ]
-    small = ("mask of absent keypoints dropped", "queries ranked the wrong way round", "weights of 8 bits")
+    small = (
+        "mask of absent keypoints dropped",
+        "queries ranked the wrong way round",
+        "norms with an epsilon of 0.01",
+        "weights of 8 bits",
+    )
     for precision in parity.LIMITS:
         if precision == parity.BF16_EVERYWHERE and name in small:
             continue  # no larger than the rounding; the gate of the same file in fp32 refuses them

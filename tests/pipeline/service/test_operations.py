@@ -48,7 +48,7 @@ def test_status_tells_sources_prompts_engine_and_thresholds() -> None:
         assert status.sources[0].last_frame is not None
         assert status.prompts.classes[0].keypoints == ["rim", "base", "handle"]
         assert status.engine.model == "nano"
-        assert (status.thresholds.score, status.thresholds.nms_iou) == (0.45, 0.5)
+        assert (status.thresholds.score, status.thresholds.nms_iou) == (0.48, 0.5)
         assert status.session == pipeline.session
         assert 0 < status.uptime_s < 60
         assert {"50", "95", "99"} == set(status.age_percentiles_s)
