@@ -18,10 +18,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from engines.capacity import MAX_KEYPOINTS
 from engines.coco import CocoAnnotation, CocoCategory, CocoImage, CocoObject
 from engines.errors import PromptError, XPoseError
 from engines.prompts import parse_prompt
-from engines.skeletons import MAX_KEYPOINTS, Skeleton
+from engines.skeletons import Skeleton
 from engines.visual_prompts import Example, load_example, read_rgb
 
 WINDOW_PX = 1000

@@ -6,8 +6,8 @@ on the smallest engine that holds them (`engines.backends.fitted`). `benchmarks.
 
 from typing import NamedTuple
 
-from engines.skeletons import MAX_KEYPOINTS
-
+MAX_KEYPOINTS = 68
+"""Keypoint slots of the published model, which has a learned size for each."""
 KEYPOINTS = (17, 33, MAX_KEYPOINTS)
 """People, hands with room to spare, and the most that the network has."""
 

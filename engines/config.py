@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from engines.capacity import MAX_KEYPOINTS
 from engines.errors import InputError
-from engines.skeletons import MAX_KEYPOINTS
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,8 @@ from typing import Any
 
 import msgspec
 
+from engines.capacity import MAX_KEYPOINTS
 from engines.errors import PromptError
-
-MAX_KEYPOINTS = 68
-"""Keypoint slots of the published model, which has a learned size for each."""
 
 PLACEHOLDER = "none"
 """A slot that is prompted as in training but is not a keypoint. Its points are never published."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _CPU_FLAGS = {
     "avx2": "256-bit vectors",
@@ -50,6 +51,8 @@ def findings() -> list[Finding]:
 
 def print_report(console: Console) -> None:
     """Print the findings as a table."""
+    from rich.table import Table
+
     table = Table(show_edge=False, pad_edge=False)
     for column in ("what", "found", "what follows"):
         table.add_column(column, overflow="fold")

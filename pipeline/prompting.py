@@ -64,7 +64,7 @@ def prompts_of(
 
 def _how_to_enlarge(engine: EngineConfig, needed: CapacityError) -> str:
     """Say how to get an engine with room for what was asked."""
-    from engines.skeletons import MAX_KEYPOINTS
+    from engines.capacity import MAX_KEYPOINTS
 
     larger = replace(
         engine,

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from engines.capacity import MAX_KEYPOINTS
 from engines.errors import PromptError
-from engines.skeletons import DEFAULT_SIGMA, MAX_KEYPOINTS, known_skeletons, load_skeleton, skeletons_by_instance
+from engines.skeletons import DEFAULT_SIGMA, known_skeletons, load_skeleton, skeletons_by_instance
 from tests.support import need_shared
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from av import VideoFrame
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from engines.errors import InputError
 from engines.kernels import letterbox, nvrtc
 from engines.nv12 import BT601, BT709, Colours
 from engines.preprocess import letterbox_batch, place
-from pipeline.sources.video import RgbConverter, nv12_of
 from tests.support import lacks
 
 GREY_LEVEL = 1 / 255 / 0.224  # one 8-bit step after normalisation, in the channel where it is largest
@@ -115,9 +113,12 @@ def test_a_decoded_picture_as_nv12_gives_what_it_gives_through_swscale(
     pixel_format: str, colorspace: int, color_range: int, tmp_path: Path
 ) -> None:
     """A smooth picture: at edges of colour, swscale interpolates chroma in its own ways."""
+    av = pytest.importorskip("av")  # not on a machine that only runs the GPU tests of this file
+    from pipeline.sources.video import RgbConverter, nv12_of
+
     rows, columns = np.mgrid[0:98, 0:162]
     smooth = np.stack([40 + rows, 60 + columns, 220 - (rows + columns) // 2], axis=-1).astype(np.uint8)
-    picture = VideoFrame.from_ndarray(smooth, format="rgb24").reformat(format=pixel_format)
+    picture = av.VideoFrame.from_ndarray(smooth, format="rgb24").reformat(format=pixel_format)
     picture.colorspace, picture.color_range = colorspace, color_range
     nv12 = nv12_of(picture)
     assert nv12 is not None

@@ -112,6 +112,7 @@ def test_picture_of_a_source_has_its_poses_and_fits_the_size_that_was_asked_for(
     assert pixels(jpeg).shape == (240, 320, 3)
     assert running.request("/sources/%3Cimg%20src=x%20onerror=alert(1)%3E.jpg")[0] == 200
     with watched(Camera("a/b c"), picture_side=160) as small:
+        until(lambda: small.pipeline.metrics.frames_out("publish", "a/b c"), "the first frame")
         assert pixels(small.request("/sources/a/b%20c.jpg")[2]).shape == (120, 160, 3)
 
 
