@@ -119,6 +119,7 @@ def test_picture_of_a_source_has_its_poses_and_fits_the_size_that_was_asked_for(
 def test_picture_of_a_lost_source_is_dark_and_says_so() -> None:
     camera = Camera()
     with watched(camera) as found:
+        until(lambda: found.pipeline.metrics.frames_out("publish", "camera"), "the first frame")
         bright = pixels(found.request("/sources/camera.jpg")[2]).mean()
         camera.lost = True
         until(lambda: camera.status.view().state == "lost")
