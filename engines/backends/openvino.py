@@ -82,9 +82,29 @@ def toolchain(device: torch.device, precision: str) -> dict[str, str]:
 
 
 @functools.cache
+def core() -> Any:
+    """Return OpenVINO's core, the only one of the process.
+
+    The first use of a core gives the thread a stack of its own for signals, which the end of the core unmaps. Where one
+    core ends before a later one, the thread is left with the unmapped stack, and its next signal (a Ctrl-C) ends the
+    process.
+    """
+    return import_openvino().Core()
+
+
+@functools.cache
+def core_with_operators() -> Any:
+    """Return the same core after it has learned our operators, where they can be had."""
+    library = operators()
+    if library is not None:
+        core().add_extension(str(library))
+    return core()
+
+
+@functools.cache
 def is_fast_in_bfloat16() -> bool:
     """Whether the processor multiplies matrices in bfloat16 (AVX512-BF16 or AMX), as OpenVINO sees it."""
-    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def operators() -> Path | None:
@@ -165,10 +185,7 @@ class _Requests:
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "CACHE_DIR": str(path.parent / "compiled"),
         }
-        core, library = import_openvino().Core(), operators()
-        if library is not None:
-            core.add_extension(str(library))
-        compiled = core.compile_model(str(path), "CPU", options)
+        compiled = core_with_operators().compile_model(str(path), "CPU", options)
         self._free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._free.put(compiled.create_infer_request())

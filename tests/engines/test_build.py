@@ -244,6 +244,26 @@ def test_openvino_is_refused_where_it_cannot_serve(
         request_for().key(model)
 
 
+def test_signal_after_networks_were_closed_does_not_end_the_process(tmp_path: Path) -> None:
+    """A core of OpenVINO leaves a stack for signals behind that may be unmapped; in a process of its own."""
+    script = """
+        import signal, sys
+        from pathlib import Path
+        from engines.backends.openvino import _Requests, import_openvino
+        openvino, path = import_openvino(), Path(sys.argv[1])
+        taken = openvino.opset13.parameter([2])
+        openvino.save_model(openvino.Model([openvino.opset13.relu(taken)], [taken]), path)
+        networks = [_Requests(path, "fp32", 1, 1) for _ in range(2)]
+        del networks[0]
+        del networks[0]
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.raise_signal(signal.SIGTERM)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "network.xml")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_openvino_has_nothing_to_report_its_use_with() -> None:
     """Its converters would; in a process of its own, since other tests may have imported it."""
     script = """

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engines.backends.openvino import import_openvino
+from engines.backends.openvino import core
 from engines.checkpoint import load_weights
 from engines.config import EngineConfig
 from engines.engine import export_onnx
@@ -54,9 +54,8 @@ def run_onnxruntime(graph: bytes, inputs: Arrays) -> Sequence[NDArray[np.generic
 
 
 def run_openvino(graph: bytes, inputs: Arrays) -> Sequence[NDArray[np.generic]]:
-    core = import_openvino().Core()
     options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(graph), "CPU", options)
+    compiled = core().compile_model(core().read_model(graph), "CPU", options)
     results = compiled(dict(inputs))
     return [results[name] for name in OUTPUTS]
 

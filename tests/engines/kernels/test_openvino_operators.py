@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from engines.backends import openvino
-from engines.backends.openvino import import_openvino
 from engines.kernels import openvino_operators
 from engines.onnx_export import OUTPUTS, export_onnx, onnx_inputs
 from engines.xpose import XPose, XPoseConfig
@@ -37,8 +36,7 @@ class Runner:
             self._options["CACHE_DIR"] = str(folder)
 
     def __call__(self, graph: bytes, inputs: Arrays) -> Sequence[NDArray[np.generic]]:
-        core = import_openvino().Core()
-        core.add_extension(str(openvino.operators()))
+        core = openvino.core_with_operators()
         results = core.compile_model(core.read_model(graph), "CPU", self._options)(dict(inputs))
         return [results[name] for name in OUTPUTS]
 

@@ -59,7 +59,8 @@ def read(source: object) -> tuple[list[Frame], SourceError | None]:
 
 
 def test_recording_is_its_sources(made: Path) -> None:
-    assert [source.name for source in open_sources(str(made))] == ["left", "right"]
+    names = [source.name for source in open_sources(str(made))]  # whichever began first
+    assert sorted(names) == ["left", "right"]
     assert [source.name for source in open_sources(f"{made}#right")] == ["right"]
     source = open_source(f"{made}#right")
     assert not source.live
@@ -67,9 +68,9 @@ def test_recording_is_its_sources(made: Path) -> None:
     frames, error = read(source)
     assert error is None
     assert [frame.index for frame in frames] == list(range(30))
-    with pytest.raises(SourceError, match=r"holds 2 sources; give one of .*out\.mcap#left, .*out\.mcap#right"):
+    with pytest.raises(SourceError, match=r"holds 2 sources; give one of .*out\.mcap#\w+, .*out\.mcap#\w+"):
         open_source(str(made))
-    with pytest.raises(SourceError, match=r"out\.mcap: has no source 'up'; it has left, right"):
+    with pytest.raises(SourceError, match=rf"out\.mcap: has no source 'up'; it has {', '.join(names)}"):
         open_source(f"{made}#up")
 
 
