@@ -403,7 +403,7 @@ def test_live_run_that_a_signal_ends_exits_with_0(tmp_path: Path) -> None:
 def test_handler_of_signals_takes_no_lock() -> None:
     """It runs while the interrupted code holds every lock of the pipeline.
 
-    The signals are raised in a process of its own. In this one they would run on faulthandler's stack of a few KiB.
+    The signals are raised in a process of its own, so that no library's stack or handler for signals takes part.
     """
     code = """
 import signal
