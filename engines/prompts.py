@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 Modality = Literal["text", "example", "mean"]
 
+_MOST_KEPT_TEXTS = 2000
+"""Text vectors that are kept in memory, 2 KiB each."""
+
 
 @dataclass(frozen=True)
 class PromptClass:
@@ -176,7 +179,7 @@ def _skeleton_of(name: str, examples: Sequence[Example]) -> Skeleton:
 
 
 class TextCache:
-    """Text vectors on disk, one file per weights and sentence. Known prompts then start without the text tower.
+    """Text vectors in memory and on disk, one file per weights and sentence. Known prompts need no text tower.
 
     The folder is `$XDG_CACHE_HOME/xpose-stream/text` (default ~/.cache). Each file ends with a checksum; a damaged file
     is computed again. If the folder cannot be written, the vectors are computed at each start, with one warning.
@@ -186,10 +189,13 @@ class TextCache:
         self._clip = clip
         self._folder = (folder or cache_root() / "text") / _hash_of_text_tower(clip)
         self._writable = True
+        self._kept: dict[str, Tensor] = {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return vectors [N, 512], float32, of N sentences."""
-        found = {text: self._read(text) for text in dict.fromkeys(texts)}
+        if len(self._kept) > _MOST_KEPT_TEXTS:
+            self._kept.clear()
+        found = {text: self._kept[text] if text in self._kept else self._read(text) for text in dict.fromkeys(texts)}
         missing = [text for text, vector in found.items() if vector is None]
         if missing:
             with torch.no_grad():
@@ -197,7 +203,9 @@ class TextCache:
             for text, vector_512 in zip(missing, vectors_N512, strict=True):
                 found[text] = vector_512
                 self._write(text, vector_512)
-        return torch.stack([vector for text in texts if (vector := found[text]) is not None])
+        known = {text: vector for text, vector in found.items() if vector is not None}
+        self._kept.update(known)
+        return torch.stack([known[text] for text in texts])
 
     def _path(self, text: str) -> Path:
         return self._folder / hashlib.sha256(text.encode()).hexdigest()[:32]

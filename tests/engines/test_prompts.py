@@ -243,6 +243,17 @@ def test_the_cache_follows_xdg_and_survives_an_unwritable_folder(
     assert len(caplog.records) == 1
 
 
+def test_a_text_is_read_from_disk_once(tmp_path: Path) -> None:
+    clip = Counting(TINY)
+    cache = TextCache(clip, tmp_path)
+    first = cache.encode(["a", "b"])
+    for entry in tmp_path.rglob("*"):
+        if entry.is_file():
+            entry.unlink()
+    torch.testing.assert_close(cache.encode(["b", "a"]), first.flip(0), rtol=0, atol=0)
+    assert clip.encoded == 2
+
+
 def test_a_prompt_class_of_a_published_list_carries_its_drawing() -> None:
     (person,) = parse("person")
     assert person.skeleton == load_skeleton("person")
