@@ -265,7 +265,8 @@ class PromptEncoder:
         tensors = PromptTensors(
             torch.zeros(max_classes, dim),
             torch.zeros(max_classes, dtype=torch.bool),
-            torch.zeros(max_classes, max_keypoints, dim),
+            # Filled by NumPy: PyTorch would wake OpenMP's threads for it, which takes milliseconds.
+            torch.from_numpy(np.zeros((max_classes, max_keypoints, dim), np.float32)),
             torch.zeros(max_classes, max_keypoints, dtype=torch.bool),
         )
         for row, prompt_class in enumerate(classes):

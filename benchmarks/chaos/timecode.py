@@ -1,12 +1,14 @@
 """A time code that a camera draws into its pictures, so that the true age is known whatever a protocol says.
 
-The code is the wall time in milliseconds, modulo 1000 s, with a checksum: 32 black or white squares of 20 px
-in two rows at the top of a grey picture of 320 x 192. Drawing needs no packages, since the system's Python runs it too.
+The code is the wall time in milliseconds, modulo 1000 s (20 bits), with a checksum (12 bits): 32 black or white squares
+of 20 px in two rows at the top of a grey picture of 320 x 192. The checksum tells codes that lost packets mixed.
+Drawing needs no packages, since the system's Python runs it too.
 """
 
 from __future__ import annotations
 
 import random
+import zlib
 from typing import Any
 
 WIDTH, HEIGHT = 320, 192
@@ -20,7 +22,7 @@ _TEXTURE = random.Random(0).randbytes(WIDTH * HEIGHT // 16)
 def draw(unix_ns: int, index: int) -> bytes:
     """Return a grey picture, HEIGHT rows of WIDTH bytes, with the code of `unix_ns`. Below it, a texture moves."""
     value = unix_ns // 1_000_000 % MODULUS_MS
-    word = value << 8 | _checksum(value)
+    word = value << 12 | _checksum(value)
     bits = [255 if word >> (31 - place) & 1 else 0 for place in range(32)]
     rows = b""
     for start in (0, _PER_ROW):
@@ -42,8 +44,8 @@ def read(picture: Any) -> int | None:
         y = place // _PER_ROW * SQUARE_PX + SQUARE_PX // 2
         x = place % _PER_ROW * SQUARE_PX + SQUARE_PX // 2
         word = word << 1 | bool(picture[y, x].max() > 127)
-    value = word >> 8
-    return value if word & 255 == _checksum(value) else None
+    value = word >> 12
+    return value if value < MODULUS_MS and word & 0xFFF == _checksum(value) else None
 
 
 def true_unix_ns(code_ms: int, near_unix_ns: int) -> int:
@@ -56,4 +58,4 @@ def true_unix_ns(code_ms: int, near_unix_ns: int) -> int:
 
 
 def _checksum(value: int) -> int:
-    return (value ^ value >> 8 ^ value >> 16 ^ 0xA5) & 255
+    return zlib.crc32(value.to_bytes(3, "big")) & 0xFFF
