@@ -1,6 +1,7 @@
-"""A camera made of GStreamer's RTSP server, run by the system's Python: gst_camera.py PORT FPS
+"""A camera made of GStreamer's RTSP server, run by the system's Python: gst_camera.py PORT FPS [SLICES]
 
-Serves time-coded pictures as H.264 with a key frame each second at rtsp://127.0.0.1:PORT/live, with sender reports.
+Serves time-coded pictures as H.264 with a key frame each second at rtsp://127.0.0.1:PORT/live, with sender reports. Each
+picture has one slice, or as many as stated.
 Prints "ready".
 """
 
@@ -20,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.chaos.timecode import HEIGHT, WIDTH, draw  # noqa: E402
 
 
-def launch(fps: int) -> str:
+def launch(fps: int, slices: int) -> str:
     """The pipeline of one stream."""
     return (
         f"( appsrc name=pictures is-live=true format=time do-timestamp=true block=false max-buffers=2 leaky-type=2 "
         f"caps=video/x-raw,format=GRAY8,width={WIDTH},height={HEIGHT},framerate={fps}/1 ! videoconvert "
         "! video/x-raw,format=I420 "
-        f"! x264enc tune=zerolatency threads=1 speed-preset=ultrafast key-int-max={fps} bitrate=600 "
+        f"! x264enc tune=zerolatency threads={slices} speed-preset=ultrafast key-int-max={fps} bitrate=600 "
         "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
     )
 
@@ -57,7 +58,7 @@ def main() -> None:
     server.set_address("127.0.0.1")
     server.set_service(sys.argv[1])
     factory = GstRtspServer.RTSPMediaFactory()
-    factory.set_launch(launch(fps))
+    factory.set_launch(launch(fps, int(sys.argv[3]) if len(sys.argv) > 3 else 1))
     factory.set_shared(True)
     factory.connect("media-configure", lambda _, media: feed(media, fps))
     server.get_mount_points().add_factory("/live", factory)

@@ -105,13 +105,16 @@ class Camera:
         fps: pictures a second.
         faults: options of `rtp_camera`; None for GStreamer's server, which sends sender reports.
         direct: without the link, for UDP.
+        slices: of each picture of GStreamer's server.
     """
 
-    def __init__(self, fps: int = 15, faults: Sequence[str] | None = None, *, direct: bool = False) -> None:
+    def __init__(
+        self, fps: int = 15, faults: Sequence[str] | None = None, *, direct: bool = False, slices: int = 1
+    ) -> None:
         port, link_port = free_port(), free_port()
         here = Path(__file__).parent
         if faults is None:
-            arguments = [SYSTEM_PYTHON, str(here / "gst_camera.py"), str(port), str(fps)]
+            arguments = [SYSTEM_PYTHON, str(here / "gst_camera.py"), str(port), str(fps), str(slices)]
         else:
             arguments = [sys.executable, "-m", "benchmarks.chaos.rtp_camera", str(port), "--fps", str(fps), *faults]
         self.fps = fps
@@ -193,34 +196,51 @@ class WatchedSource(LiveSource):
 
 @dataclass(frozen=True)
 class Heard:
-    """A message at its subscriber."""
+    """What a message said; it is not kept itself, so that the memory of a long run is the pipeline's.
 
-    message: PoseMessage
+    Attributes:
+        source: its source.
+        frame: index of its frame.
+        pts_s: its time in the stream.
+        capture_clock: the clock of its capture time.
+        claimed_age_s: age at publishing by the message's own times.
+        true_age_s: age at publishing by the picture's time code; None where it could not be read.
+        sent_ns: moment of publishing on the monotonic clock.
+        received_ns: moment of receipt on the same clock.
+    """
+
+    source: str
+    frame: int
+    pts_s: float | None
+    capture_clock: str
+    claimed_age_s: float
+    true_age_s: float | None
+    sent_ns: int
     received_ns: int
 
-    @property
-    def claimed_age_s(self) -> float:
-        """Age at publishing by the message's own times."""
-        return (self.message.publish_unix_ns - self.message.capture_unix_ns) / 1e9
 
-    @property
-    def true_age_s(self) -> float | None:
-        """Age at publishing by the picture's time code; None where it could not be read."""
-        captured_ns = self._captured_ns()
-        return None if captured_ns is None else (self.message.publish_unix_ns - captured_ns) / 1e9
+def hear(message: PoseMessage) -> Heard:
+    """Note what a message says that has just come."""
+    captured_ns = _captured_ns(message)
+    return Heard(
+        source=message.source,
+        frame=message.frame,
+        pts_s=message.pts_s,
+        capture_clock=message.capture_clock,
+        claimed_age_s=(message.publish_unix_ns - message.capture_unix_ns) / 1e9,
+        true_age_s=None if captured_ns is None else (message.publish_unix_ns - captured_ns) / 1e9,
+        sent_ns=message.capture_monotonic_ns + message.publish_unix_ns - message.capture_unix_ns,
+        received_ns=time.monotonic_ns(),
+    )
 
-    @property
-    def sent_ns(self) -> int:
-        """Moment of publishing on the monotonic clock."""
-        return self.message.capture_monotonic_ns + self.message.publish_unix_ns - self.message.capture_unix_ns
 
-    def _captured_ns(self) -> int | None:
-        for track in self.message.tracks:
-            x, y = track.keypoints_raw[0]
-            if x is not None and y is not None:
-                code_ms = round((x - 10) * 1000) * 1000 + round((y - 10) * 1000)
-                return true_unix_ns(code_ms, self.message.publish_unix_ns)
-        return None
+def _captured_ns(message: PoseMessage) -> int | None:
+    for track in message.tracks:
+        x, y = track.keypoints_raw[0]
+        if x is not None and y is not None:
+            code_ms = round((x - 10) * 1000) * 1000 + round((y - 10) * 1000)
+            return true_unix_ns(code_ms, message.publish_unix_ns)
+    return None
 
 
 class Run:
@@ -270,14 +290,14 @@ class Run:
     def of(self, camera: int) -> list[Heard]:
         """The messages of one camera."""
         name = self.sources[camera].name
-        return [heard for heard in self.heard if heard.message.source == name]
+        return [item for item in self.heard if item.source == name]
 
     def _listen(self) -> None:
         with PoseSubscriber(self.endpoint) as subscriber:
             while not self._over.is_set():
                 received = subscriber.receive(0.2)
                 if received is not None:
-                    self.heard.append(Heard(received.message, time.monotonic_ns()))
+                    self.heard.append(hear(received.message))
 
 
 @contextlib.contextmanager
@@ -341,7 +361,7 @@ def judge(run: Run, camera: int = 0, *, recovered_ns: int | None = None, after_s
 
 def _share(run: Run, camera: int) -> float:
     """Published frames by frames that the engine could have taken: within the budget, and not while it was busy."""
-    published = {item.message.frame for item in run.of(camera)}
+    published = {item.frame for item in run.of(camera)}
     could = done = 0
     free_ns = 0
     for index, at_ns, age_s in run.sources[camera].decoded:

@@ -32,9 +32,10 @@ from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.catch_up import CatchUp
 from pipeline.sources.clock import Arrival, PictureClock
 from pipeline.sources.connect import Connector, RefusedError
+from pipeline.sources.slices import SliceJoiner
 from pipeline.sources.status import SourceStatus
 from pipeline.sources.tap import StreamTap
-from pipeline.sources.video import LazyPicture, RgbConverter, reason, sender_unix_ns
+from pipeline.sources.video import LazyPicture, RgbConverter, live_threads, reason, sender_unix_ns
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class LiveSource(Source):
         opened_ns = time.monotonic_ns()
         container, stream = self._connector.open(self.status)
         with container:
-            stream.thread_type = "SLICE"  # with frame threads, each thread would hold back one picture
+            stream.thread_type = live_threads(stream.codec_context.name)
             stream.codec_context.flags |= CodecFlags.low_delay | CodecFlags.copy_opaque
             self.fps = float(stream.average_rate) if stream.average_rate else self.fps
             self.status.connected()
@@ -144,14 +145,15 @@ class LiveSource(Source):
                 pictures = []
             if pictured:
                 barren_s = time.monotonic()
-            pictured = bool(pictures)
+            whole = [picture for picture in pictures if self._config.keep_damaged or not picture.is_corrupt]
+            self.drops["damaged"] += len(pictures) - len(whole)
+            pictured = bool(whole)
             if not pictured and time.monotonic() - barren_s > self._config.read_timeout_s:
-                codec = stream.codec_context.name
-                return f"{self._label}: packets come, but {codec} gave no picture for {self._config.read_timeout_s:g} s"
+                return self._barren(stream, damaged=bool(pictures))
             decode_s = (time.perf_counter() - started_s) / max(1, len(pictures))
             tap.packet(packet, packet.opaque)
             for picture in pictures:
-                frame = self._frame(picture, decode_s)
+                frame = self._frame(picture, decode_s) if picture in whole else None
                 tap.frame(frame, picture.opaque, picture)
                 if frame is not None:
                     yield frame
@@ -162,7 +164,7 @@ class LiveSource(Source):
 
     def _packets(self, container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
         """Yield packets with their arrival. A late source skips those before the newest key frame."""
-        packets = container.demux(stream)
+        packets, joiner = container.demux(stream), SliceJoiner(stream)
         while True:
             asked_ns = time.monotonic_ns()
             packet = next(packets, None)
@@ -174,9 +176,20 @@ class LiveSource(Source):
             unix_ns, monotonic_ns = now_ns()
             packet.opaque = Arrival(None, monotonic_ns, unix_ns, sender_unix_ns(packet), packet.size)
             waiting = monotonic_ns - asked_ns < self._clock.interval_s / 4 * 1e9
-            yield from self._catch_up.take(packet, waiting=waiting)
+            for whole in joiner.take(packet):
+                yield from self._catch_up.take(whole, waiting=waiting)
             if self._catch_up.skipped:
                 self.drops["skipped to catch up"] = self._catch_up.skipped
+
+    def _barren(self, stream: VideoStream, *, damaged: bool) -> str:
+        """Say that packets come and no picture."""
+        codec, longest_s = stream.codec_context.name, self._config.read_timeout_s
+        if damaged:
+            return (
+                f"{self._label}: every picture is damaged for {longest_s:g} s; check the network and the camera, or take "
+                "them as they are with source.keep_damaged=true"
+            )
+        return f"{self._label}: packets come, but {codec} gave no picture for {longest_s:g} s"
 
     def _frame(self, picture: VideoFrame, decode_s: float) -> Frame | None:
         """Return the frame of a picture; None if it would be older than the previous frame."""

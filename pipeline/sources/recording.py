@@ -42,7 +42,7 @@ from pipeline.recording import (
 from pipeline.sources.base import Source, SourceConfig
 from pipeline.sources.images import read_image
 from pipeline.sources.recording_file import RecordedMessage, RecordingFile
-from pipeline.sources.video import RgbConverter
+from pipeline.sources.video import RgbConverter, live_threads
 
 if TYPE_CHECKING:
     from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
@@ -250,7 +250,7 @@ class RecordingSource(Source):
             )
         decoder = av.CodecContext.create(_CODECS[stream.format], "r")
         assert isinstance(decoder, VideoCodecContext)
-        decoder.thread_type = "SLICE"
+        decoder.thread_type = live_threads(decoder.name)
         decoder.thread_count = self._config.decode_threads
         decoder.flags |= CodecFlags.low_delay
         if stream.colors is not None:

@@ -75,6 +75,15 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def live_threads(codec: str) -> str:
+    """Return the type of threads for a decoder that must not hold pictures back, as frame threads do.
+
+    With slice threads, FFmpeg's H.264 decoder neither conceals nor reports lost slices, and the picture shows whatever
+    its memory held before: pictures that are many seconds old.
+    """
+    return "NONE" if codec == "h264" else "SLICE"
+
+
 def sender_unix_ns(packet: av.Packet[VideoStream]) -> int | None:
     """Return the sender's wall time at the capture of the packet, ns since 1970; None before its first report.
 
