@@ -1,8 +1,7 @@
 """A camera made of GStreamer's RTSP server, run by the system's Python: gst_camera.py PORT FPS [SLICES]
 
-Serves time-coded pictures as H.264 with a key frame each second at rtsp://127.0.0.1:PORT/live, with sender reports. Each
-picture has one slice, or as many as stated.
-Prints "ready".
+Serves time-coded pictures as H.264 with a key frame each second at rtsp://127.0.0.1:PORT/live, with sender reports.
+Each picture has one slice, or as many as stated. Prints "ready".
 """
 
 import sys

@@ -33,7 +33,8 @@ def connected(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; today's warns
     os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that starts here; Ray's 15 starves cameras
     if address == LOCAL:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes an address that others reach for 127.0.0.1
+        # Otherwise Ray replaces 127.0.0.1 with an address that other machines reach.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if not _is_this_machine(address):
         os.environ["RAY_AUTH_MODE"] = "token"
     ray = _library()

@@ -35,8 +35,7 @@ class SourceConfig:
         clock: origin of the capture times. "auto" uses the sender's own clock if the sender reports it and it is right,
             else the stream's clock, else the time of receipt.
         rtsp_transport: "tcp" loses no packets; "udp" is for cameras without TCP.
-        keep_damaged: also take the pictures of a live source that the decoder calls damaged. Where packets were lost they
-            show older pictures.
+        keep_damaged: also take the pictures of a live source that the decoder calls damaged. Parts of them may be old.
         all_frames: of a recording, also infer the frames that were not inferred when it was made.
         recorded_prompts: in a recording, look for what was looked for then; otherwise for the prompts of the run.
         options: more FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.

@@ -186,8 +186,8 @@ class LiveSource(Source):
         codec, longest_s = stream.codec_context.name, self._config.read_timeout_s
         if damaged:
             return (
-                f"{self._label}: every picture is damaged for {longest_s:g} s; check the network and the camera, or take "
-                "them as they are with source.keep_damaged=true"
+                f"{self._label}: every picture was damaged for {longest_s:g} s; check the network and the camera, or "
+                "take damaged pictures with source.keep_damaged=true"
             )
         return f"{self._label}: packets come, but {codec} gave no picture for {longest_s:g} s"
 

@@ -1,8 +1,8 @@
 """Joins the packets of an H.264 picture that FFmpeg split between its slices.
 
 GStreamer's `rtph264pay config-interval=-1` repeats the parameter sets before every slice of a key frame. FFmpeg takes
-them for the beginning of the next picture: a key frame of `x264enc tune=zerolatency` comes as one packet for each slice,
-and every picture until the next key frame refers to a part of it.
+them for the beginning of the next picture. A key frame of `x264enc tune=zerolatency` then comes as one packet for each
+slice, and every picture until the next key frame refers to a part of it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _FIRST_SLICE = re.compile(rb"\x00\x00\x01[\x01\x05\x21\x25\x41\x45\x61\x65](.)",
 class SliceJoiner:
     """Takes the packets of one connection, and yields those to decode.
 
-    No packet waits until a key frame has come in parts. From then on a key frame waits for as many parts as those before
-    it had, or for a packet of another picture. A part that was yielded before is in the next packet again.
+    No packet waits until a key frame has come in parts. From then on a key frame waits for as many parts as earlier ones
+    had, or for a packet of another picture. A part that was yielded is in the next packet again.
     """
 
     def __init__(self, stream: VideoStream) -> None:
