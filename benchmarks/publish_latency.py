@@ -19,6 +19,7 @@ from benchmarks.chaos.subscribers import beside, flood
 from engines.detections import Detections
 from engines.prompts import parse_prompt
 from engines.scores import ScoreScale
+from pipeline.flow.threads import spare_loaded_objects
 from pipeline.flow.tracking import PromptedTracker, ScoreRules
 from pipeline.frames import Frame, FramePoses, FrameTracks, now_ns
 from pipeline.outputs.messages import pose_message
@@ -51,6 +52,7 @@ def measure(messages: int, *, flooded: bool) -> dict[str, object]:
             target=subscribe, args=(publisher.endpoint, messages, sending), daemon=True
         )
         process.start()
+        spare_loaded_objects()  # as `run` does
         while publisher.serve_late_joiners() == 0:
             time.sleep(0.01)
         time.sleep(0.5)

@@ -216,7 +216,7 @@ def run(clip: Path, seconds: float, path: Path | None) -> tuple[dict[str, int], 
     time.sleep(seconds)
     cpu_s = _recorder_cpu_s() - begun_s
     drops = {reason: count - before.get(reason, 0) for reason, count in pipeline.metrics.drops(name).items()}
-    report = pipeline.recording
+    report = pipeline.recordings.report
     if report is not None and report.dropped:
         drops["not recorded"] = sum(report.dropped.values())
     pipeline.stop()

@@ -342,6 +342,7 @@ def _run(
     from engines.engine import Engine
     from pipeline.display import RunDisplay, print_closing
     from pipeline.flow.pipeline import Pipeline
+    from pipeline.flow.threads import spare_loaded_objects
     from pipeline.service.services import Services
 
     only_files = bool(sources) and not any(source.live for source in sources)
@@ -352,6 +353,7 @@ def _run(
     with Services(pipeline) as services, closing(Engine(settings.engine_of_pipeline)) as engine, _Signals() as signals:
         start_s = time.monotonic()
         with RunDisplay(pipeline, Console(stderr=True)) as display:
+            spare_loaded_objects()
             pipeline.start(engine, prompts)
             services.start(engine)
             while not pipeline.wait(_REFRESH_S):

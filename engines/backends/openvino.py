@@ -88,8 +88,14 @@ def core() -> Any:
     The first use of a core gives the thread a stack of its own for signals, which the end of the core unmaps. Where one
     core ends before a later one, the thread is left with the unmapped stack, and its next signal (a Ctrl-C) ends the
     process.
+
+    OpenVINO fills its tables of element types on first use, and lets other Python threads run meanwhile: two requests
+    that are each the first of their thread can then wait for each other for ever. So they are filled here.
     """
-    return import_openvino().Core()
+    openvino = import_openvino()
+    openvino.Type.f32.to_dtype()
+    openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
+    return openvino.Core()
 
 
 @functools.cache
@@ -183,6 +189,7 @@ class _Requests:
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "ENABLE_CPU_PINNING": False,  # every process would take the same cores, from the first one on
             "CACHE_DIR": str(path.parent / "compiled"),
         }
         compiled = core_with_operators().compile_model(str(path), "CPU", options)

@@ -25,6 +25,7 @@ import zmq
 from pipeline.fleet.proxy import listening_socket
 from pipeline.flow.inference import Pending, PoseEngine
 from pipeline.flow.pipeline import Pipeline
+from pipeline.flow.threads import spare_loaded_objects
 from pipeline.outputs.endpoints import is_local
 from pipeline.service.control import ControlServer
 from pipeline.service.operations import EngineFacts, Operations
@@ -131,6 +132,7 @@ class CameraWorker:
         self._pipeline = pipeline = Pipeline(config, hold=True)
         engine = settings.make_engine(config.engine_of_pipeline)
         capacity_fps = measure_fps(engine, settings.prompts)
+        spare_loaded_objects()
         pipeline.start(engine, settings.prompts)
         control = ""
         if config.control.endpoint:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
-from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from pipeline.errors import PipelineError, SourceError
 from pipeline.flow.queues import Lane, Queue, QueueClosed
 from pipeline.flow.roster import Roster
 from pipeline.flow.stages import FlowConfig
+from pipeline.flow.threads import Threads, join
 from pipeline.frames import Frame
 from pipeline.sources import Source
 
 _log = logging.getLogger(__name__)
-
-Spawn = Callable[[str, Callable[[], None]], threading.Thread]
-"""Starts a thread with this name; an error in it ends the pipeline."""
 
 
 class Intake:
@@ -28,28 +24,29 @@ class Intake:
     Args:
         config: sizes of the lanes, and the age budget.
         frames: queue of the decoded frames. It closes with the end of the last source.
-        spawn: starts the thread of a decoder.
+        threads: starts the decoders.
         hold: keep the queue open without sources.
+        session: see `Roster`.
 
     Attributes:
         roster: the sources.
         broken: one sentence for each source that could not be opened or ended with an error.
     """
 
-    def __init__(self, config: FlowConfig, frames: Queue[Frame], spawn: Spawn, *, hold: bool) -> None:
-        self.roster = Roster()
+    def __init__(self, config: FlowConfig, frames: Queue[Frame], threads: Threads, *, hold: bool, session: int) -> None:
+        self.roster = Roster(session)
         self.broken: list[str] = []
         self._config = config
         self._frames = frames
-        self._spawn = spawn
+        self._threads = threads
         self._hold = hold
         self._lock = threading.RLock()
         self._lanes: dict[str, Lane[Frame]] = {}
         self._decoders: list[threading.Thread] = []
         frames.metrics.watch("decode", self.roster.drops)
 
-    def add(self, source: Source) -> bool:
-        """Add a source under a name that no other source has; return whether the name was used before.
+    def add(self, source: Source, session: int | None) -> None:
+        """Add a source under a name that no other source has.
 
         Raises:
             PipelineError: the pipeline has ended.
@@ -62,14 +59,14 @@ class Intake:
                 self._lanes[name] = self._frames.lane(capacity, drop_oldest=source.live)
             except QueueClosed as error:
                 raise PipelineError(f"{name}: the pipeline has ended; start another one") from error
-            return self.roster.add(source)
+            self.roster.add(source, session)
 
     def start(self, source: Source) -> None:
         """Start the decoder of a source that was added."""
         with self._lock:
             lane = self._lanes[source.name]
             self._decoders = [thread for thread in self._decoders if thread.is_alive()]
-            self._decoders.append(self._spawn(f"decode {source.name}", lambda: self._decode(source, lane)))
+            self._decoders.append(self._threads.start(f"decode {source.name}", lambda: self._decode(source, lane)))
 
     def remove(self, name: str) -> None:
         """Stop a source and drop its waiting frames. Its decoder may end later.
@@ -131,11 +128,3 @@ class Intake:
         """Return a name that is not taken. The second `clip` becomes `clip-2`, because names are topics."""
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
         return next(free for free in names if free not in self._lanes)
-
-
-def join(threads: Sequence[threading.Thread], timeout_s: float) -> bool:
-    """Wait for threads for at most `timeout_s`; return whether all have ended."""
-    deadline_s = time.monotonic() + timeout_s
-    for thread in threads:
-        thread.join(max(0.0, deadline_s - time.monotonic()))
-    return not any(thread.is_alive() for thread in threads)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,18 +25,18 @@ from pipeline.config import PipelineConfig
 from pipeline.errors import PipelineError
 from pipeline.flow.drawing import Draw
 from pipeline.flow.inference import Inference, PoseEngine, Prompts
-from pipeline.flow.intake import Intake, join
+from pipeline.flow.intake import Intake
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.newest import Newest
 from pipeline.flow.publishing import Publish, Published
 from pipeline.flow.queues import Queue
 from pipeline.flow.recording import Recordings
 from pipeline.flow.stages import Stage
+from pipeline.flow.threads import Threads, join
 from pipeline.flow.tracking import track
 from pipeline.frames import Frame, FramePoses, FrameTracks
 from pipeline.keys import ServerKeys
 from pipeline.outputs.poses import PoseFile
-from pipeline.outputs.recording import RecordingReport
 from pipeline.outputs.video import VideoFile
 from pipeline.sources import Source, open_source
 from xpose_client.messages import StatusMessage
@@ -77,7 +77,7 @@ class Pipeline:
         video: file for the annotated video. With several sources, or for a source that is added later, it is
             `<stem>.<source><suffix>`.
         hold: go on without sources, until `stop`; otherwise the end of the last source ends the pipeline.
-        record: file for a recording of the whole run; see `start_recording`.
+        record: file for a recording of the whole run.
 
     Attributes:
         config: the settings that it started with.
@@ -85,6 +85,7 @@ class Pipeline:
         hold: whether it goes on without sources.
         metrics: counts and times, while it runs and after.
         newest: the newest published frame of each source.
+        recordings: starts and ends recordings while it runs.
         session: of its messages, ns since 1970; a source that was added again has one of its own.
         stages: the stages after the decoders, first to last, once it has started.
         started_s: `time.monotonic` when the engine was warm and the sources began; None before.
@@ -111,23 +112,30 @@ class Pipeline:
         self.stages: list[Stage[Any, Any]] = []
         self.started_s: float | None = None
         self._rules = config.score_rules
-        self._poses = PoseFile(poses) if poses else None
         self.hold = hold
         self._record = record
-        self._recordings = Recordings(config)
-        self._sessions: dict[str, int] = {}
         self._lock = threading.RLock()
         self._steering = threading.Lock()  # one change of prompts or thresholds at a time
-        self._threads: list[threading.Thread] = []
+        self._threads = Threads(self._abort)
+        self._driving: list[threading.Thread] = []
         self._running = self._stopped = False
-        self._failure: BaseException | None = None
         self._frames: Queue[Frame] = Queue("infer", self.metrics)
         self._drawn: Queue[Published] = Queue("draw", self.metrics)
         self._queues: tuple[Queue[Any], ...] = (self._frames, self._drawn)
-        self._intake = Intake(config.flow, self._frames, self._spawn, hold=hold)
+        self._intake = Intake(config.flow, self._frames, self._threads, hold=hold, session=self.session)
+        self.recordings = Recordings(config, self._intake.roster)
         self._draw = Draw(video, config.video, self._drawn) if video else None
         self._inference: Inference | None = None
-        self._publish: Publish | None = None
+        self._publish = Publish(
+            config.publish,
+            config.flow.age_budget_s,
+            self.metrics,
+            PoseFile(poses) if poses else None,
+            self._intake.roster,
+            self.newest,
+            self.recordings.current,
+            self.keys,
+        )
 
     @property
     def sources(self) -> list[Source]:
@@ -137,12 +145,12 @@ class Pipeline:
     @property
     def endpoint(self) -> str:
         """The address that messages are published on, once it has started; "" for none."""
-        return self._publish.endpoint if self._publish is not None else ""
+        return self._publish.endpoint
 
     @property
     def subscriptions(self) -> int:
         """How many subscriptions to its messages there are."""
-        publisher = None if self._publish is None else self._publish.publisher
+        publisher = self._publish.publisher
         return 0 if publisher is None else publisher.subscriptions
 
     def add(self, address: str | Source, session: int | None = None) -> str:
@@ -156,10 +164,8 @@ class Pipeline:
         """
         source = open_source(address, self.config.source) if isinstance(address, str) else address
         with self._lock:
-            used = self._intake.add(source)
-            self._recordings.attach(source)
-            if session is not None or used:
-                self._sessions[source.name] = session or time.time_ns()
+            self._intake.add(source, session)
+            self.recordings.attach(source)
             if self._running:
                 if self._draw is not None:
                     self._draw.add(source, alone=False)
@@ -176,8 +182,7 @@ class Pipeline:
 
     def statuses(self) -> list[StatusMessage]:
         """How each source is doing at this moment."""
-        publish = self._publish
-        return [] if publish is None else [publish.status_message(source) for source in self.sources]
+        return [self._publish.status_message(source) for source in self.sources]
 
     def newest_of(self, name: str) -> Published | None:
         """The newest published frame of a source; None before the first, and for a source that was removed."""
@@ -219,25 +224,6 @@ class Pipeline:
         """Index of the last frame of each source that was handed to the engine, by the source's name."""
         return {} if self._inference is None else dict(self._inference.submitted)
 
-    def start_recording(self, path: Path) -> None:
-        """Record all sources and all messages from now on, into a new file; each source begins with a key frame.
-
-        Raises:
-            OutputError: the file cannot be created, or the extra `record` is not installed.
-            PipelineError: a recording is going on, or the pipeline has ended.
-        """
-        self._recordings.start(path, self.sources)
-
-    def stop_recording(self) -> RecordingReport | None:
-        """End the recording and return how it went; None where there is none."""
-        return self._recordings.stop(self.sources)
-
-    @property
-    def recording(self) -> RecordingReport | None:
-        """How the recording is doing; None where there is none."""
-        recorder = self._recordings.current()
-        return None if recorder is None else recorder.report
-
     def run(self, engine: PoseEngine, prompts: Sequence[PromptClass]) -> PipelineResult:
         """Start, wait for the end, and return how it went; see `start` and `finish`."""
         self.start(engine, prompts)
@@ -253,25 +239,25 @@ class Pipeline:
             prompts: classes to look for.
         Raises:
             PromptError: as `set_prompts`.
-            OutputError: as `start_recording`.
+            OutputError: as `Recordings.start`.
         """
         live = self.hold or any(source.live for source in self.sources)
         self._inference = Inference(engine, prompts, self.config.flow, warm_up=live)
         if self._record is not None:
-            self.start_recording(self._record)
+            self.recordings.start(self._record)
         if self._draw is not None:
             for source in self.sources:
                 self._draw.add(source, alone=len(self.sources) == 1)
         stages = self._make_stages(self._inference)
         for stage in reversed(stages):
-            self._threads += [self._spawn(stage.input.stage, stage.drive) for _ in range(stage.workers)]
+            self._driving += [self._threads.start(stage.input.stage, stage.drive) for _ in range(stage.workers)]
         self.stages = stages
         for stage in stages:
             stage.input.read.wait()
         with self._lock:
             self._running = True
             self.started_s = time.monotonic()
-            for source in self.sources if self._failure is None else ():
+            for source in self.sources if self._threads.failure is None else ():
                 self._intake.start(source)
 
     def stop(self) -> None:
@@ -282,7 +268,7 @@ class Pipeline:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the end for at most `timeout_s`; return whether the pipeline has ended."""
-        return join(self._threads, timeout_s)
+        return join(self._driving, timeout_s)
 
     def finish(self) -> PipelineResult:
         """Rename the outputs and return how the run ended. Call it after `wait` returned True.
@@ -291,20 +277,20 @@ class Pipeline:
             The error of the stage that failed first. What was written stays under its `.part` name.
         """
         self._intake.join(_DECODER_GRACE_S)
-        self._recordings.close(self.sources)
-        files: list[PoseFile | VideoFile] = [self._poses] if self._poses else []
+        self.recordings.close()
+        files: list[PoseFile | VideoFile] = [self._publish.poses] if self._publish.poses else []
         files += self._draw.files.values() if self._draw else ()
         published = self.metrics.frames_out("publish")
-        if published == 0 and (self._failure is not None or self._intake.broken):
+        if published == 0 and (self._threads.failure is not None or self._intake.broken):
             for file in files:
                 file.discard()
             files = []
-        if self._failure is not None:
+        if self._threads.failure is not None:
             for part in [part for file in files for part in file.keep()]:
                 _log.warning("kept what was written before the failure: %s", part)
-            raise self._failure
+            raise self._threads.failure
         outputs = [path for file in files for path in file.commit()]
-        for report in self._recordings.finished:
+        for report in self.recordings.finished:
             outputs += report.files
             self._intake.broken += [] if report.failure is None else [report.failure]
         return PipelineResult(tuple(outputs), tuple(self._intake.broken), published, self._stopped)
@@ -317,18 +303,6 @@ class Pipeline:
         for queue in (poses, tracks):
             queue.lane(config.flow.stage_queue)
         self._queues = (self._frames, poses, tracks, self._drawn)
-        self._publish = Publish(
-            config.publish,
-            config.flow.age_budget_s,
-            metrics,
-            self._poses,
-            self._intake.roster,
-            self.newest,
-            self.session,
-            self._sessions,
-            self._recordings.current,
-            self.keys,
-        )
         tracking = partial(track, config.make_tracker, lambda: self._rules, self._intake.roster)
         stages: list[Stage[Any, Any]] = [
             Stage(inference, self._frames, poses, inference.workers, counts_itself=True),
@@ -342,24 +316,8 @@ class Pipeline:
             raise PipelineError(f"{what}: the pipeline has not started; call start first")
         return self._inference
 
-    def _spawn(self, name: str, action: Callable[[], None]) -> threading.Thread:
-        def run() -> None:
-            try:
-                action()
-            except BaseException as error:
-                self._fail(error)
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        thread.start()
-        return thread
-
-    def _fail(self, error: BaseException) -> None:
-        """Keep the first failure and stop everything. Frames in the queues are lost."""
-        with self._lock:
-            if self._failure is None:
-                self._failure = error
-            else:
-                _log.debug("after the first failure: %s", error)
+    def _abort(self) -> None:
+        """Stop everything after a failure. Frames in the queues are lost."""
         self._intake.stop()
         for queue in self._queues:
             queue.close(drop_waiting=True)

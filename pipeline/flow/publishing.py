@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,11 +52,9 @@ class Publish:
 
     Args:
         age_budget_s: older live results are dropped, and a live source whose newest picture is older is late.
-        poses: file for the messages; None writes none.
+        poses: file for the messages; None for none.
         roster: the sources whose states are published.
         newest: gets each published frame.
-        session: of the messages, ns since 1970.
-        sessions: session of each source that has one of its own, by name.
         recorder: returns the recording that is going on, if any.
         keys: who may subscribe; None where everybody may who can reach the address.
 
@@ -73,8 +71,6 @@ class Publish:
         poses: PoseFile | None,
         roster: Roster,
         newest: Newest,
-        session: int,
-        sessions: Mapping[str, int],
         recorder: Callable[[], Recorder | None],
         keys: ServerKeys | None = None,
     ) -> None:
@@ -84,12 +80,10 @@ class Publish:
         self._keys = keys
         self._age_budget_s = age_budget_s
         self._metrics = metrics
-        self._poses = poses
+        self.poses = poses
         self._roster = roster
         self._newest = newest
         self._outlets: list[Callable[[Message], None]] = []
-        self._session = session
-        self._sessions = sessions
         self._recorder = recorder
         self._known_recorder: Recorder | None = None
         self._next_beat_s = 0.0
@@ -108,8 +102,8 @@ class Publish:
                 _log.info("publishing on %s", self.endpoint)
                 self._outlets.append(publisher.publish)
             opened.callback(self._end, publisher)
-            if self._poses is not None:
-                self._outlets.append(opened.enter_context(self._poses).write)
+            if self.poses is not None:
+                self._outlets.append(opened.enter_context(self.poses).write)
             for tracked in frames.polled(self._config.beat_s if publisher is None else _LATE_JOINER_WAIT_S):
                 if publisher is not None:
                     publisher.serve_late_joiners()
@@ -147,7 +141,7 @@ class Publish:
 
     def _publish(self, tracked: FrameTracks, recorder: Recorder | None) -> Published:
         source, found = tracked.source, tracked.detections
-        session, skeleton = self._session_of(source), self._skeletons.get(source)
+        session, skeleton = self._roster.session_of(source), self._skeletons.get(source)
         messages: list[Message] = []
         if skeleton is not None and skeleton.session != session:
             del self._seq[source]
@@ -171,9 +165,6 @@ class Publish:
             for put_out in self._outlets:
                 put_out(item)
         return Published(tracked.frame, message, skeleton)
-
-    def _session_of(self, source: str) -> int:
-        return self._sessions.get(source, self._session)
 
     def _beat(self, publisher: Publisher | None) -> None:
         """Publish and record the states of all sources when it is time, and at once where a source was removed."""
@@ -211,7 +202,7 @@ class Publish:
         view = source.status.view(self._age_budget_s if source.live else 0.0)
         return StatusMessage(
             schema=SCHEMA,
-            session=self._session_of(source.name),
+            session=self._roster.session_of(source.name),
             host=boot_id(),
             source=source.name,
             state=view.state,

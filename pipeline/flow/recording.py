@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import msgspec
 
 from pipeline.config import PipelineConfig
 from pipeline.errors import PipelineError
+from pipeline.flow.roster import Roster
 from pipeline.outputs.recording import Recorder, RecordingReport
 from pipeline.outputs.recording_part import Metadata
 from pipeline.recording import CONFIG_METADATA, FORMAT, FORMAT_METADATA, VERSIONS_METADATA, WEIGHTS_METADATA
@@ -29,13 +30,17 @@ _NOT_RECORDED = ("source.options", "control", "monitor")  # what may be secret, 
 class Recordings:
     """At most one recording at a time. All methods are for any thread.
 
+    Args:
+        roster: the sources that are recorded.
+
     Attributes:
         finished: reports of the recordings that ended.
     """
 
-    def __init__(self, config: PipelineConfig) -> None:
+    def __init__(self, config: PipelineConfig, roster: Roster) -> None:
         self.finished: list[RecordingReport] = []
         self._config = config
+        self._roster = roster
         self._lock = threading.Lock()
         self._recorder: Recorder | None = None
         self._closed = False
@@ -44,8 +49,14 @@ class Recordings:
         """The recording that is going on."""
         return self._recorder
 
-    def start(self, path: Path, sources: Iterable[Source]) -> None:
-        """Start a recording of these sources; each begins with its next key frame.
+    @property
+    def report(self) -> RecordingReport | None:
+        """How the recording that is going on is doing; None where there is none."""
+        recorder = self._recorder
+        return None if recorder is None else recorder.report
+
+    def start(self, path: Path) -> None:
+        """Record all sources and all messages from now on, into a new file; each source begins with a key frame.
 
         Raises:
             OutputError: the file cannot be created, or the extra `record` is not installed.
@@ -59,7 +70,7 @@ class Recordings:
             recorder = Recorder(path, self._config.record, recording_metadata(self._config))
             recorder.start()
             self._recorder = recorder
-            for source in sources:
+            for source in self._roster.sources():
                 self.attach(source)
 
     def attach(self, source: Source) -> None:
@@ -68,19 +79,19 @@ class Recordings:
         if recorder is not None:
             source.tap = recorder.tap(source.name, live=source.live)
 
-    def close(self, sources: Iterable[Source]) -> None:
+    def close(self) -> None:
         """End the recording, if there is one, and allow no further ones."""
         with self._lock:
             self._closed = True
-        self.stop(sources)
+        self.stop()
 
-    def stop(self, sources: Iterable[Source]) -> RecordingReport | None:
+    def stop(self) -> RecordingReport | None:
         """End the recording and return how it went; None where there is none."""
         with self._lock:
             recorder, self._recorder = self._recorder, None
             if recorder is None:
                 return None
-            for source in sources:
+            for source in self._roster.sources():
                 source.tap = None
             report = recorder.stop()
             self.finished.append(report)

@@ -19,12 +19,17 @@ _REPORTED_FOR_S = 5.0
 class Roster:
     """Sources by name. All methods are for any thread.
 
+    Args:
+        session: of the messages of each source that was given no other one, ns since 1970.
+
     Attributes:
         removals: number of sources that were removed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, session: int) -> None:
         self.removals = 0
+        self._session = session
+        self._sessions: dict[str, int] = {}
         self._lock = threading.Lock()
         self._sources: dict[str, Source] = {}
         self._leaving: dict[str, tuple[Source, float]] = {}  # with the time when they are forgotten
@@ -32,16 +37,16 @@ class Roster:
         self._removed_ns: dict[str, int] = {}
         self._past_drops: Counter[tuple[str, str]] = Counter()
 
-    def add(self, source: Source) -> bool:
-        """Add a source; it replaces an ended one with its name. Return whether the name was used before."""
+    def add(self, source: Source, session: int | None = None) -> None:
+        """Add a source; it replaces an ended one with its name, and then has a session of its own in any case."""
         with self._lock:
-            used = source.name in self._names
+            if session is not None or source.name in self._names:
+                self._sessions[source.name] = session or time.time_ns()
             self._names.add(source.name)
             ended = self._sources.pop(source.name, None)
             if ended is not None:
                 self._past_drops.update(_drops_of(ended))
             self._sources[source.name] = source
-            return used
 
     def remove(self, name: str) -> Source | None:
         """Remove a source and return it; None if there is none with this name. Its frames so far are gone."""
@@ -53,6 +58,10 @@ class Roster:
                 self._removed_ns[name] = time.monotonic_ns()
                 self.removals += 1
             return source
+
+    def session_of(self, name: str) -> int:
+        """Return the session of a source's messages."""
+        return self._sessions.get(name, self._session)
 
     def sources(self) -> list[Source]:
         """Return every source that was added and not removed, in order; the latest one of each name."""

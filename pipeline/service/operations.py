@@ -109,7 +109,7 @@ class Operations:
 
     def status(self) -> StatusAnswer:
         """How the pipeline is doing at this moment."""
-        pipeline, metrics = self._pipeline, self._pipeline.metrics
+        pipeline, metrics, recording = self._pipeline, self._pipeline.metrics, self._pipeline.recordings.report
         return StatusAnswer(
             versions=_versions(),
             session=pipeline.session,
@@ -123,7 +123,7 @@ class Operations:
             age_percentiles_s=_age_percentiles_s(metrics),
             stage_percentiles_s=_stage_percentiles_s(metrics),
             refused=None if pipeline.keys is None else pipeline.keys.refused,
-            recording=None if pipeline.recording is None else _recording_state(pipeline.recording),
+            recording=None if recording is None else _recording_state(recording),
         )
 
     def categories(self) -> Categories:
@@ -261,8 +261,8 @@ class Operations:
         if Path(name).name != name or not name.isprintable() or len(name) > _LONGEST_NAME or name[0] == ".":
             raise OutputError(f"{name[:40]!r} is not a file name; give one without a folder, such as fault.mcap")
         path = Path(folder).expanduser() / name
-        self._pipeline.start_recording(path if path.suffix == ".mcap" else path.with_name(f"{name}.mcap"))
-        report = self._pipeline.recording
+        self._pipeline.recordings.start(path if path.suffix == ".mcap" else path.with_name(f"{name}.mcap"))
+        report = self._pipeline.recordings.report
         if report is None:
             raise PipelineError("the recording has ended already")
         return RecordingAnswer(_recording_state(report), time.time_ns())
@@ -273,7 +273,7 @@ class Operations:
         Raises:
             PipelineError: there is none.
         """
-        report = self._pipeline.stop_recording()
+        report = self._pipeline.recordings.stop()
         if report is None:
             raise PipelineError("there is no recording to end")
         return RecordingAnswer(_recording_state(report), time.time_ns())

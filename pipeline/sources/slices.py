@@ -24,8 +24,8 @@ _FIRST_SLICE = re.compile(rb"\x00\x00\x01[\x01\x05\x21\x25\x41\x45\x61\x65](.)",
 class SliceJoiner:
     """Takes the packets of one connection, and yields those to decode.
 
-    No packet waits until a key frame has come in parts. From then on a key frame waits for as many parts as earlier ones
-    had, or for a packet of another picture. A part that was yielded is in the next packet again.
+    No packet waits until a key frame has come in parts. From then on a key frame waits until it has as many parts as
+    earlier ones, or for a packet of another picture. A part that was yielded is in the next packet again.
     """
 
     def __init__(self, stream: VideoStream) -> None:

@@ -264,6 +264,39 @@ def test_signal_after_networks_were_closed_does_not_end_the_process(tmp_path: Pa
     assert done.returncode == 0, done.stderr
 
 
+def test_first_requests_of_two_threads_do_not_wait_for_each_other() -> None:
+    """OpenVINO fills tables on first use, and lets other threads run meanwhile; in a process of its own."""
+    script = """
+        import sys, threading
+        import numpy as np
+        from engines.backends.openvino import core, import_openvino
+        openvino = import_openvino()
+        core()
+        sys.setswitchinterval(1e-6)
+        ready = threading.Barrier(4)
+        def ask():
+            ready.wait()
+            openvino.Type.f32.to_dtype()
+            openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=60)  # not for ever
+    assert done.returncode == 0
+
+
+def test_several_processes_do_not_share_one_core(tmp_path: Path) -> None:
+    """Pinned threads of every process would be on the first cores."""
+    library, path = openvino.import_openvino(), tmp_path / "network.xml"
+    taken = library.opset13.parameter([2])
+    library.save_model(library.Model([library.opset13.relu(taken)], [taken]), path)
+    requests = openvino._Requests(path, "fp32", 1, 1)
+    assert not requests._free.get().get_compiled_model().get_property("ENABLE_CPU_PINNING")
+
+
 def test_openvino_has_nothing_to_report_its_use_with() -> None:
     """Its converters would; in a process of its own, since other tests may have imported it."""
     script = """

@@ -117,17 +117,17 @@ def test_recording_that_starts_late_begins_with_a_key_frame_and_the_skeletons(
     pipeline.start(FakeEngine(), [MUG])
     published = pipeline.metrics.frames_out
     wait_until(lambda: published("publish", name) >= 10)
-    pipeline.start_recording(tmp_path / "late.mcap")
+    pipeline.recordings.start(tmp_path / "late.mcap")
     with pytest.raises(PipelineError, match="a recording is going on"):
-        pipeline.start_recording(tmp_path / "second.mcap")
+        pipeline.recordings.start(tmp_path / "second.mcap")
     since = published("publish", name)
     wait_until(lambda: published("publish", name) >= since + 40)
-    report = pipeline.stop_recording()
+    report = pipeline.recordings.stop()
     assert report is not None
     assert not report.active
     assert report.failure is None
     assert report.packets >= 10
-    assert pipeline.recording is None
+    assert pipeline.recordings.report is None
     stopped(pipeline)
     found = messages_of(tmp_path / "late.mcap")
     first = found[f"video/{name}"][0]
@@ -190,7 +190,7 @@ def test_failure_of_the_recording_leaves_the_run_alone(tmp_path: Path, monkeypat
 
     pipeline = make_pipeline(poses=tmp_path / "poses.jsonl")
     pipeline.add(str(plain_video(tmp_path / "clip.mp4")))
-    pipeline.start_recording(tmp_path / "out.mcap")
+    pipeline.recordings.start(tmp_path / "out.mcap")
     monkeypatch.setattr(recording_part.os, "write", full)
     result = run(pipeline)
     assert len(lines_of(tmp_path / "poses.jsonl")) == 30
