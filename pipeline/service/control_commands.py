@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xpose_client.control import Control
     from xpose_client.control_messages import ExampleImage, PromptState, StatusAnswer
 
-Keys = Annotated[Path | None, typer.Option(help="Key file of this client, where the pipeline uses keys.")]
+Keys = Annotated[Path | None, typer.Option(help="Key file of this client, if the pipeline uses keys.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Longest wait for the answer, in seconds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 _TIMEOUT_S = 10.0
@@ -125,7 +125,7 @@ def thresholds(
     timeout: Timeout = _TIMEOUT_S,
     json: Json = False,
 ) -> None:
-    """Change which detections count; what is not given stays."""
+    """Change which detections count. A threshold that is not given stays as it is."""
     if score is doubtful is nms_iou is None:
         raise ConfigError("thresholds: nothing to change; give --score, --doubtful or --nms-iou")
     with _open(context, keys, timeout) as client:
@@ -194,7 +194,7 @@ def stop_recording(
 
 @control.command()
 def stop(context: typer.Context, keys: Keys = None, timeout: Timeout = _TIMEOUT_S) -> None:
-    """End the pipeline; what is under way still goes through."""
+    """End the pipeline. Frames that were given to the engine before are still published."""
     with _open(context, keys, timeout) as client:
         answer = client.stop()
     standard_output.write(f"stopping since {_clock(answer.from_unix_ns)}\n")
@@ -205,7 +205,7 @@ def keys(
     client: Annotated[list[str] | None, typer.Option(help="Make keys for this client; give several times.")] = None,
     revoke: Annotated[list[str] | None, typer.Option(help="Shut this client out; give several times.")] = None,
 ) -> None:
-    """Make keys for the publisher and the control socket, and say who may connect."""
+    """Make keys for the publisher and the control socket, and choose which clients may connect."""
     from pipeline import keys as files
 
     if revoke:
@@ -234,7 +234,7 @@ def _example(image: Path, annotation: Path) -> ExampleImage:
 
 
 def _lists_in(words: str) -> dict[str, bytes]:
-    """Contents of the .toml files that a prompt names, by the name that follows the @."""
+    """Return the contents of the .toml files in a prompt, by the name that follows the @."""
     from engines.errors import PromptError
 
     contents: dict[str, bytes] = {}
@@ -282,7 +282,7 @@ def _print_status(answer: StatusAnswer, console: Console) -> None:
 
 
 def _plain(text: str) -> Any:
-    """Text that rich does not read as markup."""
+    """Return text in which rich does not interpret markup."""
     from rich.text import Text
 
     return Text(text)
