@@ -37,7 +37,7 @@ def prompts_of(
         ConfigError: `prompt_from` has another value.
         PromptError: the words or examples cannot be used, or exceed the capacity.
     """
-    from engines.errors import CapacityError
+    from engines.errors import CapacityError, shortened
     from engines.prompts import parse_prompt
     from engines.skeletons import load_skeleton
 
@@ -45,7 +45,7 @@ def prompts_of(
     for modality in (object_from, keypoints_from or object_from):
         if modality not in ("example", "text", "mean"):
             raise ConfigError(
-                f"--prompt-from {prompt_from}: give example, text or mean, or two of them as in text/example"
+                f"--prompt-from {shortened(prompt_from)}: give example, text or mean, or two of them as in text/example"
             )
     try:
         return parse_prompt(
