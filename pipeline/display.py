@@ -35,7 +35,8 @@ _LOG_EVERY_S = 30.0
 class RunDisplay:
     """Shows the progress of a pipeline; call `update` several times a second.
 
-    A terminal shows one bar per source. Without a terminal, one line is logged every `_LOG_EVERY_S` seconds.
+    A terminal shows one bar per source. Without a terminal, one line is logged every `_LOG_EVERY_S` seconds. If
+    there are no sources, this is logged once.
     """
 
     def __init__(self, pipeline: Pipeline, console: Console) -> None:
@@ -44,6 +45,7 @@ class RunDisplay:
         self._progress = _progress(console) if console.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
         self._logged_s = time.monotonic()
+        self._said_none = False
 
     def __enter__(self) -> Self:
         if self._progress is not None:
@@ -60,10 +62,13 @@ class RunDisplay:
         """Show the progress of each source, its rate, the age of its last frame, and the dropped frames."""
         sources = list(self._pipeline.sources)
         if self._progress is None:
+            self._said_none = self._said_none and not sources
             if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
                 self._logged_s = time.monotonic()
                 facts = [f"{source.name}: {self._facts(source)}" for source in sources]
-                _log.info("%s", "; ".join(facts) or "no sources yet")
+                if facts or not self._said_none:
+                    _log.info("%s", "; ".join(facts) or "there are no sources; waiting for one to be added")
+                self._said_none = not facts
             return
         for source in sources:
             if source.name not in self._tasks:

@@ -179,6 +179,16 @@ def make_keys(folder: Path, clients: Sequence[str]) -> list[Path]:
     return written
 
 
+def clients_of(folder: Path) -> dict[str, Path | None]:
+    """Return the allowed clients of a key folder, each with its key file; None where that is not in the folder.
+
+    Raises:
+        KeyFileError: the list cannot be read, or others can read it.
+    """
+    paths = {name: folder / f"{name}.key" for name in _listed(folder)}
+    return {name: path if path.exists() else None for name, path in paths.items()}
+
+
 def revoke(folder: Path, names: Sequence[str]) -> None:
     """Remove clients from the allow-list, and remove their key files if these are still in the folder.
 

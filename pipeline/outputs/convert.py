@@ -108,6 +108,7 @@ def convert(lines: PoseLines, kind: str, path: Path) -> None:
         raise OutputError(f"--to {kind}: give one of {', '.join(FORMATS)}")
     if lines.path.resolve() == path.resolve():
         raise OutputError(f"--out {path}: this is the file that is read; choose another name")
+    next(_decoded(lines.path, PoseMessage), None)  # refuse another kind of file before anything is written
     file = PartFile(path)
     file.create()
     file.close()  # HDF5 wants the lock for itself
@@ -304,7 +305,12 @@ def _frame_key(message: PoseMessage) -> tuple[int, str, int]:
     return message.session, message.source, message.frame
 
 
-def _decoded(path: Path, kind: type[msgspec.Struct]) -> Iterator[Any]:
+def _decoded(path: Path, kind: type[PoseMessage | SkeletonMessage]) -> Iterator[Any]:
+    """Yield the lines of a file that `--poses` wrote.
+
+    Raises:
+        OutputError: the file cannot be read, or a line is not of this kind.
+    """
     decoder = msgspec.json.Decoder(kind)
     try:
         with path.open("rb") as file:
@@ -312,9 +318,15 @@ def _decoded(path: Path, kind: type[msgspec.Struct]) -> Iterator[Any]:
                 try:
                     yield decoder.decode(line)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    if number == 1:
+                        raise OutputError(
+                            f"{path}: is not a file that --poses wrote, its first line is not a {kind.__name__}; give "
+                            "the .jsonl file of a run"
+                        ) from error
                     raise OutputError(f"{path}, line {number}: is not a {kind.__name__} ({error})") from error
     except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror}); give a file that --poses wrote") from error
+        hint = "give" if kind is PoseMessage else "it belongs beside the poses, as"
+        raise OutputError(f"{path}: cannot be read ({error.strerror}); {hint} a file that --poses wrote") from error
 
 
 def _library(name: str) -> Any:
