@@ -1,10 +1,10 @@
-"""Publish to receipt, the C++ client beside the Python client on the same messages.
+"""Time from publishing to the decoded message, for the C++ client and the Python client on the same messages.
 
     python -m benchmarks.client_latency [--messages 2000]
 
-Both clients run as processes of their own and subscribe to the same publisher on tcp://127.0.0.1, which sends 200
-messages per second with ten people each. A message is stamped just before it is sent; its delay is its age on receipt,
-decoded. The goal is a 99th percentile of the C++ client that is at most that of the Python client. Needs CMake, a C++
+Each client runs in its own process. Both subscribe to the same publisher on tcp://127.0.0.1, which sends 200 messages
+per second with ten people each. A message is stamped just before it is sent; its delay is its age when it was decoded.
+The goal is that the 99th percentile of the C++ client is at most that of the Python client. Needs CMake, a C++
 compiler, cppzmq and msgpack-c.
 """
 

@@ -1,8 +1,8 @@
-"""Every clip of a folder through the command line: ends well, with as many lines as the file has frames.
+"""Runs every clip of a folder through the command line: it must end well and write one line per frame of the file.
 
     python -m benchmarks.clips ../shared/data/videos --out out/clips [--prompt person] [--weights FILE] [--video]
 
-Each clip runs as a user would run it, in a process of its own; frames are counted beside it by decoding with PyAV.
+Each clip runs in its own process, as a user would run it. The frames of the file are counted by decoding with PyAV.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Prompt changes by the control socket: how long the answer takes, and from which frame on they hold.
+"""Prompt changes by the control socket: how long the answer takes, and which frame is the first with the new prompt.
 
     python -m benchmarks.control [--changes 100] [--model nano] [--record]
 
-A pipeline with a drawn live source, and a caller that is a process of its own. Measured is the time from the request to
-its answer: for questions, for words that were encoded before, and for words that are new (in an empty cache). The time
-of the encoding itself is measured inside and told apart. Goals: 5 ms with cached words, 50 ms plus the encoding with
-new ones, and no frame with the old prompts among those that were given to the engine after the answer.
+A pipeline has a drawn live source, and the client runs in its own process. The time from the request to its answer is
+measured for questions, for words that were encoded before, and for new words (in an empty cache). The time of the
+encoding is measured separately. Goals: 5 ms with cached words, 50 ms plus the encoding with new words, and no frame
+with the old prompts among the frames that were given to the engine after the answer.
 """
 
 from __future__ import annotations

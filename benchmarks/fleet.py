@@ -1,4 +1,4 @@
-"""Many files and many machines, as far as one machine of two cores can tell.
+"""Many files and many machines: the measurements that one machine with two cores allows.
 
     python -m benchmarks.fleet [--only proxy,actor,move,batch,simulation] [--seconds 60] [--repeats 3] [--short]
 
@@ -9,7 +9,8 @@
     simulation  1,000 cameras on 50 GPU nodes (benchmarks.fleet_simulation), with the figures of this run
 
 Goals: p99 below 5 ms through the proxy; two workers at least 1.6 × one process with one thread, and not below one with
-all threads; Ray's share of a file at most 5 %. `--short` only shows that everything runs; its figures mean nothing.
+all threads; overhead of Ray at most 5 % of the time of a file. `--short` only shows that everything runs; its figures
+mean nothing.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What half precision does to the shipped model: drift in pixels, and average precision, against float32.
+"""Effect of half precision on the shipped model: drift in pixels, and average precision, compared with float32.
 
     python -m benchmarks.half_nano --data CACHES [--images 100] [--weights FILE]
 
-Half precision is emulated rounding of the exported graph (`benchmarks.half_emulation`), as `engines.precision` places
-it, and with the sampling locations rounded as well. Images are the first of the synthetic test set and of LSP-extended
-val (caches of `training.data.build`); drift is in pixels of the network's input, over all detections that score more
-than `engines.parity.COMPARED_SCORE`, ranks free.
+Half precision is emulated by rounding in the exported graph (`benchmarks.half_emulation`): once where
+`engines.precision` uses half precision, and once with the sampling locations rounded, too. Images are the first of the
+synthetic test set and of LSP-extended val (caches of `training.data.build`). Drift is in pixels of the network's input,
+over all detections that score more than `engines.parity.COMPARED_SCORE`; their order by score may differ.
 """
 
 import argparse

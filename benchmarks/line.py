@@ -1,4 +1,4 @@
-"""The pipeline's own cost: a file through all stages with an engine that returns at once, against PyAV alone.
+"""The pipeline's own cost: a file through all stages with an engine that returns at once, compared with PyAV alone.
 
     python -m benchmarks.line [--frames 1500] [--repeats 5]
 

@@ -1,14 +1,14 @@
-"""What the monitor costs the pipeline, and how late its pictures are.
+"""Loss of frame rate by the monitor, and the delay of its pictures.
 
     python -m benchmarks.monitor [--pairs 10] [--seconds 6] [--record]
 
-One pipeline with nano reads frames from memory as fast as it can. Its rate is counted in rounds of three periods: no
-monitor, a monitor that nobody looks at, a monitor with one viewer. The viewer is a bare WebSocket client in a process
-of its own on the same cores. The order changes from round to round, and each period is compared with the one without a
-monitor of its own round. The goal is at most 5 % of the rate with a viewer, and nothing without.
+One pipeline with nano reads frames from memory as fast as it can. Its rate is measured in rounds of three periods: no
+monitor, a monitor without viewers, a monitor with one viewer. The viewer is a minimal WebSocket client in its own
+process on the same cores. The order of the periods changes from round to round, and each period is compared with the
+one without a monitor in the same round. The goal is a loss of at most 5 % with a viewer, and no loss without.
 
-The delay is the time from making a message until its picture and message have reached the viewer, that is what the page
-adds to the message's own age. The goal is at most 100 ms.
+The delay is the time from making a message until its picture and message have reached the viewer. This is the time that
+the page adds to the message's own age. The goal is at most 100 ms.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What right and broken engines differ from PyTorch by, to set the limits of the parity gate.
+"""Distance of correct and of broken engines from PyTorch, to set the limits of the parity gate.
 
     python -m benchmarks.parity_limits [--scenes 400] [--photos FILE.zip] [--record]
 
 Runs the shipped nano on synthetic scenes that no training set contains, on the gate's own images and on photos, as:
 
 * "fp32": other code for the same arithmetic;
-* "fp16": `engines.precision`'s placement with every tensor rounded (`benchmarks.half_emulation`);
-* "bf16": the same placement in bfloat16, by PyTorch;
-* "bf16 everywhere": OpenVINO's bfloat16, on processors that are fast in it;
+* "fp16": half precision where `engines.precision` uses it, with every tensor rounded (`benchmarks.half_emulation`);
+* "bf16": bfloat16 in the same places, by PyTorch;
+* "bf16 everywhere": OpenVINO's bfloat16, on processors that are fast with it;
 * "tf32": float32 with the inputs of every product rounded to 10 bits of mantissa;
 * engines that are broken on purpose (`BROKEN`).
 
-Each row has the figures over all images, and the range over parts as large as the gate's own set of images.
+Each row has the figures over all images, and the range over subsets as large as the gate's own set of images.
 """
 
 import argparse

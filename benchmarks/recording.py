@@ -1,12 +1,14 @@
-"""What a recording costs, how large it is, and how fast it is replayed.
+"""Cost and size of a recording, and the rate of `replay`.
 
     python -m benchmarks.recording [--seconds 30] [--minutes 10]
 
-A camera of 1080p30 in H.264, about 4 Mbit/s, is played over TCP by a process of its own and recorded while an engine
-that takes no time finds one person in every picture. The cost is CPU time: that of the recorder's thread, and what the
-decoding and publishing threads spend for it. The run is repeated without a recording, to compare the dropped frames.
+Another process plays a camera of 1080p30 in H.264, about 4 Mbit/s, over TCP. It is recorded while an engine that takes
+no time finds one person in every picture. The cost is CPU time: that of the recorder's thread, and the time that the
+decoding and publishing threads spend on the recording. The run is repeated without a recording, to compare the dropped
+frames.
 
-`replay --rate 0` is measured on a recording of that camera with its messages, ten minutes long, at the publisher.
+The rate of `replay --rate 0` is measured at the publisher, on a recording of ten minutes of this camera with its
+messages.
 
 The goals are 3 % of a core and no dropped frame; 1.02 times the packets plus messages; 20,000 messages/s.
 """

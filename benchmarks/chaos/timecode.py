@@ -1,7 +1,8 @@
-"""A time code that a camera draws into its pictures, so that the true age is known whatever a protocol says.
+"""A time code that a camera draws into its pictures, so that their true age is known.
 
 The code is the wall time in milliseconds, modulo 1000 s, with a checksum: 32 black or white squares of 20 px
-in two rows at the top of a grey picture of 320 x 192. Drawing needs no packages, since the system's Python runs it too.
+in two rows at the top of a grey picture of 320 x 192. Drawing needs no packages, because the system's Python runs it,
+too.
 """
 
 from __future__ import annotations

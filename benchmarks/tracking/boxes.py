@@ -1,4 +1,4 @@
-"""Ours and the peers on MOT17 and DanceTrack, the same detections, whole and thinned."""
+"""Our tracker and the peers on MOT17 and DanceTrack, with the same detections: all frames, and a part of them."""
 
 from __future__ import annotations
 
