@@ -3,9 +3,9 @@
     python -m benchmarks.prompt_capacity [--record]
 
 The operations of a compiled engine depend on its capacity, not on the prompts. The engine that a person needs is built
-by `build-engine --classes 1 --keypoints 17`. All capacities of `engines.capacity` are counted in their order, the cheapest
-first, up to the default of 8 classes and 68 keypoints. PyTorch's `FlopCounterMode` counts the operations on tensors
-without contents; a multiplication and an addition count as two.
+by `build-engine --classes 1 --keypoints 17`. All capacities of `engines.capacity` are counted in their order, the
+cheapest first, up to the default of 8 classes and 68 keypoints. PyTorch's `FlopCounterMode` counts the operations on
+tensors without contents; a multiplication and an addition count as two.
 """
 
 import argparse
