@@ -116,7 +116,7 @@ def publish(socket: "zmq.Socket[bytes]", subscriptions: int, messages: int) -> N
 
 
 def row(name: str, output: Path, messages: int) -> dict[str, object]:
-    """Return the percentiles of one client; the first tenth warms up and is left out."""
+    """Return the percentiles of one client, without the first tenth, which is a warm-up."""
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     delays_ms = np.array([line["age_s"] * 1000 for line in lines if "age_s" in line])[messages // 10 :]
     p50, p95, p99 = (round(float(np.percentile(delays_ms, percent)), 3) for percent in (50, 95, 99))

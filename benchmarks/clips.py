@@ -20,7 +20,7 @@ SUFFIXES = {".mp4", ".avi", ".mkv", ".mov"}
 
 
 def run_clip(clip: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Run one clip and count what came out; returns a row."""
+    """Run one clip and count the messages; return a row."""
     poses = options.out / f"{clip.stem}.jsonl"
     command = [sys.executable, str(REPOSITORY / "run_pipeline.py"), "run", "--source", str(clip)]
     command += ["--prompt", options.prompt, "--poses", str(poses)]
@@ -45,7 +45,7 @@ def run_clip(clip: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run every clip, print and record; exit 1 if one of them went wrong."""
+    """Run every clip, print and record; exit with 1 if a clip failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/clips"))

@@ -41,7 +41,7 @@ CACHED_WORDS = ("person", "dog", "person,dog", "cow")
 
 
 class TimedEngine(Engine):
-    """An engine that notes how long each change of prompts took inside it."""
+    """An engine that records the duration of each change of prompts."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
@@ -56,7 +56,7 @@ class TimedEngine(Engine):
 
 
 class Camera(Source):
-    """Ten drawn frames, again and again, 30 a second."""
+    """A live source that repeats ten drawn frames, 30 per second."""
 
     live = True
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def measure(config: EngineConfig, changes: int, folder: Path) -> list[dict[str, object]]:
-    """Run the pipeline while another process asks it; return the rows."""
+    """Run the pipeline while another process sends requests to it; return the rows."""
     prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
     endpoint = f"ipc://{folder}/control"
     poses = folder / "poses.jsonl"
@@ -152,13 +152,13 @@ def ask(endpoint: str, changes: int, new_words: Sequence[str], report: Connectio
 
 
 def _words_of(engine: Engine) -> list[str]:
-    """Single categories that the model knows and that nobody has encoded yet."""
+    """Categories that the model knows and that were not encoded yet, one per prompt."""
     known = [name for name in engine.categories or () if name not in ("person", "dog", "cow")]
     return known[:10] or ["horse", "sheep", "cow", "hand", "face"]
 
 
 def _stale(poses: Path, after: Sequence[tuple[int, int]]) -> int:
-    """Count the frames that carry an older prompt than the answers promise."""
+    """Count the frames that have an older prompt than the answers say."""
     import msgspec
 
     lines = [msgspec.json.decode(line) for line in poses.read_bytes().splitlines()]

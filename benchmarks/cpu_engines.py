@@ -66,7 +66,7 @@ class InductorBackend:
         return FinishedPoses(raw_poses(results, batch.placements))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Measured:
 
 
 def makers(model: XPose, shape: EngineShape, folder: Path) -> dict[str, Callable[[], Backend]]:
-    """Return what makes each engine, nothing of it kept from an earlier run."""
+    """Return a function for each engine that makes it, without anything cached from an earlier run."""
 
     def openvino(precision: str) -> Backend:
         path = folder / precision / "engine.onnx"

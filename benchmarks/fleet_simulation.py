@@ -93,7 +93,7 @@ def _spread(cameras: dict[str, Camera], capacity_fps: float) -> Spread:
 
 
 def _year(figures: Figures, rng: random.Random) -> Row:
-    """A hundred years of independent failures: how many nodes are down at once, how long cameras are dark."""
+    """Simulate 100 years of independent failures: how many nodes are down at once, and for how long cameras stop."""
     years = 100
     events: list[tuple[float, int]] = []
     for _ in range(NODES):
@@ -118,7 +118,7 @@ def _year(figures: Figures, rng: random.Random) -> Row:
 
 
 def _supervisor(cameras: dict[str, Camera]) -> Row:
-    """Time that the supervisor needs for the decisions of a fleet of this size; measured here."""
+    """Measure the time that the supervisor needs for the decisions of a fleet of this size."""
     spread = _spread(cameras, 400.0)
     beats = [_status(name, stay.session) for name, stay in spread.stays.items()]
     begun_s = time.perf_counter()

@@ -38,7 +38,7 @@ from training.predict import Found
 
 
 class EmulatedBackend:
-    """Runs the graph of a half-precision engine with its roundings, on the CPU, one image at a time."""
+    """Runs the graph of a half-precision engine with its rounding, on the CPU, one image at a time."""
 
     def __init__(self, model: XPose, shape: EngineShape, round_also: frozenset[str] = frozenset()) -> None:
         self.input_hw: tuple[int, int] | None = shape.input_hw
@@ -60,7 +60,7 @@ class EmulatedBackend:
             return FinishedPoses(raw_poses(self._emulation.run(*inputs), batch.placements))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
 
 def found_in(raw: RawPoses, names: Sequence[str], image_HW3: NDArray[np.uint8]) -> Found:

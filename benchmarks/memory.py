@@ -33,7 +33,7 @@ ENDPOINT = "ipc:///tmp/xpose-memory-benchmark"
 
 
 class Pixels(Source):
-    """Frames of 640 x 480, each an array of its own."""
+    """Frames of 640 x 480 px; each has its own array."""
 
     def __init__(self, frames: int) -> None:
         super().__init__("pixels")
@@ -46,7 +46,7 @@ class Pixels(Source):
 
 
 class Crowd:
-    """Ten people who walk, jitter, and are replaced by others now and then; reads the memory on the way."""
+    """An engine that finds ten people who walk, jitter, and are sometimes replaced; it also reads the memory."""
 
     batch = in_flight = 1
     on_gpu = takes_nv12 = False

@@ -44,7 +44,7 @@ _WHAT = {"idle": "a monitor that nobody looks at", "viewer": "a monitor with one
 
 
 class Endless(Source):
-    """Drawn frames from memory, again and again, none lost."""
+    """A source of drawn frames from memory, repeated without end; no frame is lost."""
 
     def __init__(self, count: int = 60) -> None:
         super().__init__("drawn")
@@ -123,7 +123,7 @@ def period(pipeline: Pipeline, operations: Operations, kind: str, period_s: floa
 
 
 def cost_row(kind: str, rates: dict[str, list[float]]) -> dict[str, object]:
-    """How much slower the pipeline was than without a monitor."""
+    """Return by how much the pipeline was slower than without a monitor."""
     costs = [1 - rate / free for rate, free in zip(rates[kind], rates["none"], strict=True)]
     return {
         "what": f"cost of {_WHAT[kind]}, as a share of the pipeline's rate",
@@ -137,7 +137,7 @@ def cost_row(kind: str, rates: dict[str, list[float]]) -> dict[str, object]:
 
 
 def delay_row(delays_ms: list[float]) -> dict[str, object]:
-    """What the page adds to a message's age."""
+    """Return the delay that the page adds to a message's age."""
     p50, p95, p99 = (round(float(np.percentile(delays_ms, percent)), 1) for percent in (50, 95, 99))
     return {
         "what": "from the message to the viewer, beyond the message's own age, 640 x 480",

@@ -31,7 +31,7 @@ GOAL = 30.0
 
 
 class Measured:
-    """One engine and what its runs of the pipeline gave."""
+    """One engine and the results of its runs."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))

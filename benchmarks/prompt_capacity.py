@@ -29,7 +29,7 @@ SIZES = {"nano": None, "swin-t": (800, 1344)}
 
 @register_flop_formula(torch.ops.xpose.ms_deform_attn)
 def _deform_attn_flops(value: Any, reference: Any, offsets: Any, logits: Any, sizes: str, *_: Any, **__: Any) -> int:
-    """Four corners of each point: a product and a sum for each channel."""
+    """Count the operations of the sampling: for four corners of each point, a product and a sum per channel."""
     batch, queries, heads, levels, points, _two = offsets
     return int(batch * queries * heads * levels * points * value[3] * 4 * 2)
 

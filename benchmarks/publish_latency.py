@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(messages: int, *, flooded: bool) -> dict[str, object]:
-    """Measure one row; `flooded`: while another process subscribes and unsubscribes as fast as it can."""
+    """Measure one row. With `flooded`, another process subscribes and unsubscribes as fast as it can."""
     receiving, sending = multiprocessing.Pipe(duplex=False)
     with Publisher(PublishConfig("tcp://127.0.0.1:*")) as publisher:
         process = multiprocessing.get_context("spawn").Process(
@@ -104,7 +104,7 @@ def publish(publisher: Publisher, messages: int) -> int:
 
 
 def subscribe(endpoint: str, messages: int, report: Connection) -> None:
-    """Receive, and report the age of each message in milliseconds; the first tenth warms up and is left out."""
+    """Receive, and report the age of each message in milliseconds, without the first tenth, which is a warm-up."""
     ages_ms = []
     with PoseSubscriber(endpoint) as subscriber:
         for _ in range(messages):

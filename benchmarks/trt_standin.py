@@ -16,7 +16,7 @@ from benchmarks._record import record
 
 
 def rows_of(network: str, precision: str, count: int, swin_t_hw: tuple[int, int]) -> list[dict[str, Any]]:
-    """Convert one kind of network in a process of its own."""
+    """Convert one kind of network in its own process."""
     from tests.trt_standin import run_offline
 
     arguments = [network, precision]
