@@ -129,7 +129,7 @@ def run_step(name: str, command: Sequence[str], limit_s: float, report: Report) 
 
 
 def run_all(report: Report, total_s: float = TOTAL_S) -> None:
-    """Run every step within `total_s`; a step that no time is left for leaves a row."""
+    """Run every step within `total_s`. If no time is left for a step, a row says so."""
     deadline = time.monotonic() + total_s
     with tempfile.TemporaryDirectory() as scratch:
         for name, limit_s in LIMITS_S.items():

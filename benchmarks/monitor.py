@@ -40,7 +40,7 @@ DELAY_GOAL_MS = 100.0
 _SETTLE_S = 1.0
 _WARM_FRAMES = 20
 _KINDS = ("none", "idle", "viewer")
-_WHAT = {"idle": "a monitor that nobody looks at", "viewer": "a monitor with one viewer"}
+_WHAT = {"idle": "a monitor without viewers", "viewer": "a monitor with one viewer"}
 
 
 class Endless(Source):

@@ -19,7 +19,7 @@ PEERS_SCRIPT = Path(__file__).with_name("peers.py")
 
 
 def track_boxes(sequence: BoxSequence, config: TrackerConfig) -> dict[int, tuple[np.ndarray, Floats]]:
-    """Run our tracker from a cold start; the measured tracks of each frame, like the peers'."""
+    """Run our tracker from a cold start; return the measured tracks of each frame, as the peers do."""
     tracker = Tracker(config)
     results = {}
     for frame in sequence.frames:

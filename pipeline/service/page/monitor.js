@@ -29,7 +29,7 @@ const watcher = new IntersectionObserver((entries) => {
   look();
 });
 
-/** Ask for the pictures that can be seen; a page in the background asks for none. */
+/** Ask for the pictures of the visible tiles; a page in the background asks for none. */
 function look() {
   const seen = document.hidden ? [] : [...tiles.keys()].filter((name) => visible.has(name));
   for (const [name, tile] of tiles) if (!seen.includes(name)) tile.pause();
