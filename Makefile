@@ -1,4 +1,4 @@
-# Two commands need nothing but Python 3.11 and a C compiler: `make demo` and `make test`.
+# Two commands need nothing but Python 3.11 and a C++ compiler: `make demo` and `make test`.
 PYTHON ?= python3.11
 # Where pip finds the CPU build of PyTorch, for example PyTorch's public CPU index; empty: pip's own configuration.
 TORCH_INDEX_URL ?=

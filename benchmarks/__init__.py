@@ -1,1 +1,1 @@
-"""One script per claim; each writes rows with commit, machine and versions to `benchmarks/results/`."""
+"""Benchmarks: one script per claim. Each writes rows with commit, machine and versions to `benchmarks/results/`."""

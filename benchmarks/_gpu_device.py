@@ -1,4 +1,4 @@
-"""What the GPU benchmark needs of a device: its properties, a clock and CUDA graphs. Tests put a fake in its place."""
+"""The device of the GPU benchmark: its properties, a clock and CUDA graphs. Tests replace it by a fake."""
 
 from collections.abc import Callable
 from typing import Protocol

@@ -25,7 +25,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured; the defaults are those of the published numbers.
+    """Sizes of the measurements. The published figures use the defaults.
 
     Attributes:
         levels: (height, width) of the pyramid of a Swin-T at `input_hw`, in cells.
@@ -38,7 +38,7 @@ class Sizes:
         networks: configurations by name.
         blocks_per_processor: launch bounds to compare.
         picture_hw: height and width of the pictures that go through the slots, px.
-        slot_frames: how many of them.
+        slot_frames: number of these pictures.
     """
 
     input_hw: tuple[int, int] = (800, 1344)
@@ -138,11 +138,11 @@ def accuracy_step(device: Device, sizes: Sizes) -> Iterator[Row]:
 
 
 def kernel_step(device: Device, sizes: Sizes) -> Iterator[Row]:
-    """Time the kernel beside grid sampling and beside the bytes that it must move.
+    """Time the kernel, and compare it with grid sampling and with a lower bound from the bytes that it must move.
 
-    The bound is the time in which this GPU's second-level cache can hand out the bytes gathered, or its memory the
-    bytes that must move once, whichever is longer. Both bandwidths are those of copies timed in the same run, reads and
-    writes counted.
+    The bound is the longer one of two times: that in which the GPU's second-level cache can deliver the gathered bytes,
+    and that in which its memory can move the bytes that must be moved once. Both bandwidths are measured with copies in
+    the same run; reads and writes are counted.
     """
     about = device.about()
     cache_gb_s = _copy_gb_per_s(device, sizes, int(str(about["l2_bytes"])) // 4)

@@ -1,4 +1,4 @@
-"""A bare viewer of the monitor, for `benchmarks.monitor`: it draws nothing, and its process loads nothing else."""
+"""A minimal viewer of the monitor, for `benchmarks.monitor`: it draws nothing, and its process does nothing else."""
 
 from __future__ import annotations
 

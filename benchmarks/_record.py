@@ -1,4 +1,4 @@
-"""Writes what a benchmark measured, with everything needed to compare it later.
+"""Writes the results of a benchmark, with everything that is needed to compare them later.
 
 One file per benchmark, `benchmarks/results/<name>.json`: the machine, the versions, the commit, and the rows.
 """

@@ -1,10 +1,10 @@
-"""Publish to receipt, the C++ client beside the Python client on the same messages.
+"""Time from publishing to the decoded message, for the C++ client and the Python client on the same messages.
 
     python -m benchmarks.client_latency [--messages 2000]
 
-Both clients run as processes of their own and subscribe to the same publisher on tcp://127.0.0.1, which sends 200
-messages per second with ten people each. A message is stamped just before it is sent; its delay is its age on receipt,
-decoded. The goal is a 99th percentile of the C++ client that is at most that of the Python client. Needs CMake, a C++
+Each client runs in its own process. Both subscribe to the same publisher on tcp://127.0.0.1, which sends 200 messages
+per second with ten people each. A message is stamped just before it is sent; its delay is its age when it was decoded.
+The goal is that the 99th percentile of the C++ client is at most that of the Python client. Needs CMake, a C++
 compiler, cppzmq and msgpack-c.
 """
 
@@ -116,7 +116,7 @@ def publish(socket: "zmq.Socket[bytes]", subscriptions: int, messages: int) -> N
 
 
 def row(name: str, output: Path, messages: int) -> dict[str, object]:
-    """Return the percentiles of one client; the first tenth warms up and is left out."""
+    """Return the percentiles of one client, without the first tenth, which is a warm-up."""
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     delays_ms = np.array([line["age_s"] * 1000 for line in lines if "age_s" in line])[messages // 10 :]
     p50, p95, p99 = (round(float(np.percentile(delays_ms, percent)), 3) for percent in (50, 95, 99))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.client_start [--runs 20]
 
-The client is installed alone into a new virtual environment. A publisher sends 100 messages per second, with one
-person. Each run is a new process that imports the client, connects and receives one message. Its time starts before the
-import; its memory is the largest resident size of the process. The goals are 0.2 s and 60 MiB.
+Only the client is installed into a new virtual environment. A publisher sends 100 messages per second, with one person.
+Each run is a new process that imports the client, connects and receives one message. The time starts before the import;
+the memory is the largest resident size of the process. The goals are 0.2 s and 60 MiB.
 """
 
 import argparse

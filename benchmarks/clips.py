@@ -1,8 +1,8 @@
-"""Every clip of a folder through the command line: ends well, with as many lines as the file has frames.
+"""Runs every clip of a folder through the command line: it must end well and write one line per frame of the file.
 
     python -m benchmarks.clips ../shared/data/videos --out out/clips [--prompt person] [--weights FILE] [--video]
 
-Each clip runs as a user would run it, in a process of its own; frames are counted beside it by decoding with PyAV.
+Each clip runs in its own process, as a user would run it. The frames of the file are counted by decoding with PyAV.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SUFFIXES = {".mp4", ".avi", ".mkv", ".mov"}
 
 
 def run_clip(clip: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Run one clip and count what came out; returns a row."""
+    """Run one clip and count the messages; return a row."""
     poses = options.out / f"{clip.stem}.jsonl"
     command = [sys.executable, str(REPOSITORY / "run_pipeline.py"), "run", "--source", str(clip)]
     command += ["--prompt", options.prompt, "--poses", str(poses)]
@@ -45,7 +45,7 @@ def run_clip(clip: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run every clip, print and record; exit 1 if one of them went wrong."""
+    """Run every clip, print and record; exit with 1 if a clip failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/clips"))

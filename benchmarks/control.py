@@ -1,11 +1,11 @@
-"""Prompt changes by the control socket: how long the answer takes, and from which frame on they hold.
+"""Prompt changes by the control socket: how long the answer takes, and which frame is the first with the new prompt.
 
     python -m benchmarks.control [--changes 100] [--model nano] [--record]
 
-A pipeline with a drawn live source, and a caller that is a process of its own. Measured is the time from the request to
-its answer: for questions, for words that were encoded before, and for words that are new (in an empty cache). The time
-of the encoding itself is measured inside and told apart. Goals: 5 ms with cached words, 50 ms plus the encoding with
-new ones, and no frame with the old prompts among those that were given to the engine after the answer.
+A pipeline has a drawn live source, and the client runs in its own process. The time from the request to its answer is
+measured for questions, for words that were encoded before, and for new words (in an empty cache). The time of the
+encoding is measured separately. Goals: 5 ms with cached words, 50 ms plus the encoding with new words, and no frame
+with the old prompts among the frames that were given to the engine after the answer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CACHED_WORDS = ("person", "dog", "person,dog", "cow")
 
 
 class TimedEngine(Engine):
-    """An engine that notes how long each change of prompts took inside it."""
+    """An engine that records the duration of each change of prompts."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
@@ -56,7 +56,7 @@ class TimedEngine(Engine):
 
 
 class Camera(Source):
-    """Ten drawn frames, again and again, 30 a second."""
+    """A live source that repeats ten drawn frames, 30 per second."""
 
     live = True
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def measure(config: EngineConfig, changes: int, folder: Path) -> list[dict[str, object]]:
-    """Run the pipeline while another process asks it; return the rows."""
+    """Run the pipeline while another process sends requests to it; return the rows."""
     prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
     endpoint = f"ipc://{folder}/control"
     poses = folder / "poses.jsonl"
@@ -152,13 +152,13 @@ def ask(endpoint: str, changes: int, new_words: Sequence[str], report: Connectio
 
 
 def _words_of(engine: Engine) -> list[str]:
-    """Single categories that the model knows and that nobody has encoded yet."""
+    """Categories that the model knows and that were not encoded yet, one per prompt."""
     known = [name for name in engine.categories or () if name not in ("person", "dog", "cow")]
     return known[:10] or ["horse", "sheep", "cow", "hand", "face"]
 
 
 def _stale(poses: Path, after: Sequence[tuple[int, int]]) -> int:
-    """Count the frames that carry an older prompt than the answers promise."""
+    """Count the frames that have an older prompt than the answers say."""
     import msgspec
 
     lines = [msgspec.json.decode(line) for line in poses.read_bytes().splitlines()]

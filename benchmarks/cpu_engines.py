@@ -3,10 +3,11 @@
     python -m benchmarks.cpu_engines [--model nano] [--weights FILE] [--size 256x320] [--threads 2] [--repeats 20]
         [--engines eager,openvino,openvino-bf16,inductor]
 
-One class with 17 keypoints. Per engine: seconds until it is ready (export, compilation), milliseconds of one frame that
-has all threads, frames per second with as many in flight as the engine runs at a time, and processor milliseconds per
-frame, which other work on the machine disturbs least. Frames are 640 x 480, and their placing counts. The engines take
-turns, so that a slow moment of the machine meets all of them. AOTInductor runs one frame at a time here.
+One class with 17 keypoints. For each engine: seconds until it is ready (export, compilation), milliseconds of one frame
+with all threads, frames per second with as many frames in flight as the engine runs at the same time, and processor
+milliseconds per frame, which depend least on other work on the machine. Frames are 640 x 480; the time to scale them
+into the input is included. The engines take turns, so that a slow moment of the machine affects all of them.
+AOTInductor runs one frame at a time here.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class InductorBackend:
         return FinishedPoses(raw_poses(results, batch.placements))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Measured:
 
 
 def makers(model: XPose, shape: EngineShape, folder: Path) -> dict[str, Callable[[], Backend]]:
-    """Return what makes each engine, nothing of it kept from an earlier run."""
+    """Return a function for each engine that makes it, without anything cached from an earlier run."""
 
     def openvino(precision: str) -> Backend:
         path = folder / precision / "engine.onnx"

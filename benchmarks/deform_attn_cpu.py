@@ -1,10 +1,10 @@
-"""Deformable attention on the CPU: the compiled form against the plain grid-sample form, side by side.
+"""Deformable attention on the CPU: the compiled form compared with the plain grid-sample form.
 
     python -m benchmarks.deform_attn_cpu
 
 Sizes: the encoder and the decoder's keypoint layers of Swin-T at 800 x 1333, and of the nano model at 256 x 256. Rows
 go to benchmarks/results/deform_attn_cpu.json: median and interquartile spread of each form by the wall clock, median
-processor time of all threads (which other programs on the machine disturb less), and the ratios of the medians.
+processor time of all threads (which depends less on other programs), and the ratios of the medians.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Many files and many machines, as far as one machine of two cores can tell.
+"""Many files and many machines: the measurements that one machine with two cores allows.
 
     python -m benchmarks.fleet [--only proxy,actor,move,batch,simulation] [--seconds 60] [--repeats 3] [--short]
 
@@ -9,7 +9,8 @@
     simulation  1,000 cameras on 50 GPU nodes (benchmarks.fleet_simulation), with the figures of this run
 
 Goals: p99 below 5 ms through the proxy; two workers at least 1.6 × one process with one thread, and not below one with
-all threads; Ray's share of a file at most 5 %. `--short` only shows that everything runs; its figures mean nothing.
+all threads; overhead of Ray at most 5 % of the time of a file. `--short` only shows that everything runs; its figures
+mean nothing.
 """
 
 import argparse
@@ -61,7 +62,7 @@ Row = dict[str, object]
 
 
 def main() -> None:
-    """Measure what was asked for, print and record."""
+    """Measure the parts that were asked for, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="proxy,actor,move,batch,simulation")
     parser.add_argument(
@@ -132,7 +133,7 @@ def _through_proxy(seconds: float, rate: int | None) -> list[int]:
 
 
 def _send(endpoints: Any, begin: Any, seconds: float, rate: int | None) -> None:
-    """All publishers, one after another, spread over the interval."""
+    """Run all publishers, one after another, spread over the interval."""
     with contextlib.ExitStack() as opened:
         publishers = [opened.enter_context(Publisher(PublishConfig("tcp://127.0.0.1:*"))) for _ in range(PUBLISHERS)]
         endpoints.put([publisher.endpoint for publisher in publishers])
@@ -196,7 +197,7 @@ class RateOfClip:
     clip: Path
 
     def measure(self) -> float:
-        """Return frames per second, without loading."""
+        """Return frames per second, without the time for loading."""
         import torch
 
         torch.set_num_threads(1)
@@ -211,7 +212,7 @@ class RateOfClip:
 
 
 def actor(seconds: float, repeats: int) -> list[Row]:
-    """Pairs, one after the other."""
+    """Measure in pairs: one in a process, then one in an actor."""
     with tempfile.TemporaryDirectory() as folder, connected("local") as ray:
         clip = Path(folder) / "clip.mp4"
         encode_clip(clip, max(10, round(5 * min(seconds, 30.0))))
@@ -311,7 +312,7 @@ def _fleet(config: FleetConfig) -> Iterator[Fleet]:
 
 
 def batch(seconds: float, repeats: int) -> list[Row]:
-    """Time per file, without the start: that of four files less that of two, divided by two."""
+    """Time per file without the start: (time of four files - time of two files) / 2."""
     ways: dict[str, Callable[[list[Job], Callable[[Outcome], None]], None]] = {
         "one process, one thread": partial(_locally, 1, 1),
         "one process, all threads": partial(_locally, 1, 0),
@@ -390,7 +391,7 @@ def _worker(settings: BatchSettings, threads: int, _: int) -> Worker:
 
 
 def simulation(rows: Sequence[Row]) -> list[Row]:
-    """The simulation, with what this run measured; what it did not measure is named as assumed."""
+    """Run the simulation with the figures of this run; figures that were not measured are marked as assumed."""
     measured = {key: value for row in rows for key, value in row.items() if isinstance(value, int | float)}
     return simulate(Figures(measured.get("largest_s", Figures.move_s), measured.get("messages_per_s")))
 

@@ -1,10 +1,11 @@
-"""What 1,000 cameras on 50 GPU nodes would need: the fleet's own decisions (`pipeline.fleet.spread`) on simulated time.
+"""What 1,000 cameras on 50 GPU nodes would need: the fleet's scheduling (`pipeline.fleet.spread`) in simulated time.
 
     python -m benchmarks.fleet_simulation
 
-Nothing here was measured on GPUs. Assumed are the cameras' rates, the failures of nodes, and that a move takes what it
-takes on the benchmark's machine. What comes out: the capacity that a node's engine must sustain so that the loss of
-nodes overloads nobody, how long cameras are dark over a year, and the load of the proxy and of the supervisor.
+Nothing here was measured on GPUs. The rates of the cameras and the failures of nodes are assumptions, and a move is
+assumed to take as long as on the benchmark's machine. The results: the rate that the engine of each node must sustain
+so that no node is overloaded after a loss of nodes, for how long cameras give no poses in a year, and the load of the
+proxy and of the supervisor.
 """
 
 import random
@@ -92,7 +93,7 @@ def _spread(cameras: dict[str, Camera], capacity_fps: float) -> Spread:
 
 
 def _year(figures: Figures, rng: random.Random) -> Row:
-    """A hundred years of independent failures: how many nodes are down at once, how long cameras are dark."""
+    """Simulate 100 years of independent failures: how many nodes are down at once, and for how long cameras stop."""
     years = 100
     events: list[tuple[float, int]] = []
     for _ in range(NODES):
@@ -117,7 +118,7 @@ def _year(figures: Figures, rng: random.Random) -> Row:
 
 
 def _supervisor(cameras: dict[str, Camera]) -> Row:
-    """Time that the supervisor needs for the decisions of a fleet of this size; measured here."""
+    """Measure the time that the supervisor needs for the decisions of a fleet of this size."""
     spread = _spread(cameras, 400.0)
     beats = [_status(name, stay.session) for name, stay in spread.stays.items()]
     begun_s = time.perf_counter()

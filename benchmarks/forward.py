@@ -1,8 +1,9 @@
-"""How long one forward of Swin-T takes on a CPU, against the time of its own matrix products.
+"""Time of one forward pass of Swin-T on a CPU, compared with the time of its matrix products.
 
-One class, 17 keypoints, 800 x 1333, batch 1, seeded random weights and pixels. Times differ from machine to machine, so
-each is also given as a multiple of a yardstick timed beside it: float32 matrix products of the network's own 588 GFLOP.
-The original takes 5.7 times that yardstick in float32 (measured elsewhere, on 2 threads of an AVX-512 CPU).
+One class, 17 keypoints, 800 x 1333, batch 1, seeded random weights and pixels. Times differ between machines, so each
+is also given as a multiple of a reference time that is measured in the same run: float32 matrix products with the 588
+GFLOP of the network. The original takes 5.7 times this reference in float32 (measured elsewhere, on 2 threads of an
+AVX-512 CPU).
 
     python -m benchmarks.forward [--threads 2] [--repeats 3] [--height 800] [--width 1333]
 """

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell, in one command of at most eight minutes.
+"""All measurements that need a GPU, in one command of at most eight minutes.
 
     python -m benchmarks.gpu [--out FOLDER]
 
@@ -9,12 +9,12 @@ to FOLDER; each is written as soon as it is known. Steps, in order:
     tests      the GPU tests, under REQUIRE_GPU=1
     sanitizer  one small launch of each kernel under compute-sanitizer, if that is installed
     accuracy   the deformable attention kernel against the float64 reference
-    kernel     its time, beside grid sampling and beside the bytes that it must move
+    kernel     its time, compared with grid sampling and with the bytes that it must move
     network    Swin-T and nano forward at 800 x 1344 with random weights, one class and 17 keypoints, float16
     slots      frames per second through the slots, from 1080p pictures in host memory to poses in host memory
 
-Each step runs in a process of its own, so that a failed launch does not spoil the next step. A step that fails or takes
-too long leaves a row that says so. Without a GPU there are no rows: nothing is ever estimated.
+Each step runs in its own process, so that a failed launch does not affect the next step. A step that fails or takes too
+long writes a row that says so. Without a GPU there are no rows: nothing is ever estimated.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def run_step(name: str, command: Sequence[str], limit_s: float, report: Report) 
 
 
 def run_all(report: Report, total_s: float = TOTAL_S) -> None:
-    """Run every step within `total_s`; a step that no time is left for leaves a row."""
+    """Run every step within `total_s`. If no time is left for a step, a row says so."""
     deadline = time.monotonic() + total_s
     with tempfile.TemporaryDirectory() as scratch:
         for name, limit_s in LIMITS_S.items():

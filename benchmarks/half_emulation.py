@@ -22,8 +22,8 @@ class HalfEmulation(fx.Interpreter):
 
     Args:
         program: an exported program whose tensors are float16 and float32.
-        round_also: operators (by name, such as "xpose.ms_deform_attn.default") whose float32 arguments are rounded
-            too: the placement that a kernel with half-precision arguments would force.
+        round_also: operators (by name, such as "xpose.ms_deform_attn.default") whose float32 arguments are rounded,
+            too, as a kernel with half-precision arguments would need.
     """
 
     def __init__(self, program: ExportedProgram, round_also: frozenset[str] = frozenset()) -> None:
@@ -44,7 +44,7 @@ class HalfEmulation(fx.Interpreter):
 
 
 class _Pair:
-    """A computed value beside the value that the graph declares for it."""
+    """A computed value, and the value that the graph declares for it."""
 
     def __init__(self, computed: Any, declared: Any) -> None:
         self.computed, self.declared = computed, declared

@@ -1,11 +1,11 @@
-"""What half precision does to the shipped model: drift in pixels, and average precision, against float32.
+"""Effect of half precision on the shipped model: drift in pixels, and average precision, compared with float32.
 
     python -m benchmarks.half_nano --data CACHES [--images 100] [--weights FILE]
 
-Half precision is emulated rounding of the exported graph (`benchmarks.half_emulation`), as `engines.precision` places
-it, and with the sampling locations rounded as well. Images are the first of the synthetic test set and of LSP-extended
-val (caches of `training.data.build`); drift is in pixels of the network's input, over all detections that score more
-than `engines.parity.COMPARED_SCORE`, ranks free.
+Half precision is emulated by rounding in the exported graph (`benchmarks.half_emulation`): once where
+`engines.precision` uses half precision, and once with the sampling locations rounded, too. Images are the first of the
+synthetic test set and of LSP-extended val (caches of `training.data.build`). Drift is in pixels of the network's input,
+over all detections that score more than `engines.parity.COMPARED_SCORE`; their order by score may differ.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from training.predict import Found
 
 
 class EmulatedBackend:
-    """Runs the graph of a half-precision engine with its roundings, on the CPU, one image at a time."""
+    """Runs the graph of a half-precision engine with its rounding, on the CPU, one image at a time."""
 
     def __init__(self, model: XPose, shape: EngineShape, round_also: frozenset[str] = frozenset()) -> None:
         self.input_hw: tuple[int, int] | None = shape.input_hw
@@ -60,7 +60,7 @@ class EmulatedBackend:
             return FinishedPoses(raw_poses(self._emulation.run(*inputs), batch.placements))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
 
 def found_in(raw: RawPoses, names: Sequence[str], image_HW3: NDArray[np.uint8]) -> Found:

@@ -1,15 +1,15 @@
-"""What half precision costs in coordinates, on the goldens, with the selections forced.
+"""Error of half precision in the coordinates, on the goldens. The original's selections are forced.
 
-    python -m benchmarks.half_precision            # every golden, in minutes each
+    python -m benchmarks.half_precision            # every golden; each takes minutes
 
-Three placements against the same network in float32, by emulated rounding (`benchmarks.half_emulation`):
+Three uses of float16 are compared with the same network in float32, by emulated rounding (`benchmarks.half_emulation`):
 
-* weights: all weights stored in float16, arithmetic in float32: the floor that no float16 engine can beat;
-* ours: the exported graph as `engines.precision` places it;
-* locations too: the same, with the reference points and sampling offsets rounded, as a kernel forces whose arguments
-  all have one type.
+* weights: all weights stored in float16, arithmetic in float32: the smallest error that a float16 engine can have;
+* ours: the exported graph, in float16 where `engines.precision` uses it;
+* locations too: the same, with the reference points and sampling offsets rounded, too, as in a kernel whose arguments
+  must all have the same type.
 
-The goldens' weights are random, which magnifies every rounding. Drift is in fractions of the image.
+The goldens' weights are random, which increases every rounding error. Drift is in fractions of the image.
 """
 
 import copy

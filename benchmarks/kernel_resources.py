@@ -1,9 +1,9 @@
-"""What each compiled kernel needs of a GPU: registers and spilled bytes per thread. No GPU is needed.
+"""Resources of each compiled kernel on a GPU: registers and spilled bytes per thread. No GPU is needed.
 
     python -m benchmarks.kernel_resources
 
-One row per variant and architecture. Where `nvdisasm` is installed, a row also has the number of machine instructions
-and of loads; every loop is unrolled, so that is what one thread executes. Rows go to
+One row per variant and architecture. If `nvdisasm` is installed, a row also has the number of machine instructions and
+of loads. Every loop is unrolled, so these are the numbers that one thread executes. Rows go to
 benchmarks/results/kernel_resources.json.
 """
 

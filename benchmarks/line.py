@@ -1,4 +1,4 @@
-"""The pipeline's own cost: a file through all stages with an engine that returns at once, against PyAV alone.
+"""The pipeline's own cost: a file through all stages with an engine that returns at once, compared with PyAV alone.
 
     python -m benchmarks.line [--frames 1500] [--repeats 5]
 
@@ -29,7 +29,7 @@ GOAL = 0.80
 
 
 class InstantEngine:
-    """Finds nothing, at once."""
+    """An engine that returns no detections, without any delay."""
 
     batch = in_flight = 1
     on_gpu = takes_nv12 = False
@@ -50,7 +50,7 @@ class InstantEngine:
 
 @dataclass(frozen=True)
 class Finished:
-    """Detections that are there at once."""
+    """Detections that are available without waiting."""
 
     detections: list[Detections]
 
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def encode_clip(path: Path, frames: int) -> None:
-    """Write `frames` of the synthetic scenes as H.264; 60 drawn ones, there and back, since drawing is slow."""
+    """Write `frames` frames as H.264: 60 drawn ones, repeated forwards and backwards, because drawing is slow."""
     drawn = [frame.rgb_HW3 for frame in open_source("testsrc://?frames=60&size=640x480")]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30, options={"preset": "fast", "crf": "23"})
@@ -107,7 +107,7 @@ def decode_and_resize(clip: Path) -> None:
 
 
 def run_line(clip: Path, frames: int) -> None:
-    """The whole line, publishing included."""
+    """Run the whole pipeline, including publishing."""
     prompts = parse_prompt("person", max_classes=8, max_keypoints=68)
     pipeline = Pipeline(PipelineConfig())
     pipeline.add(str(clip))
@@ -118,7 +118,7 @@ def run_line(clip: Path, frames: int) -> None:
 
 @dataclass(frozen=True)
 class Duration:
-    """Wall-clock and processor seconds, the latter summed over threads."""
+    """Wall-clock seconds, and processor seconds of all threads together."""
 
     wall_s: float
     cpu_s: float

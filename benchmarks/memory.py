@@ -1,9 +1,9 @@
-"""Memory over 10,000 frames of the whole line: flat, or it would end every long run.
+"""Memory over 10,000 frames of the whole pipeline. It must not grow, or long runs would run out of memory.
 
     python -m benchmarks.memory [--frames 10000]
 
-An engine that sees ten people who come and go, a tracker, a publisher with a subscriber, and a pose file. Resident
-memory is read every 500 frames; reported is its growth from a fifth of the way to the end.
+The run has an engine that finds ten people who come and go, a tracker, a publisher with a subscriber, and a pose file.
+Resident memory is read every 500 frames. The result is its growth from the first fifth of the run to its end.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ENDPOINT = "ipc:///tmp/xpose-memory-benchmark"
 
 
 class Pixels(Source):
-    """Frames of 640 x 480, each an array of its own."""
+    """Frames of 640 x 480 px; each has its own array."""
 
     def __init__(self, frames: int) -> None:
         super().__init__("pixels")
@@ -46,7 +46,7 @@ class Pixels(Source):
 
 
 class Crowd:
-    """Ten people who walk, jitter, and are replaced by others now and then; reads the memory on the way."""
+    """An engine that finds ten people who walk, jitter, and are sometimes replaced; it also reads the memory."""
 
     batch = in_flight = 1
     on_gpu = takes_nv12 = False

@@ -1,14 +1,14 @@
-"""What the monitor costs the pipeline, and how late its pictures are.
+"""Loss of frame rate by the monitor, and the delay of its pictures.
 
     python -m benchmarks.monitor [--pairs 10] [--seconds 6] [--record]
 
-One pipeline with nano reads frames from memory as fast as it can. Its rate is counted in rounds of three periods: no
-monitor, a monitor that nobody looks at, a monitor with one viewer. The viewer is a bare WebSocket client in a process
-of its own on the same cores. The order changes from round to round, and each period is compared with the one without a
-monitor of its own round. The goal is at most 5 % of the rate with a viewer, and nothing without.
+One pipeline with nano reads frames from memory as fast as it can. Its rate is measured in rounds of three periods: no
+monitor, a monitor without viewers, a monitor with one viewer. The viewer is a minimal WebSocket client in its own
+process on the same cores. The order of the periods changes from round to round, and each period is compared with the
+one without a monitor in the same round. The goal is a loss of at most 5 % with a viewer, and no loss without.
 
-The delay is the time from making a message until its picture and message have reached the viewer, that is what the page
-adds to the message's own age. The goal is at most 100 ms.
+The delay is the time from making a message until its picture and message have reached the viewer. This is the time that
+the page adds to the message's own age. The goal is at most 100 ms.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ DELAY_GOAL_MS = 100.0
 _SETTLE_S = 1.0
 _WARM_FRAMES = 20
 _KINDS = ("none", "idle", "viewer")
-_WHAT = {"idle": "a monitor that nobody looks at", "viewer": "a monitor with one viewer"}
+_WHAT = {"idle": "a monitor without viewers", "viewer": "a monitor with one viewer"}
 
 
 class Endless(Source):
-    """Drawn frames from memory, again and again, none lost."""
+    """A source of drawn frames from memory, repeated without end; no frame is lost."""
 
     def __init__(self, count: int = 60) -> None:
         super().__init__("drawn")
@@ -123,7 +123,7 @@ def period(pipeline: Pipeline, operations: Operations, kind: str, period_s: floa
 
 
 def cost_row(kind: str, rates: dict[str, list[float]]) -> dict[str, object]:
-    """How much slower the pipeline was than without a monitor."""
+    """Return by how much the pipeline was slower than without a monitor."""
     costs = [1 - rate / free for rate, free in zip(rates[kind], rates["none"], strict=True)]
     return {
         "what": f"cost of {_WHAT[kind]}, as a share of the pipeline's rate",
@@ -137,7 +137,7 @@ def cost_row(kind: str, rates: dict[str, list[float]]) -> dict[str, object]:
 
 
 def delay_row(delays_ms: list[float]) -> dict[str, object]:
-    """What the page adds to a message's age."""
+    """Return the delay that the page adds to a message's age."""
     p50, p95, p99 = (round(float(np.percentile(delays_ms, percent)), 1) for percent in (50, 95, 99))
     return {
         "what": "from the message to the viewer, beyond the message's own age, 640 x 480",

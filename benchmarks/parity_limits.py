@@ -1,17 +1,17 @@
-"""What right and broken engines differ from PyTorch by, to set the limits of the parity gate.
+"""Distance of correct and of broken engines from PyTorch, to set the limits of the parity gate.
 
     python -m benchmarks.parity_limits [--scenes 400] [--photos FILE.zip] [--record]
 
 Runs the shipped nano on synthetic scenes that no training set contains, on the gate's own images and on photos, as:
 
 * "fp32": other code for the same arithmetic;
-* "fp16": `engines.precision`'s placement with every tensor rounded (`benchmarks.half_emulation`);
-* "bf16": the same placement in bfloat16, by PyTorch;
-* "bf16 everywhere": OpenVINO's bfloat16, on processors that are fast in it;
+* "fp16": half precision where `engines.precision` uses it, with every tensor rounded (`benchmarks.half_emulation`);
+* "bf16": bfloat16 in the same places, by PyTorch;
+* "bf16 everywhere": OpenVINO's bfloat16, on processors that are fast with it;
 * "tf32": float32 with the inputs of every product rounded to 10 bits of mantissa;
 * engines that are broken on purpose (`BROKEN`).
 
-Each row has the figures over all images, and the range over parts as large as the gate's own set of images.
+Each row has the figures over all images, and the range over subsets as large as the gate's own set of images.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class DetectorBackend:
 
     @property
     def network(self) -> XPose:
-        """The network that runs, to be broken."""
+        """The network that runs; `BROKEN` changes it."""
         return self._detector.model
 
     def set_prompts(self, prompts: PromptTensors) -> None:
@@ -87,7 +87,7 @@ class DetectorBackend:
         return FinishedPoses(raw_poses(list(self._detector(*self.change_inputs(inputs))), batch.placements))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to free."""
 
 
 def to_tf32(value: Any) -> Any:
@@ -118,7 +118,7 @@ def tf32(backend: DetectorBackend) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_kernels(backend: DetectorBackend) -> Iterator[None]:
-    """Other code for the same arithmetic, which rounds otherwise, as a compiler's does."""
+    """Other code for the same arithmetic, with different rounding, like the code of a compiler."""
     with (
         patch.object(cpu, "window_attention_available", lambda *_: False),
         patch.object(cpu, "available", lambda *_: False),
@@ -223,7 +223,7 @@ BROKEN: dict[str, Callable[[DetectorBackend], Any]] = {
 
 
 def network_and_prompts() -> tuple[XPose, EngineShape, PromptTensors]:
-    """Return the shipped network, the sizes that it is measured at, and a person as the prompt."""
+    """Return the shipped network, the sizes at which it is measured, and a person as the prompt."""
     network, clip = load_weights("nano", "")
     encode = PromptEncoder(clip, copy.deepcopy(network.pos_proj), network.padding.weight.detach().clone()).encode
     prompts = encode([PromptClass("person", load_skeleton("person"))], *CAPACITY)
@@ -231,7 +231,7 @@ def network_and_prompts() -> tuple[XPose, EngineShape, PromptTensors]:
 
 
 Candidate = tuple[Any, Callable[[Any], Any]]
-"""A backend, and what it runs in."""
+"""A backend and its precision."""
 
 
 def right_backends(network: XPose, shape: EngineShape, folder: Path) -> dict[str, Candidate]:
@@ -257,7 +257,7 @@ def broken_backend(name: str, network: XPose, shape: EngineShape) -> Candidate:
 
 
 def candidates(network: XPose, shape: EngineShape, folder: Path) -> dict[str, Candidate]:
-    """Return all that is measured."""
+    """Return all candidates that are measured."""
     right = right_backends(network, shape, folder) | {"tf32": (DetectorBackend(network, shape), tf32)}
     return right | {name: broken_backend(name, network, shape) for name in BROKEN}
 

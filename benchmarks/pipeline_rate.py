@@ -1,12 +1,13 @@
-"""The whole pipeline with a real engine: a 640 x 480 file, decode to publish, frames per second.
+"""Frame rate of the whole pipeline with a real engine, from decoding to publishing, on a 640 x 480 file.
 
     python -m benchmarks.pipeline_rate [--frames 300] [--threads 2] [--backends eager,openvino] [--weights FILE]
         [--sizes 256x320,256x256]
 
-The file is encoded here from the synthetic scenes; prompts are one class with 17 keypoints. The rate counts from the
-first frame's decoding to the last one's publishing. The engines take turns, so that a slow moment of the machine meets
-all of them; ratios are to the first one. Other work on the machine disturbs processor time least. The goal for nano is
-1.8 times the rate of eager PyTorch, and 30 frames per second on two cores with AVX-512.
+The file is encoded here from the synthetic scenes; the prompt is one class with 17 keypoints. The rate is measured from
+the decoding of the first frame to the publishing of the last one. The engines take turns, so that a slow moment of the
+machine affects all of them; ratios are relative to the first engine. The processor time depends least on other work on
+the machine. The goal for nano is 1.8 times the rate of eager PyTorch, and 30 frames per second on two cores with
+AVX-512.
 """
 
 import argparse
@@ -30,7 +31,7 @@ GOAL = 30.0
 
 
 class Measured:
-    """One engine and what its runs of the pipeline gave."""
+    """One engine and the results of its runs."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.settings = PipelineConfig(engine=config, publish=PublishConfig(endpoint="tcp://127.0.0.1:*"))

@@ -1,11 +1,11 @@
-"""What an engine's prompt capacity costs: floating-point operations of one image, for a person.
+"""Floating-point operations of one image by the engine's capacity for prompts.
 
     python -m benchmarks.prompt_capacity [--record]
 
-A compiled engine computes its whole capacity, whatever the prompts. `build-engine --classes 1 --keypoints 17` builds
-the engine that a person needs. All capacities of `engines.capacity` are counted, the cheapest first by its order, up to
-the default of 8 classes and 68 keypoints. Operations are counted by PyTorch's
-`FlopCounterMode` on tensors without contents; a multiplication and an addition are two.
+The operations of a compiled engine depend on its capacity, not on the prompts. The engine that a person needs is built
+by `build-engine --classes 1 --keypoints 17`. All capacities of `engines.capacity` are counted in their order, the
+cheapest first, up to the default of 8 classes and 68 keypoints. PyTorch's `FlopCounterMode` counts the operations on
+tensors without contents; a multiplication and an addition count as two.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIZES = {"nano": None, "swin-t": (800, 1344)}
 
 @register_flop_formula(torch.ops.xpose.ms_deform_attn)
 def _deform_attn_flops(value: Any, reference: Any, offsets: Any, logits: Any, sizes: str, *_: Any, **__: Any) -> int:
-    """Four corners of each point: a product and a sum for each channel."""
+    """Count the operations of the sampling: for four corners of each point, a product and a sum per channel."""
     batch, queries, heads, levels, points, _two = offsets
     return int(batch * queries * heads * levels * points * value[3] * 4 * 2)
 

@@ -1,10 +1,10 @@
-"""Publish to a subscriber on loopback: from the tracks of a frame to the decoded message, 10 people.
+"""Time from the tracks of a frame with 10 people to the decoded message of a subscriber on loopback.
 
     python -m benchmarks.publish_latency [--messages 2000]
 
-The subscriber is a process of its own. Measured is what a robot waits for: making the message, encoding, ZeroMQ over
-tcp://127.0.0.1, decoding. Both processes read the same monotonic clock. The goal is a 99th percentile under 1 ms, and
-under a flood of subscriptions from another process a median under 25 ms.
+The subscriber is another process. The measured time is the time that a robot waits for: making the message, encoding,
+ZeroMQ over tcp://127.0.0.1, decoding. Both processes read the same monotonic clock. The goal is a 99th percentile below
+1 ms, and a median below 25 ms during a flood of subscriptions from another process.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(messages: int, *, flooded: bool) -> dict[str, object]:
-    """Measure one row; `flooded`: while another process subscribes and unsubscribes as fast as it can."""
+    """Measure one row. With `flooded`, another process subscribes and unsubscribes as fast as it can."""
     receiving, sending = multiprocessing.Pipe(duplex=False)
     with Publisher(PublishConfig("tcp://127.0.0.1:*")) as publisher:
         process = multiprocessing.get_context("spawn").Process(
@@ -106,7 +106,7 @@ def publish(publisher: Publisher, messages: int) -> int:
 
 
 def subscribe(endpoint: str, messages: int, report: Connection) -> None:
-    """Receive, and report the age of each message in milliseconds; the first tenth warms up and is left out."""
+    """Receive, and report the age of each message in milliseconds, without the first tenth, which is a warm-up."""
     ages_ms = []
     with PoseSubscriber(endpoint) as subscriber:
         for _ in range(messages):

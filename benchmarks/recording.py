@@ -1,12 +1,14 @@
-"""What a recording costs, how large it is, and how fast it is replayed.
+"""Cost and size of a recording, and the rate of `replay`.
 
     python -m benchmarks.recording [--seconds 30] [--minutes 10]
 
-A camera of 1080p30 in H.264, about 4 Mbit/s, is played over TCP by a process of its own and recorded while an engine
-that takes no time finds one person in every picture. The cost is CPU time: that of the recorder's thread, and what the
-decoding and publishing threads spend for it. The run is repeated without a recording, to compare the dropped frames.
+Another process plays a camera of 1080p30 in H.264, about 4 Mbit/s, over TCP. It is recorded while an engine that takes
+no time finds one person in every picture. The cost is CPU time: that of the recorder's thread, and the time that the
+decoding and publishing threads spend on the recording. The run is repeated without a recording, to compare the dropped
+frames.
 
-`replay --rate 0` is measured on a recording of that camera with its messages, ten minutes long, at the publisher.
+The rate of `replay --rate 0` is measured at the publisher, on a recording of ten minutes of this camera with its
+messages.
 
 The goals are 3 % of a core and no dropped frame; 1.02 times the packets plus messages; 20,000 messages/s.
 """
@@ -72,7 +74,7 @@ def main() -> None:
 
 
 def make_clip(path: Path) -> Path:
-    """A picture with texture that moves under grain, without B-frames, a key frame a second."""
+    """Write a clip of a moving texture with grain, without B-frames and with one key frame per second."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (HEIGHT // 30, WIDTH // 30, 3), np.uint8)
     still_HW3 = np.kron(coarse, np.ones((30, 30, 1), np.uint8)).astype(np.int16)
@@ -88,7 +90,7 @@ def make_clip(path: Path) -> Path:
 
 
 def play(clip: str, port: int, seconds: float) -> None:
-    """Play the clip over and over, in its own time, to the one who connects."""
+    """Play the clip again and again, in real time, to the client that connects."""
     with (
         suppress(ConnectionError),  # the one who connected leaves when it has enough
         av.open(f"tcp://127.0.0.1:{port}?listen=1", "w", format="mpegts") as output,
@@ -110,7 +112,7 @@ def play(clip: str, port: int, seconds: float) -> None:
 
 
 class OnePerson:
-    """An engine that takes no time and sees one person who moves."""
+    """An engine that takes no time and finds one moving person."""
 
     batch = in_flight = 1
     on_gpu = takes_nv12 = False
@@ -125,10 +127,10 @@ class OnePerson:
         return 1
 
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
-        """There are none."""
+        """This engine has no thresholds."""
 
     def submit(self, images: Sequence[Image]) -> "Found":
-        """Return what is found in the images."""
+        """Return the detections of the images."""
         self._count += 1
         keypoints_NK2 = np.full((1, 17, 2), 300 + self._count % 100, np.float32)
         keypoints_NK2 += np.arange(34, dtype=np.float32).reshape(1, 17, 2)
@@ -139,7 +141,7 @@ class OnePerson:
 
 @dataclass(frozen=True)
 class Found:
-    """Detections that are there."""
+    """Detections that are available without waiting."""
 
     detections: list[Detections]
 
@@ -229,7 +231,7 @@ def run(clip: Path, seconds: float, path: Path | None) -> tuple[dict[str, int], 
 
 
 def _recorder_cpu_s() -> float:
-    """CPU time of the recorder's thread; 0 where there is none."""
+    """CPU time of the recorder's thread; 0 if there is none."""
     for thread in threading.enumerate():
         if thread.name == "record" and thread.ident is not None:
             return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

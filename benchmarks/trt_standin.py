@@ -1,12 +1,12 @@
-"""How far whole networks, converted for TensorRT, are from PyTorch, as the stand-in computes them.
+"""Differences between PyTorch and whole networks that were converted for TensorRT and computed by the stand-in.
 
     python -m benchmarks.trt_standin [--networks nano random swin-t] [--precisions fp32 fp16 bf16] [--random 20]
         [--swin-t-size 800 1344] [--record]
 
-There is no TensorRT builder in the package registries, so no engine is built here. torch-tensorrt's converters and ours
-run against `tests/trt_standin`, which holds TensorRT's documented rules and computes every layer. Each row has the
-engine's errors against float32 PyTorch and, in half precision, the errors of PyTorch's own placement beside them.
-Swin-T at 800 x 1344 needs about 10 GiB of memory and several minutes.
+TensorRT's builder was not available, so no engine is built here. torch-tensorrt's converters and ours run with
+`tests/trt_standin`, which checks TensorRT's documented rules and computes every layer. Each row has the engine's errors
+relative to float32 PyTorch. In half precision, it also has the errors of PyTorch with half precision in the same
+places. Swin-T at 800 x 1344 needs about 10 GiB of memory and several minutes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks._record import record
 
 
 def rows_of(network: str, precision: str, count: int, swin_t_hw: tuple[int, int]) -> list[dict[str, Any]]:
-    """Convert one kind of network in a process of its own."""
+    """Convert one kind of network in its own process."""
     from tests.trt_standin import run_offline
 
     arguments = [network, precision]

@@ -12,6 +12,16 @@ Every message is one sentence or two: what was got, what is allowed, what to do 
 """
 
 
+def shortened(text: str, longest: int = 40) -> str:
+    """Return `text` for an error message: its first `longest` characters and "…" where it is longer."""
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def quoted(text: str) -> str:
+    """Return `text` in quotation marks for an error message, shortened."""
+    return repr(shortened(text))
+
+
 class XPoseError(Exception):
     """Base of the failures that a user can act on."""
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.clip import Clip, tokenize
-from engines.errors import CapacityError, PromptError
+from engines.errors import CapacityError, PromptError, quoted, shortened
 from engines.folders import cache_root
 from engines.prompt_tensors import PromptTensors
 from engines.skeletons import Skeleton, fold, known_skeletons, load_skeleton, nearest, skeletons_by_instance
@@ -56,7 +56,9 @@ class PromptClass:
             if modality not in get_args(Modality):
                 raise PromptError(f"prompts come from {', '.join(get_args(Modality))}, got {modality!r}")
         if not self.examples and (self.object_from, self.keypoints_from) != ("text", "text"):
-            raise PromptError(f"{self.name!r} has no example image to be prompted from; give one, or prompt from text")
+            raise PromptError(
+                f"{quoted(self.name)} has no example image to be prompted from; give one, or prompt from text"
+            )
 
 
 def object_text(name: str) -> str:
@@ -95,15 +97,15 @@ def parse_prompt(
     """
     items = [" ".join(item.split()) for item in prompt.split(",")]
     if "" in items:
-        raise PromptError(f"the prompt {prompt!r} has an empty item; write class names between single commas")
+        raise PromptError(f"the prompt {quoted(prompt)} has an empty item; write class names between single commas")
     free = _free_skeleton(keypoints) if keypoints is not None else None
     classes: dict[str, PromptClass] = {}
     for item in items:
         name, at, listed = (part.strip() for part in item.partition("@"))
         if not name or (at and not listed):
-            raise PromptError(f"{item!r} is not `name@list`: both sides of the @ are needed")
+            raise PromptError(f"{quoted(item)} is not `name@list`: both sides of the @ are needed")
         if fold(name) in classes:
-            raise PromptError(f"the class {name!r} occurs twice in {prompt!r}; each may be asked for once")
+            raise PromptError(f"the class {quoted(name)} occurs twice; each may be asked for once")
         own = [example for example in examples if fold(example.name) == fold(name)]
         skeleton = load_list(listed) if at else free or _skeleton_of(name, own)
         ordered = tuple(example.in_order_of(skeleton) for example in own)
@@ -111,7 +113,8 @@ def parse_prompt(
         classes[fold(name)] = PromptClass(name, skeleton, ordered, *modalities)
     for example in examples:
         if fold(example.name) not in classes:
-            raise PromptError(f"the example of {example.name!r} belongs to none of the classes {', '.join(items)}")
+            asked = shortened(", ".join(map(shortened, items)), 200)
+            raise PromptError(f"the example of {quoted(example.name)} belongs to none of the classes {asked}")
     require_capacity(tuple(classes.values()), max_classes, max_keypoints)
     return tuple(classes.values())
 
@@ -129,7 +132,9 @@ def require_capacity(classes: Sequence[PromptClass], max_classes: int, max_keypo
     for prompt_class in classes:
         count = len(prompt_class.skeleton.keypoints)
         if count > max_keypoints:
-            sentence = f"{prompt_class.name!r} has {count} keypoints, this engine takes {max_keypoints} (max_keypoints)"
+            sentence = (
+                f"{quoted(prompt_class.name)} has {count} keypoints, this engine takes {max_keypoints} (max_keypoints)"
+            )
             raise CapacityError(sentence, len(classes), longest)
 
 
@@ -146,14 +151,14 @@ def require_trained(classes: Sequence[PromptClass], trained: Mapping[str, str]) 
     for prompt_class in classes:
         if prompt_class.object_from != "example" and fold(prompt_class.name) not in names:
             raise PromptError(
-                f"this model was not trained on {prompt_class.name!r}; its classes are {', '.join(trained)}. "
+                f"this model was not trained on {quoted(prompt_class.name)}; its classes are {', '.join(trained)}. "
                 "For others take --model swin-t with the official weights"
             )
         unknown = [point for point in prompt_class.skeleton.keypoints if fold(point) not in points]
         if prompt_class.keypoints_from != "example" and unknown:
             raise PromptError(
-                f"this model was not trained on the keypoint {unknown[0]!r} of {prompt_class.name!r}; it knows those "
-                f"of the lists {', '.join(dict.fromkeys(trained.values()))}. For others take --model swin-t"
+                f"this model was not trained on the keypoint {quoted(unknown[0])} of {quoted(prompt_class.name)}; it "
+                f"knows those of the lists {', '.join(dict.fromkeys(trained.values()))}. For others take --model swin-t"
             )
 
 
@@ -162,7 +167,7 @@ def _free_skeleton(keypoints: str) -> Skeleton:
     try:
         return Skeleton("keypoints", names)
     except PromptError as error:
-        raise PromptError(f"--keypoints {keypoints!r}: {error}") from error
+        raise PromptError(f"--keypoints {quoted(keypoints)}: {error}") from error
 
 
 def _skeleton_of(name: str, examples: Sequence[Example]) -> Skeleton:
@@ -173,8 +178,9 @@ def _skeleton_of(name: str, examples: Sequence[Example]) -> Skeleton:
     if examples:
         return examples[0].skeleton
     raise PromptError(
-        f"no keypoint list is known for {name!r}{nearest(name, list(by_instance))}. Choose one with "
-        f"`{name}@LIST` (lists: {', '.join(known_skeletons())}; or a .toml file), or name the points with --keypoints"
+        f"no keypoint list is known for {quoted(name)}{nearest(name, list(by_instance))}. Choose one with "
+        f"`{shortened(name)}@LIST` (lists: {', '.join(known_skeletons())}; or a .toml file), or name the points with "
+        "--keypoints"
     )
 
 

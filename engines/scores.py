@@ -1,6 +1,6 @@
 """What the scores of each model mean: thresholds, and the scale that trackers share. Needs no torch.
 
-Three settings decide which detections count (`engine.engine.EngineConfig`): `score_threshold`, `doubtful_score` and
+Three settings decide which detections count (`engines.config.EngineConfig`): `score_threshold`, `doubtful_score` and
 `nms_iou`. Where they are None, the model's own values below are used.
 """
 

@@ -21,13 +21,16 @@ from typing import Any
 import msgspec
 
 from engines.capacity import MAX_KEYPOINTS
-from engines.errors import PromptError
+from engines.errors import PromptError, quoted, shortened
 
 PLACEHOLDER = "none"
 """A slot that is prompted as in training but is not a keypoint. Its points are never published."""
 
 DEFAULT_SIGMA = 0.05
 """Sigma for lists that give none. Our choice: between COCO's wrist (0.062) and ear (0.035)."""
+
+LONGEST_PATH = 400
+"""Characters of a path that an error repeats."""
 
 _FOLDER = Path(__file__).resolve().parent.parent / "configs" / "skeletons"
 
@@ -56,7 +59,9 @@ class Skeleton:
             if not name.strip():
                 raise PromptError("key 'keypoints': an empty name, each keypoint needs words")
             if name in seen and name != PLACEHOLDER:
-                raise PromptError(f"key 'keypoints': {name!r} occurs twice, names must differ (except {PLACEHOLDER!r})")
+                raise PromptError(
+                    f"key 'keypoints': {quoted(name)} occurs twice, names must differ (except {PLACEHOLDER!r})"
+                )
             seen.add(name)
         for key, pairs in (("edges", self.edges), ("flip_pairs", self.flip_pairs)):
             for pair in pairs:
@@ -89,7 +94,7 @@ def load_skeleton(name_or_path: str | Path) -> Skeleton:
         name = _names_by_fold().get(fold(name_or_path))
         if name is None:
             raise PromptError(
-                f"no keypoint list is called {name_or_path!r}{nearest(name_or_path, known_skeletons())}; "
+                f"no keypoint list is called {quoted(name_or_path)}{nearest(name_or_path, known_skeletons())}; "
                 "give one of `configs/skeletons` or the path of a .toml file"
             )
         return _published(name)
@@ -111,7 +116,9 @@ def read_skeleton(content: bytes, name: str) -> Skeleton:
     allowed = [field.name for field in fields(Skeleton)]
     for key in table:
         if key not in allowed:
-            raise PromptError(f"{name}: unknown key {key!r}{nearest(key, allowed)}; allowed are {', '.join(allowed)}")
+            raise PromptError(
+                f"{name}: unknown key {quoted(key)}{nearest(key, allowed)}; allowed are {', '.join(allowed)}"
+            )
     try:
         return msgspec.convert(table, Skeleton)
     except msgspec.ValidationError as error:
@@ -168,5 +175,6 @@ def _read(path: Path) -> Skeleton:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise PromptError(f"cannot read the skeleton file {path}: {error.strerror}") from error
+        shown = shortened(str(path), LONGEST_PATH)
+        raise PromptError(f"cannot read the skeleton file {shown}: {error.strerror}") from error
     return read_skeleton(content, str(path))

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _command() -> str:
-    """Return the command that was typed: installed, the program has a name of its own, which hints then show."""
+    """Return the command to show in hints: that of the installed program, or that of a checkout."""
     name = Path(sys.argv[0]).name
     return name if name == _INSTALLED_COMMAND else _CHECKOUT_COMMAND
 
@@ -115,16 +115,16 @@ def run(
         str | None, typer.Option(help="Take commands on ipc://FILE or tcp://ADDRESS:PORT; see the command control.")
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="Key folder, for who may subscribe and steer; see the command keys.")
+        Path | None, typer.Option(help="Key folder: only its clients may connect; see the command keys.")
     ] = None,
     monitor: Annotated[
         str | None, typer.Option(help="Show the pipeline in a browser: HOST:PORT, such as 127.0.0.1:8080.")
     ] = None,
     monitor_token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that viewers must know, beyond this machine.")
+        Path | None, typer.Option(help="File with the token for viewers; needed if other machines reach the monitor.")
     ] = None,
     all_frames: Annotated[
-        bool, typer.Option("--all-frames", help="Of recordings, also infer the frames that were dropped then.")
+        bool, typer.Option("--all-frames", help="Also infer the frames of a recording that were dropped at the time.")
     ] = False,
     require_sources: Annotated[
         bool,
@@ -166,12 +166,12 @@ def run(
 def listen(
     endpoint: Annotated[str, typer.Argument(help="The publisher's address, such as tcp://127.0.0.1:5555.")],
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
-    newest: Annotated[bool, typer.Option("--newest", help="Skip waiting messages and show the newest.")] = False,
+    newest: Annotated[bool, typer.Option("--newest", help="Skip older messages and show the newest.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print whole messages as JSON lines.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many messages.")] = None,
-    keys: Annotated[Path | None, typer.Option(help="Key file of this client, where the publisher uses keys.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Key file of this client, if the publisher uses keys.")] = None,
 ) -> None:
-    """Print the messages of a publisher, one line each, with their age and what was missed."""
+    """Print the messages of a publisher, one line each, with their age and the number of missed messages."""
     from xpose_client.messages import to_json_line
     from xpose_client.subscriber import PoseSubscriber
 
@@ -188,9 +188,9 @@ def listen(
                 )
             failure = standard_output.write(line)
             if isinstance(failure, BrokenPipeError):
-                return  # the reader, such as `head`, has what it wanted
+                return  # the reader, such as `head`, has ended
             if failure is not None:
-                _print_error(f"standard output: cannot be written ({failure.strerror}); the messages since are lost")
+                _print_error(f"standard output: cannot be written ({failure.strerror}); later messages are lost")
                 sys.exit(_LOST)
             if count is not None and subscriber.received >= count:
                 return
@@ -200,7 +200,7 @@ def listen(
 def fetch_weights(
     what: Annotated[str, typer.Argument(help="xpose, clip or all.")] = "all",
     folder: Annotated[
-        Path | None, typer.Option(help="Target folder; by default the one where the engine looks.")
+        Path | None, typer.Option(help="Target folder; by default the folder that the engine reads.")
     ] = None,
 ) -> None:
     """Show the licence of the official weights, then download them from their authors."""
@@ -216,15 +216,15 @@ def fetch_weights(
 def build_engine(
     model: Annotated[str, typer.Option(help="nano, swin-t or swin-l.")] = "nano",
     weights: Annotated[str, typer.Option(help="Weights file; by default the model's own.")] = "",
-    backend: Annotated[str, typer.Option(help="tensorrt, openvino, or auto: TensorRT where a GPU is.")] = "auto",
+    backend: Annotated[str, typer.Option(help="tensorrt, openvino, or auto: TensorRT if there is a GPU.")] = "auto",
     size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per inference; on a CPU always one.")] = 1,
-    classes: Annotated[
-        int, typer.Option(min=1, help="Most classes of a prompt, rounded up to 1, 2, 4, 8 and so on.")
-    ] = 8,
-    keypoints: Annotated[int, typer.Option(min=1, help="Most keypoints of a class, rounded up to 17, 33 or 68.")] = 68,
+    classes: Annotated[int, typer.Option(min=1, help="Capacity for classes, rounded up to 1, 2, 4, 8 and so on.")] = 8,
+    keypoints: Annotated[
+        int, typer.Option(min=1, help="Capacity for keypoints of a class, rounded up to 17, 33 or 68.")
+    ] = 68,
     precision: Annotated[
-        str, typer.Option(help="auto (bf16 where OpenVINO is fast in it), fp32, bf16, fp16.")
+        str, typer.Option(help="auto (bf16 if OpenVINO is fast with it on this processor), fp32, bf16, fp16.")
     ] = "auto",
 ) -> None:
     """Compile an engine for this machine, compare it with PyTorch in pixels, and keep it in the cache."""
@@ -266,7 +266,7 @@ def convert(
     to: Annotated[str, typer.Option(help="csv, parquet, coco, sleap or dlc (DeepLabCut).")] = "csv",
     out: Annotated[Path | None, typer.Option(help="File to write; by default beside the poses.")] = None,
     source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
-    class_name: Annotated[str | None, typer.Option("--class", help="This class alone.")] = None,
+    class_name: Annotated[str | None, typer.Option("--class", help="Only this class.")] = None,
 ) -> None:
     """Turn pose lines into a table, or into a file of SLEAP, DeepLabCut or COCO tools."""
     from pipeline.outputs.convert import FORMATS, PoseLines
@@ -284,8 +284,10 @@ def export_onnx(
     weights: Annotated[str, typer.Option(help="Weights file; by default the model's own.")] = "",
     size: Annotated[str | None, typer.Option(help="Input size as HEIGHTxWIDTH; by default the model's own.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
-    prompt: Annotated[str | None, typer.Option(help="Also write this prompt, encoded, beside the file.")] = None,
-    keypoints: Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Also encode this prompt and write it beside the file.")] = None,
+    keypoints: Annotated[
+        str | None, typer.Option(help="Keypoint names for classes without @list: 'rim,handle'.")
+    ] = None,
 ) -> None:
     """Write the network as standard ONNX for other runtimes; prompts are inputs."""
     from engines.config import EngineConfig
@@ -309,14 +311,14 @@ def export_onnx(
 
 @app.command()
 def doctor() -> None:
-    """Report what this machine has and what follows from it."""
+    """Report what this machine has, and what this means for the pipeline."""
     from pipeline.doctor import print_report
 
     standard_output.show(print_report)
 
 
 def _open_sources(settings: PipelineConfig, addresses: Sequence[str]) -> list[Source]:
-    """Return the sources of all addresses; say where the settings differ from those of a recording."""
+    """Return the sources of all addresses; warn if the settings differ from those of a recording."""
     from pipeline.flow.recording import differences
     from pipeline.sources import RecordingSource, open_sources
 
@@ -324,9 +326,9 @@ def _open_sources(settings: PipelineConfig, addresses: Sequence[str]) -> list[So
     recordings = {source.recording.path: source.recording for source in sources if isinstance(source, RecordingSource)}
     for path, recording in recordings.items():
         if changed := differences(recording.metadata, settings):
-            _log.warning("%s: was recorded with %s, so its tracks may differ from those of then", path, changed)
+            _log.warning("%s: was recorded with %s, so the tracks may differ from the recorded ones", path, changed)
         if not settings.source.recorded_prompts:
-            _log.warning("%s: --prompt is looked for, and not what was looked for then", path)
+            _log.warning("%s: --prompt replaces the recorded prompts", path)
     return sources
 
 
@@ -338,7 +340,7 @@ def _run(
     video: Path | None,
     record: Path | None,
 ) -> int:
-    """Run a pipeline to its end and show how it goes; return the exit status."""
+    """Run a pipeline to its end and show its progress; return the exit status."""
     from engines.engine import Engine
     from pipeline.display import RunDisplay, print_closing
     from pipeline.flow.pipeline import Pipeline
@@ -389,17 +391,17 @@ def _exit_status(result: PipelineResult, signal_number: int | None, *, only_live
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process at once: after a signal nobody waits for PyTorch's tear-down, which takes a second or more."""
+    """End the process at once: after a signal, do not wait for PyTorch's tear-down, which takes a second or more."""
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(status)
 
 
 class _Signals:
-    """Records the first SIGINT or SIGTERM; whoever waits for the pipeline looks at `first` and stops it.
+    """Records the first SIGINT or SIGTERM. The loop that waits for the pipeline checks `first` and stops the pipeline.
 
-    A handler may interrupt code that holds a lock, so it takes none. A second signal within a second is ignored:
-    `timeout` and container runtimes send two at once. A later one ends the process; what was written stays.
+    A handler may interrupt code that holds a lock, so it takes no lock. A second signal within a second is ignored:
+    `timeout` and container runtimes send two at once. A later one ends the process; the files written so far stay.
     """
 
     def __init__(self) -> None:

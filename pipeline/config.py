@@ -69,12 +69,12 @@ class PipelineConfig:
 
     @property
     def threshold(self) -> float:
-        """Detections above this score count without a track that they continue."""
+        """Detections above this score are kept, also if they continue no track."""
         return kept_of(self.engine.model, self.engine.score_threshold).score_threshold
 
     @property
     def engine_of_pipeline(self) -> EngineConfig:
-        """The engine's settings in a pipeline: it keeps doubtful detections too, for the trackers."""
+        """The engine's settings in a pipeline: the engine also keeps doubtful detections, for the trackers."""
         doubtful = self.engine.doubtful_score
         if doubtful is None:
             doubtful = calibration_of(self.engine.model).doubtful_score
@@ -88,7 +88,7 @@ class PipelineConfig:
 
     @property
     def score_rules(self) -> ScoreRules:
-        """What scores mean to the trackers."""
+        """How the trackers use scores."""
         scale = self.score_scale
         return ScoreRules(scale, float(scale.to_tracker(np.array(self.threshold, np.float32))))
 
@@ -116,7 +116,7 @@ def load_config(
         overrides: `section.key=value` each, the value as in TOML; words need no quotes.
         flags: command-line options that stand for a key, such as {"--model": ("engine.model", "nano")}; those whose
             value is None are left out.
-        batch: `engine.batch` where nothing sets it: as many as there are sources.
+        batch: default of `engine.batch`, such as the number of sources.
     Raises:
         ConfigError: the file does not exist or is not TOML, a key is unknown, or a value has a wrong type or range.
     """
@@ -239,8 +239,8 @@ def _nearest(path: str) -> str:
 def _sentence(text: str, written: Mapping[str, str]) -> str:
     """Make one sentence of an error: how the user wrote the key, its full name, what is wrong, what is allowed.
 
-    msgspec says "Expected `int`, got `str` - at `$.flow.file_queue`" of a type, and "threads is -1, … - at `$.engine`"
-    of what a config itself refuses.
+    For a wrong type, msgspec says "Expected `int`, got `str` - at `$.flow.file_queue`". For a value that a config
+    refuses, it says "threads is -1, … - at `$.engine`".
     """
     reason, _, place = text.rpartition(" - at `$")
     place = place.strip("`").removeprefix(".")

@@ -1,4 +1,4 @@
-"""What a run shows: progress on a terminal or in the log, and a table at the end."""
+"""The output of a run: its progress on a terminal or in the log, and a table at the end."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _LOG_EVERY_S = 30.0
 
 
 class RunDisplay:
-    """What `run` shows of a pipeline; call `update` several times a second.
+    """Shows the progress of a pipeline; call `update` several times a second.
 
-    A terminal gets a bar per source. Elsewhere each `_LOG_EVERY_S` seconds give one line in the log.
+    A terminal shows one bar per source. Without a terminal, one line is logged every `_LOG_EVERY_S` seconds. If
+    there are no sources, this is logged once.
     """
 
     def __init__(self, pipeline: Pipeline, console: Console) -> None:
@@ -44,6 +45,7 @@ class RunDisplay:
         self._progress = _progress(console) if console.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
         self._logged_s = time.monotonic()
+        self._said_none = False
 
     def __enter__(self) -> Self:
         if self._progress is not None:
@@ -57,13 +59,16 @@ class RunDisplay:
             self._progress.stop()
 
     def update(self) -> None:
-        """Show how far each source is, how fast, how old its last frame was, and what was dropped."""
+        """Show the progress of each source, its rate, the age of its last frame, and the dropped frames."""
         sources = list(self._pipeline.sources)
         if self._progress is None:
+            self._said_none = self._said_none and not sources
             if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
                 self._logged_s = time.monotonic()
                 facts = [f"{source.name}: {self._facts(source)}" for source in sources]
-                _log.info("%s", "; ".join(facts) or "no sources yet")
+                if facts or not self._said_none:
+                    _log.info("%s", "; ".join(facts) or "there are no sources; waiting for one to be added")
+                self._said_none = not facts
             return
         for source in sources:
             if source.name not in self._tasks:

@@ -1,4 +1,4 @@
-"""What this machine has, and what follows from it for the pipeline."""
+"""Reports what this machine has, and what this means for the pipeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DECODERS = ("h264", "hevc", "av1", "vp9", "mjpeg", "mpeg4")
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the report: what was examined, what is there, and what follows from it."""
+    """One row of the report: what was examined, what was found, and what this means."""
 
     what: str
     found: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def findings() -> list[Finding]:
-    """Examine everything that decides how the pipeline runs here."""
+    """Examine everything that affects how the pipeline runs here."""
     looks: Sequence[Callable[[], Finding]] = (
         _cpu,
         _cpu_flags,

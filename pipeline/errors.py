@@ -22,6 +22,7 @@
                          ├── ControlError       a request that the pipeline refused
                          ├── NoAnswerError      a request that was not answered in time
                          └── WireError          bytes that are not a message of this schema
+                             └── SchemaError    a message of another schema
 
 Each message is a sentence: what was got, what is allowed, what to do next. The command line prints it without a
 traceback.

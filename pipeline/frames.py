@@ -1,8 +1,9 @@
 """The items of the queues: Frame ⇒ FramePoses ⇒ FrameTracks.
 
+The items are in host memory and frozen. Arrays are read-only, so that several threads (inference, overlay) can read a
+frame without copies. This module imports neither torch nor av.
+
 Shape suffixes: H, W = height and width in source pixels, after the file's rotation.
-They are in host memory and frozen. Arrays are read-only, so that several threads (inference, overlay) can
-read a frame without copies. This module imports neither torch nor av.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Picture(Protocol):
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """(height, width) in pixels, after rotation. Nothing is converted for it."""
+        """(height, width) in pixels, after rotation. Does not convert the picture."""
         ...
 
 
@@ -49,12 +50,12 @@ class Recorded:
     """What a recording says about a frame, besides its picture and its times.
 
     Attributes:
-        host: boot id of the machine whose monotonic clock its capture time is of.
-        age_s: time from its capture to the moment that its predictions were for; None where it was not inferred, and
-            for frames of files.
-        published: whether it had a message; False where it was inferred and then too old.
-        prompt_id: id of the prompts that were looked for in it.
-        prompts: these prompts; None to look for those of the present run.
+        host: boot id of the machine whose monotonic clock gave the capture time.
+        age_s: time from capture to the moment of the recorded predictions; None if the frame was not inferred, and for
+            frames of files.
+        published: whether the frame had a message; False if it was too old after inference.
+        prompt_id: id of the prompts with which the frame was inferred.
+        prompts: these prompts; None to use the prompts of the present run.
     """
 
     host: str
@@ -83,11 +84,11 @@ class Frame:
         file: file name of a still within its folder; None for video.
         still: True for unrelated pictures, which must not be tracked from one to the next.
         error: one sentence if there is no picture; otherwise None.
-        lag_s: delay that the link has built up, which the capture stamps include; None where unknown.
+        lag_s: delay that the link has built up; the capture stamps are corrected for it; None where unknown.
         capture_uncertainty_s: possible error of the capture stamps; None where unknown.
         source_pts_s: the time stamp of the source if `pts_s` had to be corrected; otherwise None.
         decode_s: how long reading and decoding took, without waiting for a camera; None where unknown.
-        recorded: what is known of a frame that comes from a recording; None for all others.
+        recorded: facts about a frame that comes from a recording; None for all others.
     """
 
     source: str
@@ -185,8 +186,8 @@ class FramePoses:
 class FrameTracks:
     """A frame with its detections and with the tracks after the tracker's update.
 
-    `age_s` is the time from capture to the moment that the predictions are for; None where they are for the frame's own
-    time.
+    `age_s` is the time from capture to the moment of the predictions; None if the predictions are for the time of
+    capture.
     """
 
     frame: Frame

@@ -1,11 +1,11 @@
-"""The key folder of a pipeline: whom it lets in.
+"""The key folder of a pipeline: which clients may connect.
 
-    server.key         the pipeline's own pair, JSON
+    server.key         the pipeline's own key pair, JSON
     allowed_clients    a line for each client: its name and its public key; read again when it changes
-    NAME.key           what the client of this name needs, JSON; move it to the client
+    NAME.key           the keys that the client of this name needs, JSON; move the file to the client
 
-Keys are CURVE25519 pairs (https://rfc.zeromq.org/spec/26) as Z85 text. The folder and its files are for the owner
-alone: files that others can read are refused.
+Keys are CURVE25519 pairs (https://rfc.zeromq.org/spec/26) as Z85 text. Only the owner may read the folder and its
+files: files that others can read are refused.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class AllowList:
     """The clients that may connect. All methods are for any thread.
 
     Args:
-        path: the list; see the head of this file.
+        path: file of the list; see the module's docstring.
     Raises:
         KeyFileError: it cannot be read, or others can read it.
     """
@@ -72,7 +72,7 @@ class AllowList:
         self._read()
 
     def name_of(self, public: str) -> str | None:
-        """Return the name of the client with this public key (Z85); None where it is not allowed."""
+        """Return the name of the client with this public key (Z85); None if it is not allowed."""
         with self._lock:
             if self._state() != self._seen:
                 self._read_again()
@@ -84,7 +84,7 @@ class AllowList:
             self._read()
         except KeyFileError as error:
             self._seen, self._names = self._state(), {}
-            _log.error("%s; nobody is let in", error)
+            _log.error("%s; no client can connect", error)
 
     def _read(self) -> None:
         state = self._state()
@@ -94,13 +94,13 @@ class AllowList:
             if not words or line.startswith("#"):
                 continue
             if len(words) != 2 or len(words[1]) != _KEY_CHARACTERS:
-                _log.warning("%s, line %d: is not a name and a public key; it lets nobody in", self._path, number)
+                _log.warning("%s, line %d: is not a name and a public key; the line is ignored", self._path, number)
                 continue
             names[words[1]] = words[0]
         self._seen, self._names = state, names
 
     def _state(self) -> tuple[int, ...]:
-        """Changes whenever the file does."""
+        """Return a value that differs if the file has changed."""
         try:
             found = self._path.stat()
         except OSError:
@@ -109,7 +109,7 @@ class AllowList:
 
 
 class ServerKeys:
-    """The keys that a pipeline works with.
+    """The keys that a pipeline uses.
 
     Args:
         folder: a key folder.
@@ -120,7 +120,7 @@ class ServerKeys:
         refused: attempts to connect without an allowed key, since the start.
 
     Raises:
-        KeyFileError: the folder is none, or others can read one of its files.
+        KeyFileError: this is not a key folder, or others can read one of its files.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -153,7 +153,7 @@ def make_keys(folder: Path, clients: Sequence[str]) -> list[Path]:
 
     Raises:
         ConfigError: the name of a client is not a word, or is taken.
-        KeyFileError: a file cannot be written, or the folder holds what is none of its files.
+        KeyFileError: a file cannot be written, or a file in the folder is not a valid key file.
     """
     for name in clients:
         if not _NAME.fullmatch(name) or name == Path(SERVER_FILE).stem:
@@ -179,8 +179,18 @@ def make_keys(folder: Path, clients: Sequence[str]) -> list[Path]:
     return written
 
 
+def clients_of(folder: Path) -> dict[str, Path | None]:
+    """Return the allowed clients of a key folder, each with its key file; None where that is not in the folder.
+
+    Raises:
+        KeyFileError: the list cannot be read, or others can read it.
+    """
+    paths = {name: folder / f"{name}.key" for name in _listed(folder)}
+    return {name: path if path.exists() else None for name, path in paths.items()}
+
+
 def revoke(folder: Path, names: Sequence[str]) -> None:
-    """Take clients off the allow-list, and remove their key files where they still are in the folder.
+    """Remove clients from the allow-list, and remove their key files if these are still in the folder.
 
     Raises:
         ConfigError: a name is not on the list.
@@ -202,7 +212,7 @@ def revoke(folder: Path, names: Sequence[str]) -> None:
 
 
 def _listed(folder: Path) -> list[str]:
-    """Names on the allow-list of a folder; none where there is no list yet."""
+    """Return the names on the allow-list of a folder; none if there is no list yet."""
     path = folder / ALLOWED_FILE
     if not path.exists():
         return []
@@ -215,7 +225,7 @@ def _json(pair: ServerPair | ClientKeys) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    """Write a file for the owner alone, in one step: a reader sees the old file or the whole new one."""
+    """Write a file that only the owner can read, in one step: a reader sees the old file or the whole new one."""
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

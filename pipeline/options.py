@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 Prompt = Annotated[str, typer.Option(help="What to look for: person,dog or horse@animal_in_AP10K.")]
 RunPrompt = Annotated[
     str | None,
-    typer.Option(help="What to look for: person (default), person,dog …; in recordings by default what it was then."),
+    typer.Option(help="What to look for: person (default), person,dog …; a recording has its own prompts by default."),
 ]
 DEFAULT_PROMPT = "person"
-Keypoints = Annotated[str | None, typer.Option(help="Free keypoint names for the prompt: 'rim,handle'.")]
+Keypoints = Annotated[str | None, typer.Option(help="Keypoint names for classes without @list: 'rim,handle'.")]
 PromptImage = Annotated[list[Path] | None, typer.Option(help="Example image; may be given several times.")]
 PromptAnnotation = Annotated[
     list[Path] | None, typer.Option(help="Annotation file: one for each example image, or one for all.")
 ]
 PromptFrom = Annotated[
     str,
-    typer.Option(help="Prompt a class with examples from example, text or mean; OBJECT/KEYPOINTS such as text/mean."),
+    typer.Option(
+        help="Prompt classes with example images from: example, text or mean; or OBJECT/KEYPOINTS, such as text/mean."
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="nano (default), swin-t or swin-l.")]
-Weights = Annotated[str | None, typer.Option(help="Weights file; random to run without any.")]
+Weights = Annotated[str | None, typer.Option(help="Weights file; 'random' for random weights (to try the program).")]
 Backend = Annotated[str | None, typer.Option(help="auto (default), tensorrt, openvino or eager.")]
 Preset = Annotated[Path | None, typer.Option(help="Preset: live, offline, official, or a TOML file.")]
 Overrides = Annotated[
@@ -63,7 +65,7 @@ def parse_prompts(
     annotations: Sequence[Path] | None = None,
     prompt_from: str = "example",
 ) -> tuple[PromptClass, ...]:
-    """Return the classes that the options of a command name.
+    """Return the classes that the options of a command ask for.
 
     Raises:
         ConfigError: the options do not fit together.

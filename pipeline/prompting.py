@@ -1,4 +1,4 @@
-"""From what people ask for to classes, with errors that name the way to a larger engine."""
+"""Turns the prompts of a user into classes. If they exceed the engine, the error says how to get a larger one."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def prompts_of(
     """Turn words and examples into classes.
 
     Args:
-        engine: its capacity counts.
+        engine: its settings limit the numbers of classes and keypoints.
         prompt: class names, separated by commas; `name@list` chooses the keypoints of one class.
-        keypoints: keypoint names, separated by commas, for all classes that name no list of their own.
-        examples: marked images; each belongs to the class of its name.
+        keypoints: keypoint names, separated by commas, for all classes that are given without `@list`.
+        examples: annotated images; each belongs to the class that its annotation names.
         prompt_from: example, text or mean; or two of them, for the object and for its keypoints, as in text/example.
         load_list: returns the keypoint list of a name; by default a published list or a .toml file.
     Raises:
-        ConfigError: `prompt_from` is none of these.
+        ConfigError: `prompt_from` has another value.
         PromptError: the words or examples cannot be used, or exceed the capacity.
     """
-    from engines.errors import CapacityError
+    from engines.errors import CapacityError, shortened
     from engines.prompts import parse_prompt
     from engines.skeletons import load_skeleton
 
@@ -45,7 +45,7 @@ def prompts_of(
     for modality in (object_from, keypoints_from or object_from):
         if modality not in ("example", "text", "mean"):
             raise ConfigError(
-                f"--prompt-from {prompt_from}: give example, text or mean, or two of them as in text/example"
+                f"--prompt-from {shortened(prompt_from)}: give example, text or mean, or two of them as in text/example"
             )
     try:
         return parse_prompt(
@@ -63,7 +63,7 @@ def prompts_of(
 
 
 def _how_to_enlarge(engine: EngineConfig, needed: CapacityError) -> str:
-    """Say how to get an engine with room for what was asked."""
+    """Say how to get an engine that has room for the prompts."""
     from engines.capacity import MAX_KEYPOINTS
 
     larger = replace(

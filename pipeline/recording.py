@@ -1,18 +1,18 @@
-"""What a recording holds. Sources read it and outputs write it; this module knows neither files nor threads.
+"""The records of a recording. Sources read them and outputs write them; this module opens no files and no threads.
 
 A recording is an MCAP file. Its topics, with <source> as on the wire:
 
     video/<source>        foxglove.CompressedVideo: H.264 and H.265 in Annex B, VP9, AV1; one message per packet
     images/<source>       foxglove.CompressedImage: MJPEG and stills
     annotations/<source>  foxglove.ImageAnnotations: the poses, for viewers
-    poses/<source>, skeletons/<source>, status/<source>      the messages of the wire, in msgpack as there
-    streams/<source>      StreamRecord: a connection or a file begins; JSON, as all that follow
+    poses/<source>, skeletons/<source>, status/<source>      the messages of the wire, in msgpack
+    streams/<source>      StreamRecord: a connection or a file begins; JSON, like all that follow
     frames/<source>       FrameRecord: the times of a decoded frame
     tracked/<source>      TrackedRecord: a frame that was inferred
-    prompts               PromptsRecord: what was looked for
+    prompts               PromptsRecord: the prompts
 
-The sequence number of a message on video/ or images/ is the number of its packet. The log time grows with the machine's
-monotonic clock, whatever its wall clock does.
+The sequence number of a message on video/ or images/ is the number of its packet. The log time follows the machine's
+monotonic clock, so changes of the wall clock do not affect it.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ VERSIONS_METADATA = "xpose.versions"
 WEIGHTS_METADATA = "xpose.weights"
 
 VIDEO_FORMATS = {"h264": "h264", "hevc": "h265", "vp9": "vp9", "av1": "av1"}
-"""FFmpeg's name of a codec that foxglove.CompressedVideo carries, and the schema's own name."""
+"""Codecs that foxglove.CompressedVideo supports: FFmpeg's name, and the name in the schema."""
 IMAGE_FORMATS = ("jpeg", "png", "webp", "avif")
-"""What foxglove.CompressedImage carries."""
+"""Formats that foxglove.CompressedImage supports."""
 
 
 class StreamRecord(msgspec.Struct, frozen=True, omit_defaults=False):
-    """What the packets that follow are, until the next record of this kind.
+    """Describes the packets that follow, until the next record of this kind.
 
     Attributes:
         live: whether the source was live.
-        format: of the packets: h264, h265, vp9, av1, jpeg, png, webp, avif.
-        reencoded: why the source's own packets are not recorded; "" where they are.
-        frame_rate: nominal frames per second; null where there is none.
+        format: format of the packets: h264, h265, vp9, av1, jpeg, png, webp, avif.
+        reencoded: why the pictures were encoded again for the recording; "" if the source's own packets are recorded.
+        frame_rate: nominal frames per second; null if there is none.
         colors: color_range, colorspace, color_primaries and color_trc, in FFmpeg's numbers.
     """
 
@@ -74,7 +74,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         packet: number of the packet that holds the picture; null for a still that could not be read.
-        width, height: size of the picture; the packet's may be larger by a few pixels. 0 where it was not known.
+        width, height: size of the picture in pixels; 0 if unknown. The size in the packet may be a few pixels larger.
     """
 
     frame: int
@@ -97,10 +97,10 @@ class TrackedRecord(msgspec.Struct, frozen=True):
     """A frame that was inferred and tracked.
 
     Attributes:
-        frame: its index.
-        prompt_id: prompts that were looked for in it.
-        age_s: time from its capture to the moment that `keypoints_predicted` are for; null for frames of files.
-        published: whether a message was published; otherwise it was too old.
+        frame: index of the frame.
+        prompt_id: id of the prompts with which it was inferred.
+        age_s: time from its capture to the moment of `keypoints_predicted`; null for frames of files.
+        published: whether a message was published; otherwise the frame was too old.
     """
 
     frame: int
@@ -129,7 +129,7 @@ class ClassRecord(msgspec.Struct, frozen=True):
 
 
 class PromptsRecord(msgspec.Struct, frozen=True):
-    """Everything that is needed to look for the same again."""
+    """The prompts, with everything that is needed to use them again."""
 
     prompt_id: int
     classes: list[ClassRecord]
@@ -153,14 +153,14 @@ JSON_TOPICS: dict[str, type[msgspec.Struct]] = {
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What a source hands to a recorder: a packet with the frame made of it, or one of the two.
+    """The item that a source gives to a recorder: a packet with the frame decoded from it, or one of the two.
 
     Attributes:
         stream: the connection or file that it belongs to; the same object for all of its pieces.
-        data: the packet, in the format of the stream; None where the frame's picture is to be encoded, or where there
-            is none.
+        data: the packet, in the format of the stream; None if the frame's picture is to be encoded, or if there is no
+            picture.
         key: whether decoding can start here.
-        frame: None where the packet gave no frame.
+        frame: None if the packet gave no frame.
         unix_ns: wall clock at capture or, without a frame, at receipt.
     """
 
@@ -178,7 +178,7 @@ class Tap(Protocol):
 
 
 def frame_record(frame: Frame, packet: int | None) -> FrameRecord:
-    """Return the record of a frame whose picture is in `packet`. The picture is not converted for its size."""
+    """Return the record of a frame whose picture is in `packet`. Does not convert the picture."""
     shape = getattr(frame.picture, "shape", (0, 0))
     return FrameRecord(
         frame=frame.index,
@@ -199,7 +199,7 @@ def frame_record(frame: Frame, packet: int | None) -> FrameRecord:
 
 
 def prompts_record(prompt_id: int, prompts: tuple[PromptClass, ...]) -> PromptsRecord:
-    """Write prompts down, with the pixels of their example images."""
+    """Return the record of prompts, with the pixels of their example images."""
     import cv2
     import numpy as np
 

@@ -18,7 +18,7 @@ def main(
     first: Annotated[Path, typer.Argument(help="a snapshot")],
     second: Annotated[Path, typer.Argument(help="a snapshot that was trained from the first")],
     out: Annotated[Path, typer.Option(help="the .safetensors file to write")],
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="of the second")] = 0.5,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of the second snapshot")] = 0.5,
     model: Annotated[str, typer.Option(help="nano, swin-t or swin-l")] = "nano",
 ) -> None:
     """Write interpolated weights of two snapshots, with the categories of the second."""

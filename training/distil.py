@@ -122,7 +122,7 @@ def _optimiser(pupil: XPose, recipe: DistilRecipe) -> torch.optim.AdamW:
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="TOML file, for example training/recipes/nano_backbone.toml")],
+    recipe: Annotated[Path, typer.Argument(help="TOML file, for example training/recipes/nano_lite0_backbone.toml")],
     data: Annotated[Path, typer.Option(help="folder of image caches, see training.data.build")],
     out: Annotated[Path, typer.Option(help="file for the weights of the pupil, .safetensors")],
 ) -> None:

@@ -288,11 +288,13 @@ def main(
     shots: Annotated[int, typer.Option(help="examples per visual prompt")] = 5,
     limit: Annotated[int, typer.Option(help="images per data set; 0: all")] = 0,
     people: Annotated[str, typer.Option(help="cache of single people, CACHE or CACHE:FIRST")] = "lspet_val",
-    scenes: Annotated[str, typer.Option(help="cache of the categories' objects")] = "synthetic_test",
+    scenes: Annotated[
+        str, typer.Option(help="cache of drawn scenes with objects of all categories")
+    ] = "synthetic_test",
     photos: Annotated[str, typer.Option(help="cache of photos of several people, with ignore regions")] = "coco_dev",
-    empty: Annotated[str, typer.Option(help="cache of photos of nobody")] = "no_people_dev",
+    empty: Annotated[str, typer.Option(help="cache of photos without people")] = "no_people_dev",
     animals: Annotated[str, typer.Option(help="cache of photos of animals")] = "livestock_dev",
-    only_photos: Annotated[bool, typer.Option(help="leave out the tables of single people and scenes")] = False,
+    only_photos: Annotated[bool, typer.Option(help="skip the tables of single people and drawn scenes")] = False,
 ) -> None:
     """Evaluate on photographs of the real world, then on single people and on drawn scenes by words and examples."""
     try:

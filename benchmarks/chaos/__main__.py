@@ -1,10 +1,11 @@
-"""Faults of live sources: what messages claim about their age, against a time code drawn into each picture.
+"""Faults of live sources: compares the age in the messages with a time code that is drawn into each picture.
 
     python -m benchmarks.chaos [--only NAME ...] [--soak SECONDS]
 
 Needs GStreamer's RTSP server for the system's Python (the Debian packages in `.ci/run`). Cameras, link and pipeline run
-on one machine, so all times are of one clock. Prints a table and writes it to `benchmarks/results/chaos.md`; the soak
-adds a run with random faults. Times mean little on a busy machine: a camera that is not scheduled is late, too.
+on one machine, so all times come from one clock. Prints a table and writes it to `benchmarks/results/chaos.md`.
+`--soak` adds a run with random faults. On a busy machine the times are not reliable, because the camera process is
+late, too.
 """
 
 from __future__ import annotations

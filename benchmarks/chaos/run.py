@@ -1,8 +1,8 @@
-"""Run the pipeline on cameras with faults, and compare what its messages claim with the truth.
+"""Run the pipeline on cameras with faults, and compare the times in its messages with the true times.
 
 The engine is a stand-in: it reads the time code of each picture, takes a fixed time, and returns one object whose first
-raw keypoint carries the code (`x = 10 + thousands / 1000`, `y = 10 + rest / 1000`, px). The message of a frame thus
-brings its true time along, through the tracker, the publisher and ZeroMQ.
+raw keypoint carries the code (`x = 10 + thousands / 1000`, `y = 10 + rest / 1000`, px). So the message of a frame
+carries its true time through the tracker, the publisher and ZeroMQ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Subscribers that misbehave, each in a process of its own."""
+"""Subscribers that misbehave; each runs in its own process."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A time code that a camera draws into its pictures, so that the true age is known whatever a protocol says.
+"""A time code that a camera draws into its pictures, so that their true age is known.
 
 The code is the wall time in milliseconds, modulo 1000 s (20 bits), with a checksum (12 bits): 32 black or white squares
 of 20 px in two rows at the top of a grey picture of 320 x 192. The checksum tells codes that lost packets mixed.
-Drawing needs no packages, since the system's Python runs it too.
+Drawing needs no packages, because the system's Python runs it, too.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Tracking and smoothing measured on open data, beside the best peers, in one run: `python -m benchmarks.tracking`."""
+"""Tracking and smoothing on open data, compared with other trackers in one run: `python -m benchmarks.tracking`."""

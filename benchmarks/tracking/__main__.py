@@ -1,8 +1,8 @@
-"""All tables and plots of tracking and smoothing, by one command.
+"""Makes all tables and plots of tracking and smoothing. The other trackers are called peers.
 
     python -m benchmarks.tracking --peers-python PEERS/bin/python
 
-The peers need an environment of their own, once:  python3.11 -m venv PEERS && PEERS/bin/pip install trackers==2.6.1
+The peers need their own environment, once:  python3.11 -m venv PEERS && PEERS/bin/pip install trackers==2.6.1
 """
 
 from __future__ import annotations

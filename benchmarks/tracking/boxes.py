@@ -1,4 +1,4 @@
-"""Ours and the peers on MOT17 and DanceTrack, the same detections, whole and thinned."""
+"""Our tracker and the peers on MOT17 and DanceTrack, with the same detections: all frames, and a part of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEERS_SCRIPT = Path(__file__).with_name("peers.py")
 
 
 def track_boxes(sequence: BoxSequence, config: TrackerConfig) -> dict[int, tuple[np.ndarray, Floats]]:
-    """Run our tracker from a cold start; the measured tracks of each frame, like the peers'."""
+    """Run our tracker from a cold start; return the measured tracks of each frame, as the peers do."""
     tracker = Tracker(config)
     results = {}
     for frame in sequence.frames:

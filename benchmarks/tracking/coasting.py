@@ -1,8 +1,8 @@
-"""What a coasting track says: true poses are hidden for a while and compared with what the tracker publishes meanwhile.
+"""Accuracy of coasting tracks: true poses are hidden for a while and compared with the published predictions.
 
-Every sequence is shown for 16 frames and hidden for some, in turn, four times with other offsets. The keypoints of the
-last visible frame are compared. The settings were tuned on the Bonn sequences 0000* and the first half of sleap_clip.
-The tables show the other Bonn sequences and the second half of the clip.
+Every sequence is shown for 16 frames and then hidden for some frames, again and again, and this is repeated with four
+offsets. The keypoints of the last visible frame are compared. The settings were tuned on the Bonn sequences 0000* and
+the first half of sleap_clip. The tables show the other Bonn sequences and the second half of the clip.
 
 Legend: T tracks, K keypoints, E errors of many keypoints and frames.
 """
@@ -121,13 +121,13 @@ def _judge_coasting(
 
 
 def _held(keypoints_K2: Floats, before_4: Floats, now_4: Floats) -> Floats:
-    """A pose that moves and grows with its box."""
+    """Return the pose moved and scaled with its box."""
     share_K2 = (keypoints_K2 - before_4[:2]) / (before_4[2:] - before_4[:2])
     return np.asarray(now_4[:2] + share_K2 * (now_4[2:] - now_4[:2]))
 
 
 def _inside(tracks: Tracks, row: int, truth_K2: Floats) -> Floats:
-    """1 where the truth is inside the 90 % ellipse of the published covariance, else 0."""
+    """Return 1 if the truth is inside the 90 % ellipse of the published covariance, else 0, per keypoint."""
     x_K, y_K = (truth_K2 - tracks.keypoints_predicted_TK2[row]).T
     xx_K, xy_K, yy_K = tracks.covariance_TK3[row].T
     squared_K = (yy_K * x_K**2 - 2.0 * xy_K * x_K * y_K + xx_K * y_K**2) / (xx_K * yy_K - xy_K**2)

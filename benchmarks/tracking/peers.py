@@ -1,9 +1,9 @@
-"""The peers' side of the benchmark; runs in an environment of its own, never imported.
+"""Runs the peers. This script is run in an environment of its own and is never imported.
 
     PEERS_PYTHON benchmarks/tracking/peers.py track JOB.npz OUT.npz
     PEERS_PYTHON benchmarks/tracking/peers.py time JOB.npz OUT.npz
 
-The PyPI package `trackers` 2.6.1 has the import name of our own folder, hence the second process. JOB holds the
+The PyPI package `trackers` 2.6.1 has the import name of our own folder, so it needs a second process. JOB has the
 detections of all frames as one table (sequence, frame, x1, y1, x2, y2, score); OUT gets one table per tracker:
 (sequence, frame, id, x1, y1, x2, y2) or microseconds per update.
 """

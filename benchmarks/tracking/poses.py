@@ -1,4 +1,4 @@
-"""Bonn PoseTrack: identities of noisy, incomplete poses, ours beside simpler association and the ceiling."""
+"""Bonn PoseTrack: identities of noisy, incomplete poses for our tracker, a simpler one and the best possible result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_ours(config: TrackerConfig, coasting: bool) -> Runner:
 
 
 def run_truth(sequence: PoseSequence, frames: Sequence[MadeDetections], step: int) -> list[FrameResult]:
-    """The ceiling: the same detections, less the false alarms, under their true ids."""
+    """The best possible result: the same detections without the false alarms, with their true ids."""
     results = []
     for index in range(0, len(frames), step):
         true = frames[index].source_N >= 0

@@ -57,7 +57,7 @@ def box_iou(first_G4: Floats, second_R4: Floats) -> Floats:
 
 
 def compare_boxes(sequence: BoxSequence, results: dict[int, tuple[Integers, Floats]]) -> Comparison:
-    """Match MOTChallenge's rules: results on distractors do not count, truth with conf 0 neither.
+    """Match by MOTChallenge's rules: results on distractors and true boxes with conf 0 do not count.
 
     Args:
         results: frame -> ids_R and boxes_R4.

@@ -1,4 +1,4 @@
-"""Smoothing measured as jitter, lag and position error, ours beside One-Euro and the acausal Savitzky-Golay.
+"""Jitter, lag and position error of smoothing: our modes, One-Euro, and Savitzky-Golay, which also uses later frames.
 
 Jitter: mean length of the second difference. Position error: mean distance from the truth at the time that an estimate
 is for (a fixed-lag estimate states its lag). Lag: the shift in time, in motion, that minimises the position error.
@@ -28,7 +28,7 @@ _WARM_UP = 10  # frames not judged
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Noisy signals and what they should be."""
+    """Noisy signals and the true ones."""
 
     name: str
     times_s_F: Floats
@@ -141,7 +141,7 @@ def judge(stream: Stream, smoothed_SFK2: Floats, delay_s: float) -> Result:
     """Compare with the truth and the raw signal.
 
     Args:
-        delay_s: by how much the estimates come later than the time that they are for.
+        delay_s: delay of the estimates after the time that they are for.
     """
     raw, truth = stream.noisy_SFK2, stream.truth_SFK2
     judged = ~np.isnan(truth[..., 0]) & ~np.isnan(raw[..., 0]) & ~np.isnan(smoothed_SFK2[..., 0])
@@ -177,7 +177,7 @@ def _lag_s(stream: Stream, smoothed_SFK2: Floats) -> float:
 
 
 def savitzky_golay(stream: Stream) -> tuple[Floats, float]:
-    """The acausal reference."""
+    """The reference, which also uses later frames."""
     return np.asarray(savgol_filter(stream.noisy_SFK2, 7, 2, axis=1)), 0.0
 
 

@@ -1,4 +1,4 @@
-"""Microseconds per update and memory over time; peers in a process of their own, in the same run."""
+"""Microseconds per update and memory over time. The peers run in another process, in the same run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WARM_UP = 20
 
 
 def people(count: int, keypoints: int, frames: int, seed: int = 0) -> Iterator[Detections]:
-    """Made people walking on a grid, with noise, in random order; boxes alone when `keypoints` is 0."""
+    """Make people who walk on a grid, with noise, in random order; only boxes if `keypoints` is 0."""
     rng = np.random.default_rng(seed)
     side = int(np.ceil(np.sqrt(count)))
     grid_N2 = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)[:count] * 70.0 + 100.0

@@ -1,4 +1,4 @@
-"""A batch from the command line: find the files, run them, show the progress, and print how each ended."""
+"""A batch from the command line: runs the jobs, shows the progress, and prints the result of each job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.fleet.local import MakeWorker, run_local
 from pipeline.fleet.worker import BatchSettings, Outcome, Worker
 from pipeline.outputs.convert import FORMATS
 
-_SHOWN = 20  # failures in the table at the end; the manifests have them all
+_SHOWN = 20  # largest number of failures in the summary; the manifests have all of them
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Workers:
     """Where a batch runs.
 
     Attributes:
-        count: files under way at a time; 0 for one per two cores of this machine, or what a Ray cluster has room for.
+        count: files at the same time; 0 for one per two cores of this machine, or what a Ray cluster has room for.
         ray: address of a Ray cluster, "local" for one on this machine; "" for plain processes.
-        cpus: cores that a file takes on Ray.
-        gpus: GPUs that a file takes on Ray; 0.5 puts two on one GPU.
+        cpus: cores that each file takes on Ray.
+        gpus: GPUs that each file takes on Ray; with 0.5, two files share a GPU.
     """
 
     count: int = 0
@@ -49,7 +49,7 @@ def run_batch(jobs: Sequence[Job], settings: BatchSettings, workers: Workers, co
     """Do all jobs; return the exit status: 0, or 1 if a file failed.
 
     Raises:
-        ConfigError: an export that does not exist, or a cluster that does not answer.
+        ConfigError: an export format does not exist, or the cluster does not answer.
     """
     for kind in settings.exports:
         if kind not in FORMATS:

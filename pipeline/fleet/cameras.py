@@ -1,8 +1,8 @@
-"""A worker of a fleet: an actor of Ray that runs a pipeline of live cameras, with an engine and a publisher of its own.
+"""A worker of a fleet: a Ray actor that runs a pipeline of live cameras, with its own engine and publisher.
 
-The fleet gives it cameras and takes them away. Each stay of a camera on a worker has a session number, which the fleet
-gives out in rising order. A worker that was cut off while its cameras moved to others learns of it from what everybody
-hears: it listens to the states of its own cameras, and stops those of which it hears a newer session.
+The fleet adds and removes its cameras. Each time that a camera is given to a worker, it gets a new, larger session
+number. A worker may be disconnected while its cameras move to others. When it is connected again, it notices this from
+the published states of its cameras: it subscribes to them, and stops a camera if a state has a newer session.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class WorkerSettings:
     Attributes:
         pipeline: settings of the pipeline; the worker chooses its own port to publish on.
         prompts: classes to look for.
-        proxy: ZeroMQ address at which everybody hears the cameras.
+        proxy: ZeroMQ address of the proxy, where the messages of all cameras are published.
         make_engine: makes the engine; it must be picklable.
         describe: returns the facts of an engine for the control socket; it must be picklable.
     """
@@ -69,13 +69,13 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class WorkerFacts:
-    """What a worker says about itself once it is ready.
+    """Facts about a worker, which it returns when it is ready.
 
     Attributes:
         host: address of its machine.
         node: Ray's id of its machine.
         endpoint: where it publishes.
-        control: its control socket; "" where there are no keys and other machines could reach it.
+        control: its control socket; "" if there are no keys and other machines could reach it.
         capacity_fps: frames per second that its engine sustains.
     """
 
@@ -98,7 +98,7 @@ class CameraWorker:
     """The actor. Ray calls its methods on several threads.
 
     Args:
-        host: address of this machine that other machines reach; "" asks Ray.
+        host: address under which other machines reach this machine; "" asks Ray.
         node: Ray's id of this machine; "" asks Ray.
     """
 
@@ -120,7 +120,7 @@ class CameraWorker:
 
         Raises:
             ConfigError: other machines can reach this one, and there are no keys.
-            What the engine raises, such as weights that are absent.
+            Errors of the engine, such as absent weights.
         """
         with self._lock:
             if self._facts is None:
@@ -153,17 +153,17 @@ class CameraWorker:
         )
 
     def run(self) -> None:
-        """Return when the pipeline has been stopped.
+        """Wait until the pipeline has been stopped.
 
         Raises:
-            What ended the pipeline.
+            The error that ended the pipeline.
         """
         while not self._pipeline.wait(1.0):
             pass
         self._pipeline.finish()
 
     def add(self, name: str, address: str, session: int) -> None:
-        """Run a camera, in place of an older stay of it here.
+        """Run a camera. If it runs here already with an older session, it is replaced.
 
         Raises:
             SourceError: the address cannot be used on this machine.
@@ -177,7 +177,7 @@ class CameraWorker:
                 self._sessions[name] = self._newest[name] = session
 
     def remove(self, name: str, session: int) -> None:
-        """Stop a camera, unless a session after this one runs here."""
+        """Stop a camera, unless it runs here with a newer session."""
         with self._lock:
             self._newest[name] = max(session, self._newest.get(name, 0))
             if self._sessions.get(name, session + 1) <= session:
@@ -189,7 +189,7 @@ class CameraWorker:
             return dict(self._sessions)
 
     def stop(self) -> None:
-        """End the pipeline; its subscribers are told that its cameras have ended."""
+        """End the pipeline. It publishes that its cameras have ended."""
         self._stopped.set()
         self._opened.close()
         self._pipeline.stop()
@@ -197,7 +197,7 @@ class CameraWorker:
         self._listener.join(_STOP_S)
 
     def _listen(self) -> None:
-        """Stop each camera of which a newer session is heard."""
+        """Stop each camera for which a state with a newer session is received."""
         settings = self._settings
         with zmq.Context() as context, listening_socket(context, settings.pipeline.keys.folder) as socket:
             socket.connect(settings.proxy)
@@ -231,9 +231,9 @@ class CameraWorker:
 
 
 def measure_fps(engine: PoseEngine, prompts: Sequence[PromptClass], duration_s: float = _MEASURE_S) -> float:
-    """Return how many pictures per second an engine sustains with these prompts, all its calls in flight.
+    """Return how many pictures per second an engine sustains with these prompts and all its calls in flight.
 
-    The pictures are noise of 640 x 480. The first call, which may compile, is not counted.
+    The pictures are noise of 640 x 480 px. The first call, which may compile, is not counted.
     """
     engine.set_prompts(prompts)
     picture_HW3 = np.random.default_rng(0).integers(0, 256, _PICTURE_HW3, np.uint8)

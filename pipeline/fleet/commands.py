@@ -35,15 +35,18 @@ def batch(
     pattern: Annotated[
         list[str] | None, typer.Option(help="Files to take from folders, such as '*.mp4'; by default all videos.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Files at a time; 0 chooses.")] = 0,
+    workers: Annotated[int, typer.Option(help="Files at the same time; 0 chooses a number.")] = 0,
     video: Annotated[bool, typer.Option("--video", help="Write an annotated video of each input.")] = False,
     export: Annotated[
-        list[str] | None, typer.Option(help="Also convert to csv, parquet, coco, sleap or dlc; give several times.")
+        list[str] | None,
+        typer.Option(help="Also convert to csv, parquet, coco, sleap or dlc; may be given several times."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of other settings.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results of other settings, and foreign files.")
+    ] = False,
     ray: Annotated[str, typer.Option(help="Run on a Ray cluster: its address, or local.")] = "",
-    cpus: Annotated[float, typer.Option(help="Cores that a file takes on Ray.")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="GPUs that a file takes on Ray; 0.5 puts two on one.")] = 0.0,
+    cpus: Annotated[float, typer.Option(help="Cores that each file takes on Ray.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs that each file takes on Ray; with 0.5, two share a GPU.")] = 0.0,
     prompt: Prompt = "person",
     keypoints: Keypoints = None,
     prompt_image: PromptImage = None,
@@ -55,7 +58,7 @@ def batch(
     config: Preset = None,
     set_: Overrides = None,
 ) -> None:
-    """Process many files; an interrupted batch goes on where it stopped."""
+    """Process many files. An interrupted batch continues where it stopped."""
     from pipeline.config import load_config
     from pipeline.fleet.batch import Workers, run_batch
     from pipeline.fleet.jobs import VIDEO_PATTERNS, find_jobs
@@ -133,11 +136,11 @@ def run(
 
 @fleet.command()
 def status(
-    directory: Annotated[str, typer.Argument(help="The fleet's `directory`.")] = "tcp://127.0.0.1:5556",
-    keys: Annotated[Path | None, typer.Option(help="Key file of this client, where the fleet uses keys.")] = None,
+    directory: Annotated[str, typer.Argument(help="`directory` in the fleet's file.")] = "tcp://127.0.0.1:5556",
+    keys: Annotated[Path | None, typer.Option(help="Key file of this client, if the fleet uses keys.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print where each camera of a running fleet is."""
+    """Print the state and the worker of each camera of a running fleet."""
     import msgspec
 
     from pipeline.fleet.directory import ask

@@ -1,4 +1,4 @@
-"""The file of a fleet: its cameras, how its workers are made, and the addresses that everybody else uses.
+"""The file of a fleet: its cameras, the settings of its workers, and the addresses for its users.
 
 publish = "tcp://*:5555"                      # one address for all subscribers
 directory = "tcp://127.0.0.1:5556"            # for `fleet status`
@@ -31,8 +31,8 @@ class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One camera.
 
     Attributes:
-        address: as `run --source` takes it.
-        rate: frames per second that it needs of a worker's capacity; a camera that sends more loses the rest.
+        address: as for `run --source`.
+        rate: frames per second of a worker's capacity that it needs; if the camera sends more, frames may be dropped.
     """
 
     address: str
@@ -43,16 +43,17 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fleet.
 
     Attributes:
-        cameras: by name, which is the name of the source in messages; an address alone is enough.
-        publish: one ZeroMQ address for the subscribers of all cameras.
-        directory: ZeroMQ address that tells where each camera is.
-        workers: pipelines, each with an engine of its own.
-        cpus, gpus: what a worker takes of its machine; 0.5 GPUs puts two on one.
-        silence_s: cameras of a worker that is not heard for this long go to others. Above two beats (`publish.beat_s`).
-        keys: key folder with a client `fleet`, in the same place on every machine; "" for no keys.
-        prompt, keypoints: what to look for, as `run` takes them.
-        config: preset, as `run` takes it.
-        set: single settings over the preset, as `run --set` takes them.
+        cameras: by the name of their source in messages; instead of a table, an address is enough.
+        publish: ZeroMQ address for the subscribers of all cameras.
+        directory: ZeroMQ address that `fleet status` asks.
+        workers: number of workers; each has its own engine.
+        cpus, gpus: cores and GPUs that each worker takes; with 0.5 GPUs, two workers share a GPU.
+        silence_s: if nothing is received from a worker for this long, its cameras move to others. Use more than two
+            beats (`publish.beat_s`).
+        keys: key folder with a client `fleet`, at the same path on every machine; "" for no keys.
+        prompt, keypoints: what to look for, as for `run`.
+        config: preset, as for `run`.
+        set: single settings that override the preset, as for `run --set`.
     """
 
     cameras: dict[str, str | Camera] = {}
@@ -78,7 +79,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def by_name(self) -> dict[str, Camera]:
-        """The cameras; one that is given as an address has the usual rate."""
+        """The cameras by name. A camera that is given as an address has the default rate."""
         return {name: Camera(given) if isinstance(given, str) else given for name, given in self.cameras.items()}
 
 
@@ -86,7 +87,7 @@ def read_fleet(path: Path) -> FleetConfig:
     """Read a fleet's file.
 
     Raises:
-        ConfigError: it cannot be read, or holds something that makes no sense.
+        ConfigError: the file cannot be read, or a value is not valid.
     """
     try:
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), FleetConfig)

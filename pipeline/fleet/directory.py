@@ -1,4 +1,6 @@
-"""The directory of a fleet: where each camera is. Those who may subscribe may ask; nobody can change anything."""
+"""The directory of a fleet: it tells which worker has which camera. Every client that may subscribe may ask; nothing
+can be changed.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ class CameraEntry(msgspec.Struct, frozen=True):
     """One camera.
 
     Attributes:
-        worker: number of its worker; null while none has it.
-        session: of its messages since it is there.
+        worker: number of its worker; null while no worker has it.
+        session: session of its messages from this worker.
         state: as in its status messages; "waiting" while no worker has it, "starting" before the first message.
         frame_rate: frames per second that come from it.
-        endpoint: where its worker publishes; "" while none has it.
-        moves: how often it went to another worker.
-        error: what went wrong last; null where nothing did.
+        endpoint: address at which its worker publishes; "" while no worker has it.
+        moves: how often it was moved to another worker.
+        error: the last error; null if there was none.
     """
 
     name: str
@@ -48,15 +50,15 @@ class WorkerEntry(msgspec.Struct, frozen=True):
     """One worker.
 
     Attributes:
-        state: "ready", "starting", "silent" (not heard, its cameras are elsewhere) or "failed".
+        state: "ready", "starting", "silent" (nothing is received from it; its cameras were moved) or "failed".
         host: address of its machine; "" before it is ready.
         node: Ray's id of its machine.
         pid: its process.
-        endpoint: where it publishes; "" before it is ready.
-        control: its control socket; "" where it has none.
+        endpoint: address at which it publishes; "" before it is ready.
+        control: its control socket; "" if it has none.
         capacity_fps: frames per second that its engine sustains.
         load_fps: frames per second that its cameras need.
-        error: why it failed; null where it did not.
+        error: why it failed; null if it did not.
     """
 
     number: int
@@ -87,7 +89,7 @@ class Directory:
     """A bound REP socket. Belongs to the thread that makes it.
 
     Args:
-        keys: who may ask; None for everybody on this machine.
+        keys: keys of the clients that may ask; None for everybody on this machine.
 
     Attributes:
         endpoint: the address that was bound.
@@ -112,7 +114,7 @@ class Directory:
         self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def answer(self, entry: Callable[[], FleetEntry]) -> None:
-        """Answer the question that has come, if any."""
+        """Answer a waiting question, if there is one."""
         if self.socket.poll(0):
             self.socket.recv_multipart()
             self.socket.send(msgspec.json.encode(entry()))
@@ -137,10 +139,10 @@ def ask(endpoint: str, timeout_s: float = 3.0, keys: str | Path | None = None) -
     """Ask a directory.
 
     Args:
-        keys: key file of this client, where the fleet uses keys.
+        keys: key file of this client, if the fleet uses keys.
     Raises:
         KeyFileError: the key file cannot be used.
-        ConfigError: the address is malformed, or nobody answers.
+        ConfigError: the address is malformed, or no answer comes.
     """
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.setsockopt(zmq.LINGER, 0)

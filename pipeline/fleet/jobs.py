@@ -1,8 +1,8 @@
 """The files of a batch, and the folder of results that each of them gets.
 
-The folder structure of the inputs is mirrored: the input `videos/a/clip.mp4` of the folder `videos` has its results in
-`OUT/a/clip.mp4/`. A manifest in each folder of results says from which input and with which settings they were made.
-Results that are complete are never made again; results of other settings are never overwritten unless told.
+The folder structure of the inputs is kept: for the folder `videos`, the results of `videos/a/clip.mp4` are in
+`OUT/a/clip.mp4/`. A manifest in each folder of results names the input and a hash of the settings. Complete results are
+not made again. Results of other settings are overwritten only with `--overwrite`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Job:
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a folder of results holds.
+    """Describes a folder of results.
 
     Attributes:
         state: "started", then "done" or "failed".
@@ -70,7 +70,7 @@ class Manifest(msgspec.Struct, frozen=True):
             return None
 
     def write(self, folder: Place) -> None:
-        """Replace the manifest of a folder. Readers see the old one or the new one."""
+        """Replace the manifest of a folder in one step: readers see the old one or the new one."""
         data = msgspec.json.format(msgspec.json.encode(self), indent=1)
         if not isinstance(folder, Path):  # object storage replaces whole objects
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,10 +132,10 @@ def prepare(job: Job, settings: str, *, overwrite: bool) -> bool:
 
 @contextmanager
 def locked(folder: Place) -> Iterator[None]:
-    """Hold the folder for this process; a process that dies gives it back. Object storage has no locks.
+    """Lock the folder for this process. If the process dies, the lock is released. Object storage has no locks.
 
     Raises:
-        OutputError: another batch holds it, or it cannot be made.
+        OutputError: another batch has locked it, or it cannot be created.
     """
     if not isinstance(folder, Path):
         yield
@@ -157,7 +157,7 @@ def locked(folder: Place) -> Iterator[None]:
 
 
 def started(job: Job, settings: str) -> Manifest:
-    """Return the manifest of a job that begins."""
+    """Return the manifest for the start of a job."""
     stat = job.input.stat()
     return Manifest("started", settings, readable(str(job.input)), stat.st_size, stat.st_mtime_ns)
 

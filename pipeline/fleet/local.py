@@ -15,7 +15,7 @@ from typing import Protocol
 from pipeline.fleet.jobs import Job
 from pipeline.fleet.worker import Outcome, threads_per_worker
 
-_ATTEMPTS = 2  # a file whose worker died is tried once more: the cause may be elsewhere
+_ATTEMPTS = 2  # if its worker dies, a file is tried once more: the file may not be the cause
 
 
 class Runs(Protocol):
@@ -33,8 +33,7 @@ MakeWorker = Callable[[int], Runs]
 def run_local(jobs: Sequence[Job], make_worker: MakeWorker, workers: int, report: Callable[[Outcome], None]) -> None:
     """Do all jobs on `workers` processes. `report` is called with each outcome, by one thread at a time.
 
-    A worker that dies (out of memory, a crash in a decoder) costs the file that it had in hand. Another worker takes
-    its place, and the file is tried once more.
+    If a worker dies (out of memory, a crash in a decoder), a new worker replaces it, and its file is tried once more.
 
     Raises:
         The error of `make_worker`, such as weights that are absent; the other workers then finish their files.
@@ -74,7 +73,7 @@ def run_local(jobs: Sequence[Job], make_worker: MakeWorker, workers: int, report
 
 
 class _Recruit:
-    """A pool of one process, so that a death names the file that caused it."""
+    """A pool of one process, so that it is known during which file the process died."""
 
     def __init__(self, make_worker: MakeWorker, threads: int) -> None:
         self._arguments = (make_worker, threads)
@@ -103,7 +102,7 @@ _worker: Runs | None = None
 
 
 def _start(make_worker: MakeWorker, threads: int) -> None:
-    """Keep the arguments for the first job: an error there reaches the caller, one in an initializer does not."""
+    """Keep the arguments for the first job: errors of a job reach the caller, errors of an initializer do not."""
     global _arguments
     _arguments = (make_worker, threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -119,7 +118,7 @@ def _run(job: Job) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    """A batch that was killed must leave no workers behind."""
+    """End this worker if the batch is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,8 +1,8 @@
 """A batch on the machines of a Ray cluster.
 
-Each file is a Ray task. Ray starts as many at a time as there is room for, and tries a task again elsewhere when its
-process or its machine dies. A process keeps its engine for its next file. Inputs and outputs are paths that all
-machines see.
+Each file is a Ray task. Ray runs as many tasks at the same time as there is room for. If the process or the machine of
+a task dies, Ray tries it again elsewhere. A process keeps its engine for its next file. All machines must see the
+inputs and outputs under the same paths.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def run_on_ray(
 
     Args:
         address: the cluster's address, or "local" to start one on this machine for this batch.
-        workers: files under way at a time; 0 for as many as the cluster has room for.
-        cpus, gpus: what a file takes of its machine.
+        workers: files at the same time; 0 for as many as the cluster has room for.
+        cpus, gpus: cores and GPUs that each file takes.
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be reached.
         The error of `make_worker`, such as weights that are absent.

@@ -1,8 +1,8 @@
 """Folders of results: on a disk that all machines see, or in object storage such as s3://bucket/folder.
 
-Object storage is reached through fsspec: the library of a kind of storage, such as s3fs, must be installed on every
-machine. It has no locks and no renaming, so results are made in a temporary folder and uploaded when they are complete,
-the manifest last. Two batches that write to one folder there at the same time do a file twice at worst.
+Object storage is accessed through fsspec. The library for the kind of storage, such as s3fs, must be installed on every
+machine. Object storage has no locks and no renaming, so results are made in a temporary folder and uploaded when they
+are complete, the manifest last. If two batches write to the same folder at the same time, a file may be done twice.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Place: TypeAlias = "Path | UPath"
 
 
 def place_of(text: str) -> Place:
-    """Return the folder that `text` names: a path, or the address of object storage.
+    """Return the folder with the path or the address of object storage `text`.
 
     Raises:
-        ConfigError: no library reads this kind of storage.
+        ConfigError: there is no library for this kind of storage, or it is not installed.
     """
     if "://" not in text:
         return Path(text)
@@ -51,7 +51,7 @@ def working_folder(place: Place) -> Iterator[Path]:
 
 
 def upload(folder: Path, place: Place) -> None:
-    """Copy all files of a working folder to their place, if that is another one.
+    """Copy all files of a working folder to their place, if the place is another folder.
 
     Raises:
         OutputError: a file cannot be written there.
@@ -63,4 +63,4 @@ def upload(folder: Path, place: Place) -> None:
         for path in sorted(folder.iterdir()):
             place.fs.put_file(str(path), (place / path.name).path)
     except Exception as error:  # each kind of storage has errors of its own
-        raise OutputError(f"{place}: cannot be written ({error}); the results are lost, and are made again") from error
+        raise OutputError(f"{place}: cannot be written ({error}); the results are lost; run the batch again") from error

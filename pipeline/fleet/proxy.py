@@ -1,8 +1,8 @@
 """One address for the subscribers of all workers: a proxy process between the workers' publishers and the subscribers.
 
-It subscribes to everything that the workers publish and forwards it from a `Publisher`, so a subscriber that joins late
-gets the skeletons, the states and the last poses of every camera. Of each camera it forwards the newest session alone:
-a worker that was cut off while its camera moved on to another cannot mix its messages in.
+It subscribes to everything that the workers publish and forwards it with a `Publisher`, so a subscriber that joins late
+gets the skeletons, the states and the last poses of every camera. For each camera it forwards only the newest session.
+So a worker that was disconnected while its camera moved to another worker cannot add old messages.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FLEET_KEY = "fleet.key"
 
 _LATE_JOINER_WAIT_MS = 20
 _LONGEST_RECONNECT_MS = 1000
-_MOST_AT_ONCE = 200  # messages that are forwarded before anything else has its turn
+_MOST_AT_ONCE = 200  # messages that are forwarded before other work is done
 _WORKERS_QUEUE = 10_000  # messages of one worker that may wait while the proxy is busy
 
 
 class Proxy:
-    """The proxy process, as the process that starts it sees it. It ends with that process.
+    """Starts the proxy process and controls it. The proxy ends with the process that starts it.
 
     Args:
-        keys: key folder of the fleet; "" for no keys. The proxy uses it on both sides: it lets subscribers in as a
-            single process does, and speaks with the workers as the client `fleet`.
+        keys: key folder of the fleet; "" for no keys. The proxy uses it on both sides: it accepts subscribers as `run`
+            does, and connects to the workers as the client `fleet`.
 
     Raises:
         ConfigError: other machines can reach the address, and there are no keys.
@@ -59,18 +59,18 @@ class Proxy:
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Process id of the proxy."""
         return self._process.pid or 0
 
     def follow(self, workers: Iterable[str], cameras: Iterable[str]) -> None:
-        """Forward what the workers at these addresses publish; late joiners get what belongs to these cameras."""
+        """Forward the messages of these workers (addresses); late joiners get the last messages of these cameras."""
         wanted = _Wanted(frozenset(workers), frozenset(cameras))
         if wanted != self._wanted:
             self._wanted = wanted
             self._commands.send(wanted)
 
     def revive(self) -> bool:
-        """Start the process again if it has died; return whether it had."""
+        """Start the process again if it has died; return whether it has died."""
         if self._process.is_alive():
             return False
         self._commands.close()
@@ -79,7 +79,7 @@ class Proxy:
         return True
 
     def close(self) -> None:
-        """End the process, once it has forwarded what came."""
+        """End the process after it has forwarded the messages that came."""
         self._commands.close()
         self._process.join()
 
@@ -101,21 +101,21 @@ class Proxy:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the proxy is told: the addresses of the workers, and the names of the cameras."""
+    """Orders for the proxy: the addresses of the workers, and the names of the cameras."""
 
     workers: frozenset[str]
     cameras: frozenset[str]
 
 
 class NewestSession:
-    """Lets through the messages of each camera's newest session."""
+    """Accepts only messages of each camera's newest session."""
 
     def __init__(self) -> None:
         self._newest: dict[bytes, int] = {}
         self._decoder = msgspec.msgpack.Decoder(_Session)
 
     def allows(self, data: bytes) -> bool:
-        """Whether a message is of its camera's newest session; False for what is no message of ours."""
+        """Whether a message belongs to the newest session of its camera; False for other bytes."""
         topic, separator, body = data.partition(SEPARATOR)
         source = topic.partition(b"/")[2]
         try:
@@ -130,13 +130,13 @@ class NewestSession:
 
 
 class _Session(msgspec.Struct):
-    """The one field that the proxy reads of every message."""
+    """The only field that the proxy reads from every message."""
 
     session: int
 
 
 def listening_socket(context: zmq.Context[zmq.Socket[bytes]], keys: str) -> zmq.Socket[bytes]:
-    """Make a SUB socket for the fleet's own ears: where there are keys, it is the client `fleet`.
+    """Make a SUB socket for the fleet's own use. If there are keys, it is the client `fleet`.
 
     Args:
         keys: key folder; "" for no keys.

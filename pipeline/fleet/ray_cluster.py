@@ -1,8 +1,8 @@
 """A connection to a Ray cluster.
 
-Ray's ports execute code: whoever reaches them owns the machines. A cluster that is started here listens on this machine
-only, and Ray protects it with a token. A cluster elsewhere is spoken to with a token (`ray get-auth-token`), never
-without. Ray's usage reports are turned off.
+Whoever reaches Ray's ports can execute code on the machines. A cluster that is started here listens on this machine
+only, and Ray protects it with a token. A cluster on other machines is used only with a token (`ray get-auth-token`).
+Ray's usage reports are turned off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OBJECT_STORE_BYTES = 128 << 20  # files and pictures never pass through Ray's o
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Yield the module `ray`, connected to the cluster. A connection that exists already is used, and left open.
+    """Yield the module `ray`, connected to the cluster. An existing connection is used, and is not closed.
 
     Args:
         address: of the cluster, such as 10.0.0.1:6379; "local" starts one on this machine, which ends with the context.

@@ -1,8 +1,8 @@
-"""Which worker has which camera. Decisions only: nothing here opens a socket or speaks with Ray.
+"""Decides which worker runs which camera. Nothing here opens a socket or calls Ray.
 
-A camera goes to the worker with the most capacity left. Whoever is overloaded gives cameras to whoever has room. A
-worker from which nothing is heard of one of its cameras loses all of them; it gets cameras again once it answers, and
-before all others only where it has not failed more often than they have.
+A camera is given to the worker with the most free capacity. An overloaded worker gives cameras to workers with free
+capacity. If no states of one of its cameras come, a worker loses all its cameras. It gets cameras again when it
+answers; workers that have failed less often are preferred.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from xpose_client.messages import StatusMessage
 
 @dataclass
 class Stay:
-    """A camera and where it is.
+    """A camera and its present stay on a worker.
 
     Attributes:
-        worker: number of the worker; None while it waits for one.
-        session: of this stay; 0 before the first.
-        heard_s: when it was heard last, or given to the worker; seconds of `time.monotonic()`.
+        worker: number of the worker; None while the camera waits for one.
+        session: session number of this stay; 0 before the first.
+        heard_s: time of its last status message, or when it was given to the worker; seconds of `time.monotonic()`.
         status: its last status message of this stay.
-        moves: how often it went to another worker.
+        moves: how often it was moved to another worker.
         error: why the worker could not add it; None otherwise.
     """
 
@@ -43,8 +43,8 @@ class Room:
 
     Attributes:
         capacity_fps: frames per second that its engine sustains.
-        losses: how often its cameras had to leave.
-        left_fps: capacity that no camera needs; below 0 where it has too many. `place` works it out.
+        losses: how often its cameras were taken away.
+        left_fps: free capacity; below 0 if the worker is overloaded. `place` computes it.
     """
 
     capacity_fps: float
@@ -54,7 +54,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Move:
-    """A camera that goes to a worker, away from another one (`old`), if it was anywhere."""
+    """A camera that moves to a worker, from the worker `old` if it had one."""
 
     name: str
     stay: Stay
@@ -66,7 +66,7 @@ class Spread:
     """Cameras and workers.
 
     Args:
-        silence_s: a camera that is not heard for this long has lost its worker.
+        silence_s: if no status message of a camera comes for this long, its worker counts as lost.
     """
 
     silence_s: float
@@ -76,7 +76,7 @@ class Spread:
     _session: int = 0
 
     def set_cameras(self, cameras: Mapping[str, Camera]) -> dict[str, Stay]:
-        """Take a new list of cameras; return those that have to leave their workers: removed, or of another address."""
+        """Set the list of cameras. Return those that must be stopped: removed ones, and those with a new address."""
         left = {}
         for name, stay in list(self.stays.items()):
             camera = cameras.get(name)
@@ -90,11 +90,11 @@ class Spread:
         return left
 
     def worker_ready(self, number: int, capacity_fps: float) -> None:
-        """A worker takes cameras from now on."""
+        """Note that a worker takes cameras from now on."""
         self.ready[number] = Room(capacity_fps, self._losses.get(number, 0))
 
     def worker_lost(self, number: int) -> None:
-        """A worker takes no cameras any more; those that it has wait for another one."""
+        """Note that a worker takes no cameras any more. Its cameras wait for another worker."""
         if self.ready.pop(number, None) is not None:
             self._losses[number] = self._losses.get(number, 0) + 1
         for stay in self.stays.values():
@@ -102,18 +102,18 @@ class Spread:
                 stay.worker, stay.status = None, None
 
     def heard(self, status: StatusMessage, now_s: float) -> None:
-        """A status message came; one of an older stay says nothing."""
+        """Take a status message. Messages of older stays are ignored."""
         stay = self.stays.get(status.source)
         if stay is not None and stay.worker is not None and status.session == stay.session:
             stay.heard_s, stay.status = now_s, status
 
     def excuse(self, pause_s: float) -> None:
-        """Nobody could be heard for `pause_s`: nobody was silent then."""
+        """Do not count the last `pause_s` as silence, because no message could be received in this time."""
         for stay in self.stays.values():
             stay.heard_s += pause_s
 
     def silent(self, now_s: float) -> set[int]:
-        """Return the workers that are not heard of one of their cameras."""
+        """Return the workers for which the status messages of a camera have stopped."""
         return {
             stay.worker
             for stay in self.stays.values()
@@ -121,7 +121,7 @@ class Spread:
         }
 
     def place(self, now_s: float) -> list[Move]:
-        """Give a worker to each camera that waits, and relieve who has too many; return what changed."""
+        """Give a worker to each waiting camera, and move cameras away from overloaded workers; return the moves."""
         for number, room in self.ready.items():
             room.left_fps = room.capacity_fps - self.load_fps(number)
         moves = []
@@ -153,7 +153,7 @@ class Spread:
         return Move(name, stay, old)
 
     def _best(self, rate: float) -> int:
-        """Return the best worker for a camera: one with room for it, of few losses, with the most room."""
+        """Return the best worker for a camera: by room for it, then by fewest losses, then by most free capacity."""
 
         def goodness(number: int) -> tuple[bool, int, float]:
             room = self.ready[number]

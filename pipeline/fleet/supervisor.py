@@ -1,9 +1,9 @@
 """A fleet: cameras on the workers of a Ray cluster, one proxy for all subscribers, and a directory.
 
-Ray starts the workers, starts them again elsewhere when their process or machine dies, and carries the calls. What Ray
-does not know is which camera belongs where: that is decided here (`spread`), within seconds. A worker is judged by what
-subscribers hear of it, the states of its cameras at their beat. So any trouble counts: a dead process, a dead machine,
-a cable. The file of the fleet is the truth about its cameras. It is read again when it changes.
+Ray starts the workers, starts them again elsewhere if their process or machine dies, and transports the calls. Which
+worker runs which camera is decided here (`spread`), within seconds. A worker counts as alive if the states of its
+cameras come at their beat through the proxy, as for any subscriber. So every kind of failure is noticed: of a process,
+of a machine, or of the network. The file of the fleet lists its cameras. It is read again when it changes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from xpose_client.messages import STATUS, StatusMessage, decode
 _log = logging.getLogger(__name__)
 
 _TICK_S = 0.1
-_LONG_TICK_S = 1.0  # a tick that took longer: this process was held up, and could hear nobody
+_LONG_TICK_S = 1.0  # after a longer tick, this process was delayed and could not receive messages
 _GATHER_S = 10.0  # longest wait, after the first worker is ready, for the others before cameras are given out
 _STOP_S = 5.0
 _THREADS = 4  # of a worker's calls: `run` takes one for ever
@@ -60,8 +60,8 @@ class Fleet:
     Args:
         ray: the module, connected to a cluster.
         path: the fleet's file, which is read again when it changes; None to keep `config`.
-        make_settings: makes the workers' settings from the address at which they hear everybody.
-        publish: how the proxy publishes.
+        make_settings: makes the workers' settings from the address of the proxy.
+        publish: settings of the proxy's publisher.
         keys: key folder; "" for no keys.
 
     Attributes:
@@ -147,7 +147,7 @@ class Fleet:
             self._close()
 
     def entry(self) -> FleetEntry:
-        """Return where everything is."""
+        """Return the state of all cameras and workers."""
         cameras = [self._camera_entry(name, stay) for name, stay in self._spread.stays.items()]
         workers = [self._worker_entry(worker, worker.facts or _UNKNOWN) for worker in self._workers]
         return FleetEntry(self.endpoint, cameras, workers)
@@ -177,7 +177,7 @@ class Fleet:
         )
 
     def _hear(self) -> None:
-        """Take the states that have come, answer questions, and wait for either for a tick."""
+        """Wait for at most one tick; take the states that have come, and answer a question."""
         poller = zmq.Poller()
         poller.register(self._states, zmq.POLLIN)
         poller.register(self._directory.socket, zmq.POLLIN)
@@ -186,7 +186,7 @@ class Fleet:
             try:
                 message = decode(self._states.recv())
             except WireError as error:
-                _log.warning("the proxy forwarded something else: %s", error)
+                _log.warning("the proxy forwarded bytes that are not a message: %s", error)
                 continue
             if isinstance(message, StatusMessage):
                 self._spread.heard(message, time.monotonic())
@@ -211,7 +211,7 @@ class Fleet:
             answer(value, error)
 
     def _start(self, worker: _Worker) -> None:
-        """Ask a worker to start, or whether it has; Ray repeats the question while it starts the process again."""
+        """Call `start` of a worker. Ray repeats the call while it starts the process again."""
         self._call(worker.actor.start, answer=partial(self._started, worker), retries=-1)
 
     def _started(self, worker: _Worker, facts: WorkerFacts | None, error: Exception | None) -> None:
@@ -230,7 +230,7 @@ class Fleet:
         self._spread.worker_ready(worker.number, facts.capacity_fps)
 
     def _ended(self, worker: _Worker, pid: int, _: None, error: Exception | None) -> None:
-        """The process of a worker died, or its pipeline failed."""
+        """Handle a worker whose process died or whose pipeline failed."""
         if worker.facts is None or worker.facts.pid != pid:
             return
         worker.facts = None
@@ -271,7 +271,7 @@ class Fleet:
         self._call(self._workers[number].actor.remove, name, session, answer=lambda value, error: None)
 
     def _reload(self) -> None:
-        """Read the fleet's file again if it has changed; a file that makes no sense changes nothing."""
+        """Read the fleet's file again if it has changed. A file with an error changes nothing."""
         modified_ns = _modified_ns(self._path)
         if self._path is None or modified_ns in (0, self._read_ns):
             return
@@ -279,7 +279,7 @@ class Fleet:
         try:
             config = read_fleet(self._path)
         except ConfigError as error:
-            _log.warning("%s; the fleet goes on as it was", error)
+            _log.warning("%s; the fleet continues with the previous file", error)
             return
         for name, stay in self._spread.set_cameras(config.by_name).items():
             _log.info("%s: removed from %s", name, parse_address(stay.camera.address).label)
@@ -288,7 +288,7 @@ class Fleet:
         self._config = config
 
     def _close(self) -> None:
-        """Let the workers tell their subscribers that they end, then end the proxy."""
+        """Stop the workers, so that they publish that their cameras have ended; then end the proxy."""
         stops = [worker.actor.stop.options(max_task_retries=0).remote() for worker in self._workers if worker.facts]
         if stops:
             self._ray.wait(stops, num_returns=len(stops), timeout=_STOP_S)
@@ -307,5 +307,5 @@ def _modified_ns(path: Path | None) -> int:
 
 
 def _reached_from(endpoint: str, host: str) -> str:
-    """The address that others connect to, of one that is bound on all interfaces."""
+    """Return the address to connect to, for an address that is bound on all interfaces."""
     return endpoint.replace("//0.0.0.0:", f"//{host}:").replace("//*:", f"//{host}:").replace("//[::]:", f"//{host}:")

@@ -1,4 +1,4 @@
-"""What a worker of a batch does: it loads the engine once, then takes one file after another."""
+"""The worker of a batch: it loads the engine once, then processes one file after another."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What a batch makes of each file.
+    """What a batch does with each file.
 
     Attributes:
         pipeline: settings of the pipeline.
         prompts: classes to look for.
         video: whether an annotated video is written.
-        exports: formats of `pipeline.outputs.convert` to write besides.
+        exports: formats of `pipeline.outputs.convert` to write in addition.
         overwrite: whether results of other settings, and files that no batch wrote, may be overwritten.
     """
 
@@ -44,7 +44,7 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """The result of a job.
 
     Attributes:
         state: "done"; "skipped", because its results were complete; or "failed".
@@ -59,11 +59,11 @@ class Outcome:
 
 
 class Worker:
-    """Owns an engine for the life of a process.
+    """Has an engine for the whole life of a process.
 
     Args:
-        settings: what to make of each file.
-        threads: CPU threads of this worker; 0 leaves PyTorch's own choice.
+        settings: what to do with each file.
+        threads: CPU threads of this worker; 0 for PyTorch's default.
     """
 
     def __init__(self, settings: BatchSettings, threads: int = 0) -> None:
@@ -78,7 +78,7 @@ class Worker:
         self._engine = Engine(settings.pipeline.engine_of_pipeline)
 
     def run(self, job: Job) -> Outcome:
-        """Do one job. Whatever is wrong with the file ends as a failed outcome with its sentence."""
+        """Do one job. If anything is wrong with the file, the outcome is "failed" with a sentence."""
         try:
             with locked(job.folder):
                 if not prepare(job, self._identity, overwrite=self._settings.overwrite):
@@ -139,5 +139,5 @@ def identity(settings: BatchSettings) -> str:
 
 
 def threads_per_worker(workers: int) -> int:
-    """Divide this machine's cores among the workers; at least one each."""
+    """Divide this machine's cores among the workers; each gets at least one."""
     return max(1, (os.cpu_count() or 1) // workers)

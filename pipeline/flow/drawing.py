@@ -19,7 +19,7 @@ class Draw:
     This stage has a thread of its own, so that publishing never waits for an encoder.
 
     Args:
-        path: file of the video. With several sources, or for a source that is added later, it is
+        path: file of the video. With several sources, or for a source that is added later, the name of the file is
             `<stem>.<source><suffix>`.
         frames: queue of the stage.
 

@@ -1,6 +1,6 @@
-"""Inference: the frames of all sources through one engine, with several calls in flight.
+"""Inference: one engine infers the frames of all sources, with several calls at the same time.
 
-A worker takes frames only when the engine has room, so that a live frame is as new as it can be. It waits for its call
+A worker takes frames only when the engine has room, so that a live frame is as new as possible. It waits for its call
 and passes the results on at once. The results of one source keep their order.
 """
 
@@ -54,12 +54,12 @@ class PoseEngine(Protocol):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the network runs on a GPU, where images that share a call cost less."""
+        """Whether the network runs on a GPU, where several images in one call are faster than several calls."""
         ...
 
     @property
     def takes_nv12(self) -> bool:
-        """Whether images may be NV12 too."""
+        """Whether images may also be NV12."""
         ...
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
@@ -67,17 +67,20 @@ class PoseEngine(Protocol):
         ...
 
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
-        """Keep detections by these from the next call of `submit` on. Thread-safe."""
+        """Use these thresholds from the next call of `submit` on. Thread-safe."""
         ...
 
     def submit(self, images: Sequence[Image]) -> Pending:
-        """Start to look for the prompted classes in RGB images [H,W,3] of any sizes. One thread at a time calls it."""
+        """Start to look for the prompted classes in images of any sizes: RGB [H,W,3], or NV12 if `takes_nv12`.
+
+        Only one thread at a time calls it.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the engine looks for, with the id that its detections carry."""
+    """The prompts of the engine, with the id that its detections carry."""
 
     id: int
     classes: tuple[PromptClass, ...]
@@ -86,15 +89,16 @@ class Prompts:
 class Inference:
     """The stage, run by `workers` threads side by side.
 
-    `in_flight` of them wait for the engine, and the others for an earlier call whose results go first.
+    Up to `in_flight` workers wait for the engine. The others wait for earlier calls, whose results must be passed on
+    first.
 
     Args:
         classes: the first prompts; see `set_prompts`.
-        config: its `age_budget_s` (see `is_in_time`) and `gather_ms` count.
+        config: `age_budget_s` (see `is_in_time`) and `gather_ms` are used.
         warm_up: infer once before the first frame. The first inference may compile, which takes seconds.
 
     Attributes:
-        submitted: index of the newest frame of each source that the engine has been given.
+        submitted: index of the newest frame of each source that was given to the engine.
     """
 
     def __init__(
@@ -110,11 +114,11 @@ class Inference:
         self._room = threading.Semaphore(engine.in_flight)
         self._turn = threading.Lock()  # one worker at a time takes frames and submits them
         self._latest: dict[str, threading.Event] = {}  # `passed_on` of the last call with frames of each source
-        self._replayed: tuple[PromptClass, ...] | None  # recorded prompts that the engine holds instead
+        self._replayed: tuple[PromptClass, ...] | None  # recorded prompts that the engine uses instead of `_prompts`
         self.set_prompts(classes)
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
-        """Look for these classes from the next call on; return the id of these prompts. One thread at a time calls it.
+        """Look for these classes from the next call on; return the id of these prompts. For one thread at a time.
 
         Raises:
             PromptError: as `Pipeline.set_prompts`.
@@ -125,17 +129,17 @@ class Inference:
 
     @property
     def prompts(self) -> Prompts:
-        """What the engine looks for."""
+        """The present prompts."""
         return self._prompts
 
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
-        """Keep detections by these from the next call on."""
+        """Use these thresholds from the next call on."""
         self._engine.set_thresholds(score_threshold, nms_iou)
 
     def __call__(self, frames: Queue[Frame]) -> Generator[FramePoses]:
         """Infer up to `batch` frames per call, and pass their detections on after those of earlier calls."""
         while not frames.ended:
-            frames.leave()  # a worker that waits for its turn works on nothing
+            frames.leave()  # a worker that waits for its turn is not working on a frame
             passed_on = threading.Event()
             try:
                 with self._room:
@@ -160,7 +164,7 @@ class Inference:
                 passed_on.set()
 
     def _take(self, frames: Queue[Frame], passed_on: threading.Event) -> tuple[list[Frame], list[threading.Event]]:
-        """Take frames that can be inferred, with the `passed_on` of the earlier calls of their sources."""
+        """Take frames that can be inferred. Also return the `passed_on` events of earlier calls with their sources."""
         if self._warm_up:
             self._warm_up = False
             self._engine.submit([np.zeros((64, 64, 3), np.uint8)]).result()
@@ -172,7 +176,7 @@ class Inference:
         return usable, earlier
 
     def _prompts_of(self, frames: Sequence[Frame]) -> Prompts:
-        """The prompts to look for in frames of one call: those in force, or those that a recording names."""
+        """Return the prompts for the frames of one call: the present prompts, or those of a recording."""
         recorded = frames[0].recorded if frames else None
         if recorded is not None and recorded.prompts is not None:
             if recorded.prompts is not self._replayed:
@@ -200,5 +204,5 @@ class Inference:
 
 
 def _recorded_prompts(frame: Frame) -> int | None:
-    """What tells frames apart that cannot be inferred in one call."""
+    """Return a value that is equal for frames that can be inferred in one call."""
     return None if frame.recorded is None or frame.recorded.prompts is None else id(frame.recorded.prompts)

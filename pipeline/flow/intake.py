@@ -23,9 +23,9 @@ class Intake:
 
     Args:
         config: sizes of the lanes, and the age budget.
-        frames: queue of the decoded frames. It closes with the end of the last source.
+        frames: queue of the decoded frames. It closes when the last source ends.
         threads: starts the decoders.
-        hold: keep the queue open without sources.
+        hold: keep the queue open when there are no sources.
         session: see `Roster`.
 
     Attributes:
@@ -96,7 +96,7 @@ class Intake:
         return join(self._decoders, timeout_s)
 
     def _decode(self, source: Source, lane: Lane[Frame]) -> None:
-        """Open a source, read it to its end into its lane, and close it. A source that fails stops no other."""
+        """Open a source, put all its frames on its lane, and close it. If it fails, the other sources continue."""
         error = None
         try:
             with closing(iter(source)) as frames:
@@ -125,6 +125,6 @@ class Intake:
                 self._frames.close()
 
     def _free_name(self, name: str) -> str:
-        """Return a name that is not taken. The second `clip` becomes `clip-2`, because names are topics."""
+        """Return a name that is not in use. The second `clip` becomes `clip-2`, because topics contain the name."""
         names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
         return next(free for free in names if free not in self._lanes)

@@ -1,6 +1,6 @@
 """Counters and times of the stages, in constant memory.
 
-Durations are counted in logarithmic histograms with bins of 2 %, so a percentile is exact to 1 %.
+Durations are counted in logarithmic histograms with bins of 2 %, so the error of a percentile is at most 1 %.
 """
 
 import math
@@ -51,7 +51,7 @@ class LatencyHistogram:
         return None
 
     def cumulative(self, bounds_s: Sequence[float]) -> list[int]:
-        """Return for each bound, in seconds, how many durations do not exceed it. A bound is right to 1 %."""
+        """Return for each bound, in seconds, how many durations do not exceed it. Bounds are rounded by up to 1 %."""
         totals = list(accumulate(self._counts))
         last = [math.floor(math.log(bound_s / _SMALLEST_S) / math.log(_BIN_RATIO) + 1e-9) for bound_s in bounds_s]
         return [0 if index < 0 else totals[min(index, _BINS - 1)] for index in last]
@@ -84,7 +84,7 @@ class StageReport:
 
 @dataclass(frozen=True)
 class MetricsView:
-    """All facts at one moment.
+    """All counts and times at one moment.
 
     Attributes:
         frames_out: frames that a stage passed on, by (stage, source).
@@ -121,7 +121,7 @@ class Metrics:
         self._ages: dict[str, LatencyHistogram] = defaultdict(LatencyHistogram)
 
     def watch(self, stage: str, drops: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        """Include the result of `drops`, counts by (source, reason), in the drops of `stage`."""
+        """Include the counts that `drops` returns, by (source, reason), in the drops of `stage`."""
         with self._lock:
             self._drops.append((stage, drops))
 
@@ -166,7 +166,7 @@ class Metrics:
         return found
 
     def view(self) -> MetricsView:
-        """Return all facts at this moment."""
+        """Return all counts and times at this moment."""
         with self._lock:
             counted: Counter[tuple[str, str, str]] = Counter()
             for stage, dropped in self._drops:

@@ -30,7 +30,7 @@ class Newest:
             self._changed.notify_all()
 
     def get(self, source: str) -> Published | None:
-        """Return the newest frame of a source; None before the first, and after the source was removed."""
+        """Return the newest frame of a source; None before its first frame, and after the source was removed."""
         with self._changed:
             found = self._of_source.get(source)
             return None if found is None else found[1]

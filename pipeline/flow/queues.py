@@ -30,11 +30,11 @@ class FromSource(Protocol):
 Item = TypeVar("Item", bound=FromSource)
 
 _SILENT_S = 1.0
-"""A camera that has sent nothing for so long is lost, or so slow that a frame hardly ever meets others."""
+"""If a camera has sent nothing for this long, other frames do not wait for its next one."""
 
 
 class QueueClosed(Exception):
-    """`put` on a closed queue: nobody will take the item."""
+    """`put` was called on a closed queue. The item will not be taken."""
 
 
 @dataclass(eq=False)
@@ -78,16 +78,16 @@ class Lane(Generic[Item]):
 
 
 class Queue(Generic[Item]):
-    """Lanes that are read in turn as one queue, so that no lane starves. Lanes may be added at any time.
+    """A queue of several lanes. They are read in turn, so that no lane starves. Lanes may be added at any time.
 
     Args:
-        stage: name of the stage that reads the queue; `metrics` count under it.
+        stage: name of the stage that reads the queue; `metrics` uses this name.
         producers: the queue closes when `close` was called this many times.
 
     Attributes:
-        drops: how many items were dropped, by (source, reason).
+        drops: number of dropped items, by (source, reason).
         taken_s: `time.perf_counter` of the last `take`.
-        read: set once somebody reads the queue.
+        read: set when a stage begins to read the queue.
         waiting_producers: how many threads wait in `put` for room.
     """
 
@@ -106,7 +106,9 @@ class Queue(Generic[Item]):
         metrics.watch(stage, lambda: self.drops)
 
     def lane(self, capacity: int, source: str | None = None, *, drop_oldest: bool = False) -> Lane[Item]:
-        """Add a lane for the items of `source`, or of all sources without a lane. It is removed when closed and empty.
+        """Add a lane for the items of `source`; without a name, for all sources that have no lane of their own.
+
+        A lane is removed when it is closed and empty.
 
         Raises:
             QueueClosed: the queue is closed.
@@ -136,10 +138,10 @@ class Queue(Generic[Item]):
         """Wait for an item, then take at most `limit`, one from each lane in turn. Each lane keeps its order.
 
         Args:
-            gather_s: how long an item may wait for those of other live lanes; see `_gather`.
-            alike: only items for which this returns the same as for the first are taken.
+            gather_s: how long an item may wait for items of other live lanes; see `_gather`.
+            alike: takes only items for which this returns the same value as for the first item.
         Returns:
-            The items. The list is empty if none came within `timeout_s`, or if none will come (`ended`).
+            The items. The list is empty if no item came within `timeout_s`, or if the queue has `ended`.
         """
         self.read.set()
         taken: list[Item] = []
@@ -167,7 +169,7 @@ class Queue(Generic[Item]):
     def _gather(self, limit: int, gather_s: float) -> None:
         """Wait until there are `limit` items, or one in each busy live lane, or the oldest has waited for `gather_s`.
 
-        Files, removed sources, and cameras that have been silent for `_SILENT_S` are not waited for.
+        It does not wait for files, for removed sources, or for cameras that have been silent for `_SILENT_S`.
         """
         oldest_s = min((lane.items[0][1] for lane in self._lanes if lane.items), default=None)
         if gather_s <= 0 or oldest_s is None:
@@ -196,12 +198,12 @@ class Queue(Generic[Item]):
             return self._producers <= 0 and all(lane.closed and not lane.items for lane in self._lanes)
 
     def leave(self) -> None:
-        """The calling thread has finished what it took."""
+        """Note that the calling thread has finished the items that it took."""
         with self.changed:
             self._working_since_s.pop(threading.get_ident(), None)
 
     def working_s(self) -> float:
-        """For how long a reader has been working on what it took; the longest of all readers, 0 while all wait."""
+        """Return for how long a reader has been working on its items: the longest of all readers, 0 if all wait."""
         with self.changed:
             since_s = min(self._working_since_s.values(), default=None)
         return 0.0 if since_s is None else time.perf_counter() - since_s

@@ -1,7 +1,7 @@
-"""What a stage is, and the age contract of live sources.
+"""The stages of the pipeline, and the rule for the age of live frames.
 
 A stage is a generator function: it reads a `Queue` and yields results. `Stage.drive` runs it on a thread, counts and
-times its items, and closes its output whatever happens. To add a stage, write such a function and add it to
+times its items, and always closes its output, also after an error. To add a stage, write such a function and add it to
 `Pipeline._make_stages`. A stage opens its files and sockets before it reads its queue, and closes them on its own
 thread. The sources start when all stages read their queues.
 """
@@ -25,22 +25,22 @@ Out = TypeVar("Out", bound=FromSource)
 _log = logging.getLogger(__name__)
 
 _SENDING_S = 0.005
-"""Time to make and send a message. The age is checked before this time passes, but must be right after it."""
+"""Time to make and send a message. The age is checked before this; a message must be in the budget after it."""
 
 MOST_GATHER_MS = 100.0
-"""Three frames of a common camera: who waits longer gains nothing."""
+"""The time of three frames of a usual camera. A longer wait has no use."""
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """How the stages are joined.
+    """Settings of the queues between the stages, and of the age of live frames.
 
     Attributes:
         file_queue: frames of a file that may wait for inference; when the queue is full, the decoder waits.
         live_queue: frames of a live source that may wait for inference; when the queue is full, the oldest is dropped.
         stage_queue: results that may wait between inference, tracking and publishing; when full, inference waits.
-        age_budget_s: an older live frame is not inferred, and an older result is not published. A source whose frames
-            stay older than this catches up. 0 allows every age.
+        age_budget_s: largest age of a live frame. An older frame is not inferred, and an older result is not published.
+            A source whose frames stay older than this catches up. 0 allows every age.
         gather_ms: longest wait of a live frame for frames of other live sources, so that they share one call of an
             engine that takes several images per call. None: 2 ms on a GPU, 0 on a CPU.
     """
@@ -67,7 +67,7 @@ class Stage(Generic[Item, Out]):
 
     Attributes:
         work: the generator function.
-        input: queue that it reads; the stage has the name of this queue.
+        input: queue that it reads; the name of the stage is `input.stage`.
         output: queue for its items; None discards them.
         workers: number of threads that run `work` side by side.
         counts_itself: True if `work` counts and times its items, so that `drive` does not.
@@ -80,7 +80,7 @@ class Stage(Generic[Item, Out]):
     counts_itself: bool = False
 
     def drive(self) -> None:
-        """Run the stage on this thread until its input ends or nobody takes its output; raise what it raises."""
+        """Run the stage on this thread until its input ends or its output is closed. Raises the errors of `work`."""
         try:
             with closing(self.work(self.input)) as results:
                 for result in results:
@@ -99,10 +99,10 @@ class Stage(Generic[Item, Out]):
 
 
 def is_in_time(frame: Frame, queue: Queue[Any], budget_s: float) -> bool:
-    """Whether a live frame is young enough for the stage that took it from `queue`; otherwise it is dropped there.
+    """Return whether a frame is young enough for the stage that took it from `queue`; if not, count it as dropped.
 
-    No message is published that is known to be older than the budget. The age of a frame is the present moment minus
-    its capture time. It sums the delay of the link, decoding, inference and all queues. Frames of files are never too
+    No message is published that is known to be older than the budget. The age of a frame is the present time minus its
+    capture time. It includes the delay of the link, decoding, inference and all queues. Frames of files are never too
     old. The first drop of a source gives a warning; the source itself catches up (`pipeline.sources.catch_up`).
 
     Args:

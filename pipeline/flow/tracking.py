@@ -28,10 +28,10 @@ MakeTracker = Callable[[bool, Mapping[int, NDArray[np.float64]]], Tracker | Stil
 
 @dataclass(frozen=True)
 class ScoreRules:
-    """What scores mean to the trackers.
+    """How the trackers use scores.
 
     Attributes:
-        scale: between the scores of the model, which are published, and those of the trackers.
+        scale: converts between the model's scores, which are published, and the trackers' scores.
         still_threshold: in stills, detections above this score are kept; on the trackers' scale.
     """
 
@@ -40,7 +40,7 @@ class ScoreRules:
 
 
 class PromptedTracker:
-    """A tracker of one source that follows the prompts: tracks of a removed class end on the first frame without it."""
+    """The tracker of one source. When the prompts change, tracks of removed classes end with the next frame."""
 
     def __init__(self, make_tracker: MakeTracker) -> None:
         self._make = make_tracker
@@ -50,8 +50,8 @@ class PromptedTracker:
     def update(self, poses: FramePoses, rules: ScoreRules) -> FrameTracks:
         """Return the frame's tracks.
 
-        Predictions of live frames are for now, those of recorded live frames for the moment that they were for then,
-        and others for the frame's own time.
+        The predictions of a live frame are for now. Those of a recorded live frame are for the moment of the recorded
+        predictions. Those of other frames are for the frame's own time.
         """
         frame, found = poses.frame, poses.detections
         tracker = self._follow_prompts(found, still=frame.still)
@@ -89,10 +89,10 @@ def _kept_classes(old: tuple[PromptClass, ...], new: tuple[PromptClass, ...]) ->
 def track(
     make_tracker: MakeTracker, rules: Callable[[], ScoreRules], roster: Roster, frames: Queue[FramePoses]
 ) -> Generator[FrameTracks]:
-    """Track the objects of each source with a tracker of its own. A source that is added again gets a new tracker.
+    """Track the objects of each source with its own tracker. A source that is added again gets a new tracker.
 
     Args:
-        rules: returns the current rules of scores.
+        rules: returns the current rules for scores.
         roster: knows which frames come from removed sources.
     """
     trackers: dict[str, PromptedTracker] = defaultdict(lambda: PromptedTracker(make_tracker))

@@ -5,8 +5,8 @@
     sleap          a .slp file of predictions
     dlc            DeepLabCut's multi-animal table, .h5 or .csv
 
-Positions are the smoothed ones, in pixels of the source. X-Pose gives a keypoint no confidence, so none is made up:
-where a format wants one (SLEAP, DeepLabCut) it gets the score of the object, or 0 where the keypoint was not measured.
+Positions are the smoothed ones, in pixels of the source. X-Pose gives no confidence per keypoint. If a format needs one
+(SLEAP, DeepLabCut), it gets the score of the object, or 0 if the keypoint was not measured.
 
 The libraries come with the extra `export`.
 """
@@ -28,7 +28,7 @@ from pipeline.errors import OutputError
 from pipeline.outputs.part import PartFile, guard
 from xpose_client.messages import PoseMessage, SkeletonClass, SkeletonMessage, TrackMessage
 
-_BATCH = 2000  # messages that are converted at a time: a long file must fit into memory as a table only
+_BATCH = 2000  # messages that are converted at a time, to limit the memory for long files
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class PoseLines:
     """A file of pose lines with the skeleton lines beside it.
 
     Attributes:
-        path: the file that `--poses` wrote; `<stem>.skeletons.jsonl` lies beside it.
-        source: read this source alone; None for all.
-        class_name: read this class alone; None for all.
+        path: the file that `--poses` wrote; `<stem>.skeletons.jsonl` is beside it.
+        source: read only this source; None for all.
+        class_name: read only this class; None for all.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class PoseLines:
         """Yield the messages in their order.
 
         Raises:
-            OutputError: the file cannot be read, a line is not a pose message, or no line is of `source`.
+            OutputError: the file cannot be read, a line is not a pose message, or no line is from `source`.
         """
         sources: set[str] = set()
         for message in _decoded(self.path, PoseMessage):
@@ -78,7 +78,7 @@ class PoseLines:
         """Yield the tracks of all messages.
 
         Raises:
-            OutputError: as of `messages`, or a skeleton is missing.
+            OutputError: as for `messages`, or a skeleton is missing.
         """
         names = {
             (line.session, line.source, line.prompt_id, skeleton.name): skeleton
@@ -108,6 +108,7 @@ def convert(lines: PoseLines, kind: str, path: Path) -> None:
         raise OutputError(f"--to {kind}: give one of {', '.join(FORMATS)}")
     if lines.path.resolve() == path.resolve():
         raise OutputError(f"--out {path}: this is the file that is read; choose another name")
+    next(_decoded(lines.path, PoseMessage), None)  # refuse another kind of file before anything is written
     file = PartFile(path)
     file.create()
     file.close()  # HDF5 wants the lock for itself
@@ -304,7 +305,12 @@ def _frame_key(message: PoseMessage) -> tuple[int, str, int]:
     return message.session, message.source, message.frame
 
 
-def _decoded(path: Path, kind: type[msgspec.Struct]) -> Iterator[Any]:
+def _decoded(path: Path, kind: type[PoseMessage | SkeletonMessage]) -> Iterator[Any]:
+    """Yield the lines of a file that `--poses` wrote.
+
+    Raises:
+        OutputError: the file cannot be read, or a line is not of this kind.
+    """
     decoder = msgspec.json.Decoder(kind)
     try:
         with path.open("rb") as file:
@@ -312,9 +318,15 @@ def _decoded(path: Path, kind: type[msgspec.Struct]) -> Iterator[Any]:
                 try:
                     yield decoder.decode(line)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    if number == 1:
+                        raise OutputError(
+                            f"{path}: is not a file that --poses wrote, its first line is not a {kind.__name__}; give "
+                            "the .jsonl file of a run"
+                        ) from error
                     raise OutputError(f"{path}, line {number}: is not a {kind.__name__} ({error})") from error
     except OSError as error:
-        raise OutputError(f"{path}: cannot be read ({error.strerror}); give a file that --poses wrote") from error
+        hint = "give" if kind is PoseMessage else "it belongs beside the poses, as"
+        raise OutputError(f"{path}: cannot be read ({error.strerror}); {hint} a file that --poses wrote") from error
 
 
 def _library(name: str) -> Any:

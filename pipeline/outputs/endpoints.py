@@ -1,4 +1,4 @@
-"""Addresses that sockets are bound to: what is allowed, and what to do about one that cannot be bound."""
+"""Addresses that sockets are bound to: checks them, binds them, and explains why one cannot be bound."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_endpoint(option: str, endpoint: str) -> None:
     """Refuse endpoints that ZeroMQ accepts but misuses: it wraps ports around, and ipc removes an existing file.
 
     Args:
-        option: the option that the address came from, which the error names.
+        option: the option that gave the address; the error names it.
     Raises:
         ConfigError: it is not an address to bind.
     """
@@ -56,7 +56,7 @@ def require_local(option: str, endpoint: str, how_to_insist: str = "") -> None:
     """Refuse an address that other machines can reach, because there are no keys.
 
     Args:
-        how_to_insist: what else the user may do; "" where nothing.
+        how_to_insist: end of the error, with another thing that the user can do; "" for none.
     Raises:
         ConfigError: other machines can reach it.
     """
@@ -69,10 +69,10 @@ def require_local(option: str, endpoint: str, how_to_insist: str = "") -> None:
 
 
 def bind(option: str, socket: zmq.Socket[Any], endpoint: str) -> None:
-    """Bind a socket. The file of an ipc socket is for the owner alone.
+    """Bind a socket. Only the owner can use the file of an ipc socket.
 
     Raises:
-        PublishError: the endpoint is malformed, taken, or not one of this machine.
+        PublishError: the endpoint is malformed, in use, or not an address of this machine.
     """
     if _has_listener(endpoint):
         raise PublishError(_explain(option, endpoint, zmq.ZMQError(errno.EADDRINUSE)))
@@ -88,7 +88,7 @@ def bind(option: str, socket: zmq.Socket[Any], endpoint: str) -> None:
 
 
 def _has_listener(endpoint: str) -> bool:
-    """Whether a program listens on an ipc endpoint. ZeroMQ would take the file away from it without an error."""
+    """Whether a program listens on an ipc endpoint. ZeroMQ would replace the file of that program without an error."""
     kind, _, path = endpoint.partition("://")
     if kind != "ipc":
         return False

@@ -1,11 +1,11 @@
-"""The gate before a socket that uses keys: who may connect, who is cut off, and who tried in vain.
+"""The gate of a socket that uses keys: it accepts clients, disconnects revoked ones, and counts refused ones.
 
-ZeroMQ asks a handler (ZAP, https://rfc.zeromq.org/spec/27) about each client during its CURVE handshake, and never
-again. So that a client whose key is taken away is cut off at once, the gate remembers the connection of each client
-that has spoken, and closes it. The client connects again by itself, and is refused.
+ZeroMQ asks a handler (ZAP, https://rfc.zeromq.org/spec/27) about each client during its CURVE handshake, and not later.
+A client whose key was revoked must be disconnected at once. So the gate remembers the connection of each client that
+has sent a message, and closes it. The client connects again by itself, and is refused.
 
-A refused client is told that its failure is temporary (status 300): with 400 it would never try again, and with 300 it
-gets in once its key is added.
+The answer to a refused client is "temporary failure" (status 300), so that it tries again and is accepted after its key
+was added. After status 400 it would never try again.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _CHECK_EVERY_MS = 100  # how soon a change of the allow-list is noticed
-_HANDSHAKE_MS = 2000  # a client that is not in by then is disconnected, and tries again
+_HANDSHAKE_MS = 2000  # a client that is not accepted within this time is disconnected, and tries again
 _LOG_EVERY_S = 10.0
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _numbers = itertools.count(1)
 
 
 class Gate:
-    """Lets in the clients of an allow-list and counts the others.
+    """Accepts the clients of an allow-list and counts the others.
 
     Make it before the socket is bound, and close it after the socket. The handler has a thread of its own. The other
     methods are for the thread that owns the socket.
@@ -66,7 +66,7 @@ class Gate:
         self._ready.wait()
 
     def admits(self, message: zmq.Frame) -> bool:
-        """Whether the sender of a received message may still speak; its connection is closed otherwise."""
+        """Whether the sender of a received message is still allowed. If not, its connection is closed."""
         try:
             key, descriptor = str(message.get("User-Id")), int(message.get(zmq.SRCFD))
         except zmq.ZMQError:

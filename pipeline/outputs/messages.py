@@ -1,4 +1,4 @@
-"""Messages made of tracks and prompts."""
+"""Makes messages from tracks and prompts."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ _REFERENCE_SIDE = 480  # px; on larger canvases, lines and letters are scaled up
 
 @dataclass(frozen=True)
 class OverlayConfig:
-    """What is drawn.
+    """Settings of the drawing.
 
     Attributes:
-        boxes: the box of each track.
-        labels: the class, number and score of each track.
-        caption: the line at the bottom with source, time, frame and number of objects.
+        boxes: draw the box of each track.
+        labels: draw the class, number and score of each track.
+        caption: draw a line at the bottom with source, time, frame and number of objects.
         scale: factor on the size of lines and letters, which otherwise follows the size of the canvas.
     """
 
@@ -80,7 +80,7 @@ def draw(
 
 
 def draw_notice(canvas_HW3: Canvas, text: str) -> None:
-    """Darken the canvas and write one line into its middle, in place: a picture that does not move must not look alive.
+    """Darken the canvas and write one line into its middle, in place. It shows that the picture is not live.
 
     Args:
         canvas_HW3: uint8 RGB, writable.

@@ -1,7 +1,7 @@
 """Output files that appear under their own name only when they are complete.
 
-A file is written as `<stem>.part<suffix>` in the same folder. `commit` renames it. If the program ends before that, by
-a failure or a power cut, the part stays for the user, and an older file with the final name is untouched.
+A file is written as `<stem>.part<suffix>` in the same folder. `commit` renames it. If the program ends before that, for
+example after a failure or a power cut, the part stays, and an older file with the final name is not changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PartFile:
         """Create the part, and its folder if it does not exist.
 
         Raises:
-            OutputError: it cannot be written, or another program writes it.
+            OutputError: the file cannot be written, or another program is writing it.
         """
         if self.path.exists() and not self.path.is_file():
             raise OutputError(f"{self.path}: is not a regular file; give the path of a file to write")

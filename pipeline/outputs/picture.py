@@ -1,4 +1,4 @@
-"""One frame with its poses as a JPEG."""
+"""Draws the poses on one frame and encodes it as JPEG."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def jpeg_of(
     """Draw a message on its frame and encode it.
 
     Args:
-        overlay: what is drawn; None draws nothing.
-        notice: text across the darkened picture, such as the state of a source whose picture does not move.
-        longest_side: larger frames are scaled down to this; px.
-        quality: of the JPEG, 1 to 100.
+        overlay: settings of the drawing; None draws nothing.
+        notice: text on the darkened picture, such as the state of a source that is not live.
+        longest_side: longest side of the picture in px; larger frames are scaled down.
+        quality: quality of the JPEG, 1 to 100.
     Raises:
         OutputError: the frame has no picture, or cannot be encoded.
     """
@@ -54,7 +54,7 @@ def jpeg_of(
 
 
 def blank_jpeg(notice: str, *, quality: int = 85) -> bytes:
-    """Encode a dark picture with a text, for a source that has no picture yet."""
+    """Return a dark JPEG with a text, for a source that has no picture yet."""
     canvas_HW3 = np.zeros((*_BLANK_HW, 3), np.uint8)
     draw_notice(canvas_HW3, notice)
     jpeg = _encode(canvas_HW3, quality)

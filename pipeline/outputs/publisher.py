@@ -1,10 +1,10 @@
-"""Messages out over ZeroMQ, to any number of subscribers. None of them can slow the pipeline down.
+"""Publishes messages over ZeroMQ, to any number of subscribers. No subscriber can slow the pipeline down.
 
-An XPUB socket. A subscriber that joins late is sent the skeletons, the states and the last poses of what it subscribed
-to, so that it knows at once what the keypoints are. ZeroMQ cannot address one subscriber, so the others see these
-messages again with the sequence number that they had, and `PoseSubscriber` skips repeats. Answers go out at a bounded
-rate: subscribers that come and go as fast as they can delay nobody's poses. A subscriber that does not keep up loses
-messages after `send_queue` of them and sees the gap in the sequence numbers.
+The publisher is an XPUB socket. A subscriber that joins late gets the skeletons, the states and the last poses of the
+topics that it subscribed to, so that it knows the keypoints at once. ZeroMQ cannot send to a single subscriber, so the
+others get these messages again with their old sequence numbers, and `PoseSubscriber` skips them. Late joiners are
+answered at a bounded rate, so that frequent subscriptions do not delay poses. If a subscriber is too slow, up to
+`send_queue` messages wait for it; further messages are lost, and it sees the gap in the sequence numbers.
 """
 
 import time
@@ -31,15 +31,15 @@ _OPTION = "--publish"
 
 @dataclass(frozen=True)
 class PublishConfig:
-    """Where and how messages go out.
+    """Where and how messages are published.
 
     Attributes:
         endpoint: ZeroMQ address to bind, such as tcp://127.0.0.1:5555, tcp://*:5555, tcp://[::1]:5555 or
             ipc:///tmp/poses; "" for none. tcp://[::]:5555 takes IPv4 and IPv6.
-        send_queue: messages that wait for one slow subscriber before newer ones are lost to it.
-        linger_s: longest wait at the end for messages that are still on their way.
+        send_queue: messages that may wait for one slow subscriber; if more come, it loses them.
+        linger_s: longest wait at the end for messages that are still being sent.
         beat_s: time between two status messages of a source.
-        without_keys: publish on an address that other machines can reach although there are no keys.
+        without_keys: allow an address that other machines can reach, although there are no keys.
     """
 
     endpoint: str = ""
@@ -59,10 +59,10 @@ class PublishConfig:
             raise ConfigError(f"publish.beat_s is {self.beat_s}: give 0.02 s to 60 s")
 
     def require_keys(self) -> None:
-        """Refuse an address that other machines can reach, for a pipeline that has no keys.
+        """Refuse an address that other machines can reach. For a pipeline without keys.
 
         Raises:
-            ConfigError: they can reach it, and `without_keys` does not allow it.
+            ConfigError: other machines can reach it, and `without_keys` does not allow this.
         """
         if self.endpoint and not self.without_keys:
             require_local(_OPTION, self.endpoint, ", or insist with --set publish.without_keys=true")
@@ -72,13 +72,13 @@ class Publisher:
     """A bound XPUB socket. Belongs to the thread that makes it.
 
     Args:
-        keys: who may subscribe; None where everybody may who can reach the address.
+        keys: keys of the clients that may subscribe; None to allow everybody who can reach the address.
 
     Attributes:
-        subscriptions: how many there are, of all subscribers together. Any thread may read it.
+        subscriptions: number of subscriptions of all subscribers. Any thread may read it.
 
     Raises:
-        PublishError: the endpoint is malformed, taken, or not one of this machine.
+        PublishError: the endpoint is malformed, in use, or not an address of this machine.
     """
 
     def __init__(self, config: PublishConfig, keys: ServerKeys | None = None) -> None:
@@ -100,11 +100,11 @@ class Publisher:
 
     @property
     def endpoint(self) -> str:
-        """The address that was bound, with its port where `tcp://…:*` left the choice to the system."""
+        """The address that was bound. For `tcp://…:*`, it has the port that the system chose."""
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def publish(self, message: Message) -> None:
-        """Send `message` to whoever subscribed to its topic; never waits."""
+        """Send `message` to the subscribers of its topic; never waits."""
         self.forward(encode(message))
 
     def forward(self, data: bytes) -> None:
@@ -113,12 +113,12 @@ class Publisher:
         self._socket.send(data)
 
     def serve_late_joiners(self) -> int:
-        """Send what new subscriptions missed: skeletons, states, then the last poses. Call it now and then.
+        """Send the last messages to new subscribers: skeletons, states, then poses. Call it often.
 
-        Prefixes are answered one at a time, at a bounded rate, and once for all who subscribed meanwhile. A flood of
-        subscriptions costs a bounded share of the time.
+        Topic prefixes are answered one at a time and at a bounded rate; one answer serves all that subscribed to the
+        prefix in the meantime. So a flood of subscriptions takes a bounded share of the time.
 
-        Returns how many subscriptions were read.
+        Returns the number of subscriptions that were read.
         """
         read = 0
         begun_s = now_s = time.monotonic()
@@ -151,7 +151,7 @@ class Publisher:
                 del self._last[topic]
 
     def close(self) -> None:
-        """Close the socket, waiting for messages on their way for at most `linger_s`."""
+        """Close the socket. Wait for at most `linger_s` until its messages are sent."""
         self._socket.close()
         if self._gate is not None:
             self._gate.close()

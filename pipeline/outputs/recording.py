@@ -1,8 +1,8 @@
 """Recordings: the packets of all sources and all messages, in MCAP files.
 
-Sources hand over their packets (`Recorder.tap`), the publish stage its messages. Both go into one queue, and a thread
-writes it to the disk. A full queue drops packets of live sources, up to the next key frame, and counts them; the
-packets of files wait. A failed write ends the recording and nothing else.
+Sources pass on their packets (`Recorder.tap`), and the publish stage its messages. Both go into one queue, and a thread
+writes them to the disk. If the queue is full, packets of live sources are dropped and counted, up to the next key
+frame; packets of files wait. A failed write ends the recording, but not the pipeline.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from xpose_client.messages import PoseMessage, SkeletonMessage, StatusMessage
 _log = logging.getLogger(__name__)
 
 _MEGABYTE = 1_000_000
-_ITEM_BYTES = 500  # of an item without pixels
+_ITEM_BYTES = 500  # assumed size of an item without pixels
 _TRACK_BYTES = 2000
 _STOP_S = 20.0  # longest wait at the end for a slow disk
 _LONGEST_FLUSH_S = 1.0
@@ -40,13 +40,13 @@ class RecordConfig:
     """How recordings are written.
 
     Attributes:
-        part_mb: a file that is larger is followed by a new one, at a key frame; megabytes; 0 for any size.
-        part_s: a file that is older is followed by a new one, at a key frame; seconds; 0 for any age.
-        queue_mb: packets and pictures that may wait for the disk. Then those of live sources are dropped, and files
-            wait.
-        flush_s: longest time that anything waits for more before it is written; at most 1 s.
+        part_mb: size in megabytes after which a new file starts, at a key frame; 0 for no limit.
+        part_s: time in seconds after which a new file starts, at a key frame; 0 for no limit.
+        queue_mb: megabytes of packets and pictures that may wait for the disk. If it is full, those of live sources are
+            dropped, and files wait.
+        flush_s: longest time until data is written; at most 1 s.
         crf: constant rate factor of x264, 0 (lossless) to 51, for pictures whose packets cannot be recorded.
-        folder: where recordings go that are started by control; "" allows none.
+        folder: folder for recordings that are started by the control socket; "" allows none.
     """
 
     part_mb: float = 0.0
@@ -69,14 +69,14 @@ class RecordConfig:
 
 @dataclass(frozen=True)
 class RecordingReport:
-    """How a recording is doing, or how it went.
+    """The state of a recording, or its result.
 
     Attributes:
-        active: whether it still goes on.
-        files: what was written so far, oldest first.
+        active: whether the recording still runs.
+        files: files that were written so far, oldest first.
         packets: pictures that were recorded.
         dropped: pictures and messages that were not recorded, by source, because the disk was too slow.
-        failure: why it ended before it was asked to, one sentence; None otherwise.
+        failure: one sentence if the recording ended because of an error; None otherwise.
     """
 
     active: bool
@@ -90,7 +90,7 @@ class Recorder:
     """One recording. All methods are for any thread.
 
     Args:
-        path: the first file; where it exists, and for further parts, `-2`, `-3`, … is put behind its stem.
+        path: the first file. If it exists, and for further parts, `-2`, `-3`, … is added to its stem.
         metadata: names and texts to write at the beginning of every file.
     Raises:
         OutputError: the extra `record` is not installed.
@@ -116,7 +116,7 @@ class Recorder:
         """Create the file.
 
         Raises:
-            OutputError: it cannot be created, or its name does not end in .mcap.
+            OutputError: the file cannot be created, or its name does not end in .mcap.
         """
         path = self._writer.path
         if path.is_dir():
@@ -130,17 +130,17 @@ class Recorder:
 
     @property
     def report(self) -> RecordingReport:
-        """How it is doing."""
+        """Return the state of the recording."""
         with self._changed:
             files, packets = tuple(self._writer.files), self._writer.packets
             return RecordingReport(self._active, files, packets, dict(self._dropped), self._failure)
 
     def tap(self, source: str, *, live: bool) -> Tap:
-        """Return what takes the packets of a source."""
+        """Return the tap that takes the packets of a source."""
         return _SourceTap(self, source, live)
 
     def tracked(self, tracked: FrameTracks, message: PoseMessage | None) -> None:
-        """Take an inferred frame with the message made of it; None where it was too old for one."""
+        """Take an inferred frame with its message; None if the frame was too old for a message."""
         frame, found = tracked.frame, tracked.detections
         record = TrackedRecord(frame.index, found.prompt_id, tracked.age_s, message is not None)
         if message is not None and frame.live and self._waiting_bytes > self._limit_bytes:
@@ -150,7 +150,7 @@ class Recorder:
         self.put(frame.source, Tracked(record, found.prompts, message), size_bytes)
 
     def message(self, message: SkeletonMessage | StatusMessage) -> None:
-        """Take a message; these are few and never dropped."""
+        """Take a message. There are few of these, and they are never dropped."""
         self.put(message.source, message, _ITEM_BYTES)
 
     def put(self, source: str, content: Piece | Tracked | SkeletonMessage | StatusMessage, size_bytes: int) -> None:
@@ -163,19 +163,19 @@ class Recorder:
                 self._changed.notify_all()
 
     def has_room(self, *, wait: bool) -> bool:
-        """Whether the queue takes more pixels; `wait` until it does, or until the recording ends."""
+        """Whether the queue has room for more pixels. With `wait`, wait for room or the end of the recording."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._waiting_bytes <= self._limit_bytes or not self._active)
             return self._waiting_bytes <= self._limit_bytes
 
     def count_drop(self, source: str) -> None:
-        """Count something that is not recorded."""
+        """Count an item that is not recorded."""
         with self._changed:
             self._dropped[source] += 1
 
     def stop(self) -> RecordingReport:
-        """Write what waits, end the file, and return how it went. Idempotent."""
+        """Write the waiting items, finish the file, and return the result. Idempotent."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -201,7 +201,7 @@ class Recorder:
             self._ready.set()
 
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Run `action`; a failure of the disk or the encoder becomes the reason why the recording ended."""
+        """Run `action`. If the disk or the encoder fails, note the failure, which ends the recording."""
         try:
             action()
         except (OSError, av.FFmpegError) as error:
@@ -234,7 +234,7 @@ class Recorder:
 
 
 class _SourceTap:
-    """Takes the pieces of one source, from a key frame on, as long as the disk keeps up."""
+    """Takes the pieces of one source, from a key frame on, while the disk is fast enough."""
 
     def __init__(self, recorder: Recorder, source: str, live: bool) -> None:
         self._recorder = recorder

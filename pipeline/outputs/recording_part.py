@@ -1,8 +1,8 @@
-"""One MCAP file that is written: its channels, its chunks on the disk, its index at the end.
+"""Writes one MCAP file: its channels, its chunks, and its index at the end.
 
-Packets and messages are written in chunks of their own, so that a reader of messages need not unpack the packets.
-Bytes go to the disk without a buffer of ours: what was flushed is there, whatever ends the process. After a failed
-write the file is cut back to the last flush, so that it ends with a whole chunk.
+Packets and messages are in separate chunks, so that a reader of messages need not decompress the packets. There is no
+buffer in this process, so flushed data is kept however the process ends. After a failed write the file is truncated to
+the last flush, so that it ends with a complete chunk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PROTOBUF_TOPICS = {VIDEO: "CompressedVideo", IMAGES: "CompressedImage", ANNOTAT
 
 
 def require_mcap() -> None:
-    """Import what writes recordings.
+    """Import the library that writes recordings.
 
     Raises:
         OutputError: the extra `record` is not installed.
@@ -50,12 +50,12 @@ class Part:
     """An MCAP file. Belongs to the thread that makes it.
 
     Args:
-        path: must not exist.
-        metadata: records of names and texts, by their own name; written first.
+        path: the file; it must not exist.
+        metadata: records of names and texts, by the name of the record; written first.
     Attributes:
-        size_bytes: what is on the disk.
+        size_bytes: bytes on the disk.
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
@@ -96,7 +96,7 @@ class Part:
             self._messages.append(message)
 
     def flush(self) -> None:
-        """Put everything on the disk.
+        """Write everything to the disk.
 
         Raises:
             OSError: it could not be written.
@@ -112,7 +112,7 @@ class Part:
         """Write the index and close the file.
 
         Raises:
-            OSError: the index could not be written; the file is cut back and closed.
+            OSError: the index could not be written; the file is truncated to the last flush and closed.
         """
         try:
             self.flush()
@@ -123,7 +123,7 @@ class Part:
         self._file.close()
 
     def cut(self) -> None:
-        """Close the file without an index, cut back to the last flush."""
+        """Truncate the file to the last flush and close it without an index."""
         self._file.truncate(self._flushed_bytes)
         self._file.close()
 
@@ -169,7 +169,7 @@ class _DirectFile:
         return self._position
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Do nothing: there is no buffer."""
 
     def truncate(self, length: int) -> None:
         os.ftruncate(self._descriptor, length)
@@ -181,7 +181,7 @@ class _DirectFile:
 
 
 def json_schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return a JSON Schema whose root is an object, as readers of MCAP want it."""
+    """Return a JSON Schema whose root is an object, as readers of MCAP require."""
     (_, components) = msgspec.json.schema_components((kind,), ref_template="#/$defs/{name}")
     root = components.pop(kind.__name__)
     return {**root, "$defs": components} if components else root

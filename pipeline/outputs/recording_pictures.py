@@ -1,4 +1,4 @@
-"""Pictures and poses in the schemas of Foxglove, and the encoder for pictures whose packets viewers do not read.
+"""Pictures and poses in Foxglove's schemas, and the encoder for pictures whose packets viewers cannot read.
 
 Shape suffixes: H, W = height and width in pixels; 3 = red, green, blue.
 """
@@ -42,7 +42,7 @@ class PictureEncoder:
         """Return the packet of a picture in Annex B, and whether it is a key frame.
 
         Args:
-            key: make it a key frame. So is the first picture, and each of a new size.
+            key: make it a key frame. The first picture and each picture of a new size are key frames in any case.
         """
         padded_HW3 = _even(rgb_HW3)
         height, width = padded_HW3.shape[:2]

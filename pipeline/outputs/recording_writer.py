@@ -1,7 +1,7 @@
-"""What the thread of a recorder does: makes messages of what it is handed, and chooses the file for each.
+"""The work of a recorder's thread: it makes messages from the items in the queue, and chooses a file for each.
 
-A recording may have several parts. A new part begins with a source's key frame, for each source with its own; until a
-source's key frame comes, its packets go into the old part. What comes late for frames of the old part goes there, too.
+A recording may have several parts (files). Each source changes to the new part with its next key frame; until then, its
+packets go into the old part. Late messages for frames of the old part go into the old part, too.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LATE_S = 3.0  # after its last packet, an old part stays open for the poses of its last frames
-_OVERLAP_S = 30.0  # a source without a key frame for so long begins a part without one
+_OVERLAP_S = 30.0  # a source without a key frame for this time changes to the new part without one
 _encode = msgspec.json.Encoder().encode
 
 
 class Tracked(NamedTuple):
-    """An inferred frame with the prompts that were looked for, and its message, if there is one."""
+    """An inferred frame with its prompts, and its message, if there is one."""
 
     record: TrackedRecord
     prompts: tuple[PromptClass, ...]
@@ -55,7 +55,7 @@ class Tracked(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What waits for the disk."""
+    """An item that waits for the disk."""
 
     source: str
     content: Piece | Tracked | SkeletonMessage | StatusMessage
@@ -65,7 +65,7 @@ class Item(NamedTuple):
 
 @dataclass
 class _SourceState:
-    """What the writer knows of one source."""
+    """The writer's facts about one source."""
 
     part: Part
     stream: StreamRecord | None = None
@@ -79,17 +79,17 @@ class _SourceState:
 
 
 class RecordingWriter:
-    """The parts of one recording. All methods but the constructor belong to one thread.
+    """Writes the parts of one recording. All methods except the constructor belong to one thread.
 
     Args:
-        path: of the first part.
-        part_bytes, part_s: size and age of a part that is followed by another; 0 for any.
-        crf: of the encoder.
-        metadata: written at the beginning of every part.
+        path: path of the first part.
+        part_bytes, part_s: size and age of a part after which a new one starts; 0 for no limit.
+        crf: constant rate factor of the encoder.
+        metadata: records to write at the beginning of every part.
     Attributes:
-        path: of the newest part.
+        path: path of the newest part.
         files: all parts, oldest first.
-        packets: pictures that were written.
+        packets: number of pictures that were written.
     """
 
     def __init__(self, path: Path, part_bytes: float, part_s: float, crf: int, metadata: Metadata) -> None:
@@ -132,7 +132,7 @@ class RecordingWriter:
         self._close_old()
 
     def flush(self) -> None:
-        """Put everything on the disk.
+        """Write everything to the disk.
 
         Raises:
             OSError: it could not be written.
@@ -144,7 +144,7 @@ class RecordingWriter:
         """Write the index of the open parts and close them.
 
         Raises:
-            OSError: an index could not be written; that part is cut back and closed.
+            OSError: an index could not be written; that part is truncated and closed.
         """
         parts, self._part, self._old = self._parts(), None, None
         self._sources.clear()  # with their encoders, which belong to this thread
@@ -158,7 +158,7 @@ class RecordingWriter:
             raise failures[0]
 
     def cut(self) -> None:
-        """Close the open parts after a failure; each ends with a whole chunk."""
+        """Close the open parts after a failure; each ends with a complete chunk."""
         for part in self._parts():
             part.cut()
         self._part = self._old = None
@@ -256,7 +256,7 @@ class RecordingWriter:
         state.part.write(topic_of(message), encode_body(message), item.log_ns, message.publish_unix_ns)
 
     def _wants_new_part(self, state: _SourceState) -> bool:
-        """Whether a source should go on in a new part; opens one where the present one is large or old enough."""
+        """Whether a source should change to a new part. Opens one if the present part is large or old enough."""
         assert self._part is not None
         if state.part is not self._part:
             return True
@@ -269,7 +269,7 @@ class RecordingWriter:
         return due
 
     def _switch(self, item: Item, state: _SourceState, first: Frame | None) -> None:
-        """Go on in the new part, which gets the skeletons, state and prompts of the source."""
+        """Change to the new part, and write the skeletons, state and prompts of the source into it."""
         assert self._part is not None
         state.part = self._part
         state.first_frame = 0 if first is None else first.index
@@ -280,7 +280,7 @@ class RecordingWriter:
             self._write_prompts(item, state.part, state.prompt_id)
 
     def _part_of(self, state: _SourceState, frame: int) -> Part:
-        """The part that holds the picture of a frame."""
+        """Return the part that has the picture of a frame."""
         return self._old if self._old is not None and frame < state.first_frame else state.part
 
     def _close_old(self) -> None:
@@ -299,7 +299,7 @@ class RecordingWriter:
 
 
 def explained(path: Path, error: Exception) -> str:
-    """One sentence that says why a recording ended."""
+    """Return one sentence that says why a recording ended."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         reason = "the disk is full"
     elif isinstance(error, OSError) and error.errno == errno.EFBIG:

@@ -1,4 +1,4 @@
-"""Frames as an annotated H.264 video."""
+"""Writes frames as an annotated H.264 video."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ class VideoConfig:
     """The annotated video.
 
     Attributes:
-        longest_side: larger frames are scaled down to this; px.
+        longest_side: longest side of the video in px; larger frames are scaled down.
         crf: constant rate factor of x264, 0 (lossless) to 51. A smaller one gives a better and larger video.
         preset: preset of x264; a faster one gives larger files.
         threads: threads of the encoder.
-        queue: frames that may wait for the encoder. A file waits; of a live source the oldest is dropped and counted.
-        overlay: what is drawn.
+        queue: frames that may wait for the encoder. When the queue is full, a file waits; for a live source, the oldest
+            frame is dropped and counted.
+        overlay: settings of the drawing.
     """
 
     longest_side: int = 1920
@@ -61,7 +62,7 @@ def check_suffix(path: Path) -> None:
     """Refuse a path without the suffix of a video container.
 
     Raises:
-        OutputError: the suffix is another one; the message has the allowed ones.
+        OutputError: the suffix is not allowed; the message has the allowed ones.
     """
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise OutputError(f"{path}: videos are written to {', '.join(VIDEO_SUFFIXES)}; choose one of these names")
@@ -77,7 +78,7 @@ class VideoFile:
         """Check the path's suffix.
 
         Args:
-            rate: returns the nominal frame rate, for the encoder's rate control; asked at the first frame.
+            rate: returns the nominal frame rate, for the encoder's rate control; called at the first frame.
         Raises:
             OutputError: the suffix is not that of a video container.
         """

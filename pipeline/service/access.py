@@ -1,7 +1,8 @@
 """Where the monitor listens, and who may use it.
 
-On this machine alone (127.0.0.1, ::1, localhost) everybody on it may. Any other address needs a token in a file that
-only its owner can read. A name that a proxy in front of the monitor has on the network needs one as well.
+On an address of this machine only (127.0.0.1, ::1, localhost), every user of the machine may use it. Any other address
+needs a token, in a file that only its owner can read. So does a name under which a proxy makes the monitor public
+(`monitor.hosts`).
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class MonitorConfig:
 
     Attributes:
         address: HOST:PORT to listen on, such as 127.0.0.1:8080; "" for none. Port 0 lets the system choose.
-        token_file: file with the token that a viewer must know; needed for any address beyond this machine.
-        hosts: further names under which viewers reach the monitor, such as that of a TLS proxy in front of it.
+        token_file: file with the token for viewers; needed if other machines can reach the monitor.
+        hosts: further names under which viewers reach the monitor, such as the name of a TLS proxy in front of it.
         steer: what viewers may change: "all" (prompts and sources), "prompts" or "nothing".
-        picture_rate: pictures per second of each source that are encoded at most.
-        picture_side: larger pictures are scaled down to this; px.
+        picture_rate: largest number of pictures per second that are encoded for each source.
+        picture_side: longest side of a picture in px; larger pictures are scaled down.
         picture_quality: quality of the JPEG, 1 to 100.
-        viewers: WebSockets and streams at the same time.
-        stall_s: a thread that works on one frame for longer makes the pipeline unhealthy.
+        viewers: largest number of WebSockets and streams at the same time.
+        stall_s: the pipeline is unhealthy if a thread works on one frame for longer than this.
     """
 
     address: str = ""
@@ -88,7 +89,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether `name` reaches this machine alone."""
+    """Whether only this machine can reach the address `name`."""
     if name.lower() == "localhost":
         return True
     try:
@@ -101,7 +102,7 @@ def listen(address: str) -> socket.socket:
     """Return a socket that listens on `HOST:PORT`.
 
     Raises:
-        MonitorError: the address is taken, not of this machine, or not permitted.
+        MonitorError: the address is in use, is not an address of this machine, or is not permitted.
     """
     name, port = split_address(address)
     try:
@@ -148,12 +149,12 @@ def read_token(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Names:
-    """The names under which the monitor answers; any other in a request's Host is a trick (DNS rebinding).
+    """The names under which the monitor answers. Another name in a request's Host is an attack (DNS rebinding).
 
     Attributes:
         known: names in lower case.
-        any_address: whether every numeric address counts too, as it must where the monitor listens on all of them. No
-            name server is asked for a numeric address, so it cannot be rebound.
+        any_address: whether every numeric address is accepted, too. This is needed if the monitor listens on all
+            addresses. Numeric addresses need no name server, so they cannot be rebound.
     """
 
     known: frozenset[str]

@@ -1,4 +1,4 @@
-"""The commands around a running pipeline and its recordings."""
+"""The commands `replay` and `recover`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def replay(
     publish: Annotated[str, typer.Option(help="Publish on tcp://ADDRESS:PORT or ipc://FILE.")],
     rate: Annotated[float, typer.Option(min=0.0, help="Speed; 0 is as fast as possible.")] = 1.0,
     from_: Annotated[float, typer.Option("--from", min=0.0, help="Seconds of the recording to skip.")] = 0.0,
-    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
-    keys: Annotated[Path | None, typer.Option(help="Key folder, for who may subscribe; see the command keys.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again after the end.")] = False,
+    keys: Annotated[
+        Path | None, typer.Option(help="Key folder: only its clients may subscribe; see the command keys.")
+    ] = None,
 ) -> None:
     """Publish the messages of a recording again, with fresh time stamps and marked as a replay."""
     from pipeline.keys import ServerKeys
@@ -61,7 +63,7 @@ def replay(
 def recover(
     recording: Annotated[Path, typer.Argument(help="A recording that was cut off, by a crash or a full disk.")],
 ) -> None:
-    """Give a recording that was cut off its index, so that all readers open it."""
+    """Add the missing index to a recording that was cut off, so that all readers can open it."""
     from pipeline.service.recover import recover as give_index
 
     recovered = give_index(recording)

@@ -1,4 +1,4 @@
-"""Settings of what reaches a running pipeline from outside."""
+"""Settings of the control socket."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ OPTION = "--control"
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """What may be changed while the pipeline runs.
+    """The control socket, and limits for the changes that it allows.
 
     Attributes:
         endpoint: ZeroMQ address of the control socket, such as ipc:///run/xpose/control; "" for none.
         folders: files in these folders may be added as sources; none by default.
-        max_sources: no source is added beyond this many.
+        max_sources: largest number of sources; a further one is not added.
     """
 
     endpoint: str = ""
@@ -31,10 +31,10 @@ class ControlConfig:
             raise ConfigError(f"control.max_sources is {self.max_sources}: give 1 source or more")
 
     def require_keys(self) -> None:
-        """Refuse an address that other machines can reach, for a pipeline that has no keys.
+        """Refuse an address that other machines can reach. For a pipeline without keys.
 
         Raises:
-            ConfigError: they can reach it.
+            ConfigError: other machines can reach it.
         """
         if self.endpoint:
             require_local(OPTION, self.endpoint)

@@ -3,9 +3,10 @@
     with ControlServer(config.control, keys) as control:
         control.serve(operations)
 
-A ROUTER socket on a thread of its own. Questions are answered there at once; changes wait in a short queue for a second
-thread, so that encoding a prompt delays no question. The pipeline's own threads do nothing for it. A caller that dies,
-sends garbage or does not read its answers harms nobody: answers that cannot be delivered are dropped.
+The server is a ROUTER socket on its own thread. This thread answers questions at once. Changes wait in a short queue
+for a second thread, so that encoding a prompt does not delay questions. The pipeline's threads are not involved. A
+client that dies, sends garbage or does not read its answers does not disturb others: answers that cannot be delivered
+are dropped.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MOST_FRAMES = 8  # of a request with its envelope
-_MOST_CHANGES = 16  # that wait to be carried out
-_MOST_ANSWERS = 16  # that wait for one slow caller
+_MOST_FRAMES = 8  # frames of a request with its envelope
+_MOST_CHANGES = 16  # changes that wait to be carried out
+_MOST_ANSWERS = 16  # answers that wait for one slow client
 _MOST_EXAMPLES = 32
 _MOST_PIXELS = 50_000_000  # of an example image: decoding it takes 150 MB
 _LINGER_MS = 500
@@ -65,7 +66,7 @@ _LOG_EVERY_S = 10.0
 _WAKE = "inproc://control"
 
 Envelope = list[bytes]
-"""The frames before a request, which lead its answer back to the caller."""
+"""The frames before a request. They are put before its answer, so that the answer reaches the client."""
 
 
 class ControlServer:
@@ -73,7 +74,7 @@ class ControlServer:
 
     Args:
         config: where to listen.
-        keys: who may connect; None where everybody may who can reach the address.
+        keys: keys of the clients that may connect; None to allow every client that can reach the address.
     """
 
     def __init__(self, config: ControlConfig, keys: ServerKeys | None = None) -> None:
@@ -95,7 +96,7 @@ class ControlServer:
         """Bind the socket.
 
         Raises:
-            PublishError: the endpoint is taken, or not one of this machine.
+            PublishError: the endpoint is in use, or is not an address of this machine.
         """
         for thread in self._threads:
             thread.start()
@@ -112,11 +113,11 @@ class ControlServer:
         self._close()
 
     def serve(self, operations: Operations) -> None:
-        """Carry out requests on a pipeline that has started; they have waited for this."""
+        """Begin to carry out requests on a pipeline that has started. Requests that came before have waited."""
         self._operations = operations
 
     def _close(self) -> None:
-        """End both threads. A change that is under way is waited for."""
+        """End both threads. If a change is being carried out, wait for it."""
         self._closing.set()
         self._changes.put(None)
         for thread in self._threads:
@@ -138,7 +139,7 @@ class ControlServer:
                 self.endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
                 self._bound.set()
                 self._serve(router, answers, gate)
-            except Exception as error:  # handed to the thread that opened this server
+            except Exception as error:  # passed to the thread that opened this server
                 if self._bound.is_set():
                     _log.exception("control has failed; the pipeline goes on without it")
                 self._failure = error
@@ -165,7 +166,7 @@ class ControlServer:
                 self._take(router, gate)
 
     def _take(self, router: zmq.Socket[bytes], gate: Gate | None) -> None:
-        """Take one request; answer it, or pass it on as a change."""
+        """Receive one request. Answer it, or pass it on as a change."""
         frames = router.recv_multipart(copy=False)
         if len(frames) > _MOST_FRAMES or (gate is not None and not gate.admits(frames[-1])):
             self._count_garbage("a message of too many parts, or of a client that is not allowed")
@@ -195,7 +196,7 @@ class ControlServer:
     # ------------------------------------------------------------------ the thread of changes
 
     def _change(self) -> None:
-        """Carry out changes, one after the other, until None comes; then wake the other thread for its end."""
+        """Carry out changes, one after the other, until None comes; then wake the other thread so that it ends."""
         with self._context.socket(zmq.PUSH) as answers, suppress(zmq.Again):  # the other thread has failed
             answers.setsockopt(zmq.SNDTIMEO, _LINGER_MS)
             answers.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -206,7 +207,7 @@ class ControlServer:
             answers.send(b"")
 
     def _carry_out(self, request: Request) -> Answer:
-        """Do what is asked; an error is an answer too."""
+        """Carry out a request and return its answer; an error is returned as an answer, too."""
         assert self._operations is not None
         try:
             return _HANDLERS[type(request)](self._operations, request)
@@ -218,7 +219,7 @@ class ControlServer:
 
 
 def _send(router: zmq.Socket[bytes], envelope: Envelope, answer: bytes) -> None:
-    """Send an answer; one that the caller does not take is dropped."""
+    """Send an answer. If the client does not take it, it is dropped."""
     try:
         router.send_multipart([*envelope, answer], zmq.DONTWAIT)
     except zmq.ZMQError as error:
@@ -237,7 +238,7 @@ def _set_prompts(operations: Operations, request: PromptsRequest) -> Answer:
 
 
 def _example(sent: ExampleImage) -> Example:
-    """Decode an example image, after a look at its size: a small file can hold a huge picture."""
+    """Decode an example image. Its size is checked first, because a small file can hold a huge picture."""
     from engines.errors import PromptError
     from engines.visual_prompts import read_example
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xpose_client.control import Control
-    from xpose_client.control_messages import ExampleImage, PromptState, StatusAnswer
+    from xpose_client.control_messages import ExampleImage, PromptState, StatusAnswer, Thresholds
 
-Keys = Annotated[Path | None, typer.Option(help="Key file of this client, where the pipeline uses keys.")]
+Keys = Annotated[Path | None, typer.Option(help="Key file of this client, if the pipeline uses keys.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Longest wait for the answer, in seconds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 _TIMEOUT_S = 10.0
@@ -95,7 +95,9 @@ def add(
     if json:
         _print_json(answer)
     else:
-        standard_output.write(f"added {answer.source} at {_clock(answer.from_unix_ns)}\n")
+        taken = name not in ("", answer.source)
+        added = f"as {answer.source}: {name} is taken; from" if taken else f"{answer.source} at"
+        standard_output.write(f"added {added} {_clock(answer.from_unix_ns)}\n")
 
 
 @control.command()
@@ -125,19 +127,18 @@ def thresholds(
     timeout: Timeout = _TIMEOUT_S,
     json: Json = False,
 ) -> None:
-    """Change which detections count; what is not given stays."""
+    """Change which detections count. A threshold that is not given stays as it is."""
     if score is doubtful is nms_iou is None:
         raise ConfigError("thresholds: nothing to change; give --score, --doubtful or --nms-iou")
     with _open(context, keys, timeout) as client:
+        before = client.status().thresholds
         answer = client.set_thresholds(score, doubtful, nms_iou)
     if json:
         _print_json(answer)
     else:
         now = answer.thresholds
-        standard_output.write(
-            f"score above {now.score:g}, doubtful above {now.doubtful:g}, NMS IoU {now.nms_iou:g}; "
-            f"from {_frames_line(answer.after_frames)}\n"
-        )
+        standard_output.write(f"{_thresholds_line(now)}; from {_frames_line(answer.after_frames)}\n")
+        standard_output.write(_doubtful_line(before, now, doubtful))
 
 
 @control.command()
@@ -194,7 +195,7 @@ def stop_recording(
 
 @control.command()
 def stop(context: typer.Context, keys: Keys = None, timeout: Timeout = _TIMEOUT_S) -> None:
-    """End the pipeline; what is under way still goes through."""
+    """End the pipeline. Frames that were given to the engine before are still published."""
     with _open(context, keys, timeout) as client:
         answer = client.stop()
     standard_output.write(f"stopping since {_clock(answer.from_unix_ns)}\n")
@@ -205,13 +206,27 @@ def keys(
     client: Annotated[list[str] | None, typer.Option(help="Make keys for this client; give several times.")] = None,
     revoke: Annotated[list[str] | None, typer.Option(help="Shut this client out; give several times.")] = None,
 ) -> None:
-    """Make keys for the publisher and the control socket, and say who may connect."""
+    """Make keys for the publisher and the control socket, and choose which clients may connect."""
     from pipeline import keys as files
 
     if revoke:
         files.revoke(folder, revoke)
-    for path in files.make_keys(folder, client or []):
+        standard_output.write(f"revoked: {', '.join(revoke)}\n")
+    written = files.make_keys(folder, client or [])
+    for path in written:
         standard_output.write(f"{path}\n")
+    if not written and not revoke:
+        _print_clients(folder, files.clients_of(folder))
+
+
+def _print_clients(folder: Path, clients: Mapping[str, Path | None]) -> None:
+    """Say that a key folder is complete, and where the key file of each allowed client is."""
+    if not clients:
+        standard_output.write(f"{folder}: is complete; no client is allowed yet, make keys with --client NAME\n")
+        return
+    standard_output.write(f"{folder}: is complete; allowed clients and their key files:\n")
+    for name, path in clients.items():
+        standard_output.write(f"{name}: {path or 'its key file is no longer in this folder'}\n")
 
 
 def _example(image: Path, annotation: Path) -> ExampleImage:
@@ -234,8 +249,9 @@ def _example(image: Path, annotation: Path) -> ExampleImage:
 
 
 def _lists_in(words: str) -> dict[str, bytes]:
-    """Contents of the .toml files that a prompt names, by the name that follows the @."""
-    from engines.errors import PromptError
+    """Return the contents of the .toml files in a prompt, by the name that follows the @."""
+    from engines.errors import PromptError, shortened
+    from engines.skeletons import LONGEST_PATH
 
     contents: dict[str, bytes] = {}
     for item in words.split(","):
@@ -244,7 +260,8 @@ def _lists_in(words: str) -> dict[str, bytes]:
             try:
                 contents[name] = Path(name).read_bytes()
             except OSError as error:
-                raise PromptError(f"cannot read the skeleton file {name}: {error.strerror}") from error
+                shown = shortened(name, LONGEST_PATH)
+                raise PromptError(f"cannot read the skeleton file {shown}: {error.strerror}") from error
     return contents
 
 
@@ -261,10 +278,10 @@ def _print_status(answer: StatusAnswer, console: Console) -> None:
     size = "any size" if engine.input_size is None else f"{engine.input_size[1]} x {engine.input_size[0]} px"
     console.print(f"up for {answer.uptime_s:.0f} s; {engine.model} on {engine.backend}, {engine.precision}, {size}")
     console.print(_prompt_line(answer.prompts), markup=False)
-    console.print(f"score above {limits.score:g}, doubtful above {limits.doubtful:g}, NMS IoU {limits.nms_iou:g}")
+    console.print(_thresholds_line(limits))
     if answer.refused is not None:
         console.print(f"{answer.refused} attempts without an allowed key")
-    table = Table("source", "state", "frames/s", "age (ms)", "published", "dropped", "last error", box=None)
+    table = Table("source", "state", "frames/s", "age (ms)", "published", "dropped", box=None)
     for report in answer.sources:
         state = report.status
         age = "" if report.age_s is None else f"{report.age_s * 1000:.0f}"
@@ -276,13 +293,15 @@ def _print_status(answer: StatusAnswer, console: Console) -> None:
             age,
             str(report.published),
             dropped,
-            _plain(state.last_error or ""),
         )
     console.print(table)
+    for state in (report.status for report in answer.sources):
+        if state.last_error:
+            console.print(_plain(f"{state.source}: {' '.join(state.last_error.split())}"), soft_wrap=True)
 
 
 def _plain(text: str) -> Any:
-    """Text that rich does not read as markup."""
+    """Return text in which rich does not interpret markup."""
     from rich.text import Text
 
     return Text(text)
@@ -291,6 +310,19 @@ def _plain(text: str) -> Any:
 def _prompt_line(prompts: PromptState) -> str:
     classes = ", ".join(f"{entry.name} ({len(entry.keypoints)} keypoints)" for entry in prompts.classes)
     return f"prompt {prompts.id}: {classes}"
+
+
+def _thresholds_line(now: Thresholds) -> str:
+    return f"score above {now.score:g}, doubtful above {now.doubtful:g}, NMS IoU {now.nms_iou:g}"
+
+
+def _doubtful_line(before: Thresholds, now: Thresholds, given: float | None) -> str:
+    """Say so where `doubtful` is not what was given, or changed without being given; else return ""."""
+    if given is not None and now.doubtful != given:
+        return f"doubtful is {now.doubtful:g} and not {given:g}: it is never above the score\n"
+    if given is None and now.doubtful != before.doubtful:
+        return f"doubtful followed the score, from {before.doubtful:g} to {now.doubtful:g}: it is never above it\n"
+    return ""
 
 
 def _frames_line(after_frames: Mapping[str, int]) -> str:

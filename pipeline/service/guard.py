@@ -1,7 +1,7 @@
-"""What stands before every request: names, origins, the token, and the headers of every answer.
+"""Checks every request to the monitor (names, origins, the token), and adds headers to every answer.
 
-- The Host must be a name of the monitor, on loopback too. A page elsewhere whose name was rebound to this machine has
-  another one.
+- The Host must be a name of the monitor, also on loopback. A page of an attacker whose name was rebound to this machine
+  has another Host.
 - An Origin must be that of the Host. Browsers send it with every WebSocket and with every request that changes
   something, so no other page can steer the pipeline.
 - With a token, a request needs the cookie of a login, or the token in its Authorization header (Bearer, or Basic with
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/login", "/page/style.css"})
 """Paths that need no token: those of the login itself."""
 
-_REFUSAL_DELAY_S = 0.5  # slows down whoever tries tokens
+_REFUSAL_DELAY_S = 0.5  # slows down programs that guess tokens
 _LOG_EVERY_S = 60.0
 _HEADERS = {
     b"content-security-policy": (
@@ -52,11 +52,11 @@ class Token:
 
     def __init__(self, secret: str, port: int) -> None:
         self._secret = secret.encode()
-        self.cookie_name = f"xpose_monitor_{port}"  # cookies do not tell ports apart
+        self.cookie_name = f"xpose_monitor_{port}"  # browsers share cookies between the ports of a host
         self.cookie = hmac.new(self._secret, b"cookie of the monitor", hashlib.sha256).hexdigest()
 
     def is_secret(self, text: str) -> bool:
-        """Whether `text` is the token; takes the same time for every wrong one."""
+        """Whether `text` is the token. The comparison takes the same time for every wrong token."""
         return hmac.compare_digest(text.encode(), self._secret)
 
     def admits(self, headers: Headers) -> bool:
@@ -79,7 +79,7 @@ class Token:
 
 
 class Guard:
-    """An ASGI application around another one; refuses what has no business here."""
+    """An ASGI application around another one; it refuses requests that are not allowed."""
 
     def __init__(self, app: ASGIApp, names: Names, token: Token | None) -> None:
         self._app = app
@@ -147,7 +147,7 @@ class _Count:
         self._logged_s = float("-inf")
 
     def log(self, sentence: str, *, exc_info: bool = False) -> None:
-        """Count one; `sentence` says how many there were."""
+        """Count one event; `sentence` is logged with the number of events."""
         self._count += 1
         if time.monotonic() - self._logged_s > _LOG_EVERY_S:
             self._logged_s = time.monotonic()
@@ -155,7 +155,7 @@ class _Count:
 
 
 def _is_of(origin: str, host: str) -> bool:
-    """Whether an Origin is that of a Host; the scheme may be that of a proxy in front."""
+    """Whether an Origin belongs to a Host. The scheme may be that of a proxy in front of the monitor."""
     try:
         parts = urlsplit(origin)
     except ValueError:

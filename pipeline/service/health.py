@@ -1,10 +1,11 @@
 """Whether the pipeline is alive, and whether it is ready to work.
 
-Alive: no thread works on one frame for longer than its bound. A thread that waits for a frame, or for room after it, is
-well; then the thread after it is looked at. The thread of a live source is well while it brings pictures or tries to
-connect: a camera that is off makes nothing unhealthy.
+Alive: no thread works on one frame for longer than a limit. A thread that waits for a frame is healthy. A thread that
+waits for room in the queue after it is healthy, too; then the next thread may be stuck, and it is checked in the same
+way. The thread of a live source is healthy while it yields pictures or tries to connect, so a camera that is off does
+not make the pipeline unhealthy.
 
-Ready: the engine is warm, and a live source is live or all files are under way.
+Ready: the engine is warm, and at least one live source is live or all files were opened.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.sources import Source, SourceConfig
 
 
 class Health:
-    """Looks at a pipeline from any thread.
+    """Checks a pipeline. For any thread.
 
     Args:
         stall_s: longest time that a stage may take for one frame.
@@ -31,7 +32,7 @@ class Health:
         self._silent_s = stall_s + 2 * (sources.open_timeout_s + sources.read_timeout_s)
 
     def stalled(self) -> list[str]:
-        """Return one sentence for each thread that is stuck; none where the pipeline is alive."""
+        """Return one sentence for each thread that is stuck; none if the pipeline is alive."""
         started_s = self._pipeline.started_s
         if started_s is None:
             return []
@@ -44,7 +45,7 @@ class Health:
         ]
 
     def unready(self) -> str | None:
-        """Return why the pipeline is not ready, or None where it is."""
+        """Return why the pipeline is not ready, or None if it is ready."""
         if self._pipeline.started_s is None:
             return "the engine is warming up"
         sources = list(self._pipeline.sources)

@@ -1,12 +1,12 @@
 """The monitor: page, pictures, health and metrics over HTTP, beside a running pipeline.
 
     GET  /                        the page; /page/… its files; /live its WebSocket (see `viewers`)
-    GET  /sources/NAME.jpg        the newest picture of a source with its poses; .mjpg a stream of them
+    GET  /sources/NAME.jpg        the newest picture of a source with its poses; NAME.mjpg is a stream of them
     GET  /healthz, /readyz        200 or 503, with the reasons
     GET  /metrics                 for Prometheus
     POST /api/prompt              {"prompt": "person,dog", "keypoints": null}
     POST /api/sources/add         {"address": "rtsp://…"};  /api/sources/remove {"name": "…"}
-    GET, POST /login              where a token is needed
+    GET, POST /login              if the monitor has a token
 
 An answer to a POST is {"done": SENTENCE} or {"error": SENTENCE}. Requests are bounded in size, time and number.
 """
@@ -71,7 +71,7 @@ class RemoveBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Handlers:
-    """Answers requests. Whatever waits or computes runs on another thread than the event loop's."""
+    """Answers requests. Work that waits or computes runs on other threads than the event loop's."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Handlers:
     async def _stream(self, request: Request) -> Response:
         name = self._source(request)
         if self._viewers.full:
-            raise HTTPException(503, f"{self._config.viewers} viewers look already; monitor.viewers allows more")
+            raise HTTPException(503, f"there are {self._config.viewers} viewers already; monitor.viewers allows more")
         return StreamingResponse(self._viewers.stream(name), media_type=MJPEG_TYPE, headers=_EMBEDDABLE)
 
     def _source(self, request: Request) -> str:
@@ -179,7 +179,7 @@ class Handlers:
         )
 
     async def _steer(self, allowed: bool, change: Callable[[], str]) -> Response:
-        """Make a change on another thread, and say what was done or why not."""
+        """Make a change on another thread. Answer what was done, or why nothing was done."""
         if not allowed:
             return JSONResponse({"error": "This monitor may not change that (monitor.steer)."}, 403)
         try:
@@ -222,14 +222,14 @@ async def _body(request: Request, kind: type[_Body]) -> _Body:
     """Read a request's JSON.
 
     Raises:
-        HTTPException: it is no JSON of this kind, too large, or slow.
+        HTTPException: the request is not JSON of this kind, is too large, or came too slowly.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON, as Content-Type: application/json")
     try:
         return msgspec.json.decode(await _read(request), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise HTTPException(400, f"not such a request: {error}") from error
+        raise HTTPException(400, f"this request cannot be read: {error}") from error
 
 
 async def _read(request: Request) -> bytes:

@@ -1,7 +1,7 @@
-"""The pipeline's facts in Prometheus' format.
+"""The pipeline's metrics in Prometheus' format.
 
-Everything is read when somebody asks; between two scrapes this costs nothing. Names and units follow Prometheus' guide:
-a prefix, base units, `_total` for counters, and a metric of value 1 for what is text.
+All values are read during a scrape, so there is no cost between two scrapes. Names and units follow Prometheus' guide:
+a prefix, base units, `_total` for counters. Texts are labels of a metric with the value 1.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Gauge = tuple[str, str, Callable[[], float]]
 
 
 class PipelineCollector(Collector):
-    """Reads a pipeline.
+    """Reads the metrics of a pipeline.
 
     Args:
-        infos: name and labels of each metric that stands for text, such as {"xpose_engine_info": {"model": "nano"}}.
+        infos: name and labels of each metric that has texts, such as {"xpose_engine_info": {"model": "nano"}}.
         gauges: name, description and value of further gauges.
     """
 
@@ -54,7 +54,7 @@ class PipelineCollector(Collector):
         for name, what, value in self._gauges:
             yield GaugeMetricFamily(name, what, value())
         for name, labels in self._infos().items():
-            info = GaugeMetricFamily(name, "Always 1; the labels tell.", labels=list(labels))
+            info = GaugeMetricFamily(name, "Always 1; the labels have the facts.", labels=list(labels))
             info.add_metric(list(labels.values()), 1)
             yield info
 
@@ -100,7 +100,7 @@ class PipelineCollector(Collector):
 
 
 class Exposition:
-    """What `/metrics` answers: the pipeline and the process."""
+    """Makes the answer of `/metrics`: metrics of the pipeline and of the process."""
 
     def __init__(self, collector: PipelineCollector) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
@@ -113,7 +113,7 @@ class Exposition:
 
 
 def _named(sources: Iterable[Source]) -> dict[str, Source]:
-    """The sources by name; a later one replaces an earlier one of the same name."""
+    """Return the sources by name; a later one replaces an earlier one of the same name."""
     return {source.name: source for source in list(sources)}
 
 

@@ -1,4 +1,4 @@
-"""The monitor as a whole: its socket, its thread, and what it reads."""
+"""The monitor: makes its parts and serves them over HTTP from one thread."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _JOIN_S = 5.0
 
 
 class Monitor:
-    """Serves one running pipeline from a thread of its own.
+    """Serves one running pipeline from its own thread.
 
     Args:
-        listening: from `pipeline.service.access.listen`; the monitor closes it.
-        token: what viewers must know; None where everybody on this machine may look.
+        listening: socket from `pipeline.service.access.listen`; the monitor closes it.
+        token: the token for viewers; None if every user of this machine may use the monitor.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Monitor:
 
 
 class _BoundedProtocol(H11Protocol):
-    """HTTP/1.1 with a bound on connections, and on the time that a request may take to arrive."""
+    """HTTP/1.1 with a limit for the number of connections, and for the time in which a request must arrive."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse a connection that is one too many."""
+        """Refuse a connection if there are too many."""
         super().connection_made(transport)
         self._begun = 0
         self._impatience = self.loop.call_later(_REQUEST_S, self._end_slow_request)
@@ -104,7 +104,7 @@ class _BoundedProtocol(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Close a connection that breaks the protocol in the middle of an answer: there is no way to say so."""
+        """Close a connection that breaks the protocol during an answer. An error message cannot be sent then."""
         try:
             super().data_received(data)
         except h11.LocalProtocolError:
@@ -116,7 +116,7 @@ class _BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _end_slow_request(self) -> None:
-        """Close a connection that waits for a request; an idle one has been closed before."""
+        """Close a connection whose request has not arrived in time. An idle connection was closed before."""
         if self not in self.connections or self.transport.is_closing():
             return  # it has become a WebSocket
         if self.conn.their_state is h11.IDLE:

@@ -1,7 +1,7 @@
 """Messages to systemd: readiness and the watchdog, as in sd_notify(3).
 
-A service of `Type=notify` counts as started when it says READY=1. With `WatchdogSec=` systemd restarts a service that
-stays silent. Both are lines of text on a Unix datagram socket whose name is in the environment.
+A service of `Type=notify` counts as started when it sends READY=1. With `WatchdogSec=`, systemd restarts a service that
+does not send WATCHDOG=1 in time. Both are lines of text on a Unix datagram socket whose name is in the environment.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 
 
 class Systemd:
-    """Tells systemd how the program is doing; does nothing where systemd did not start it.
+    """Tells systemd the state of the program. Does nothing if systemd did not start the program.
 
     Args:
-        environment: holds NOTIFY_SOCKET and, with a watchdog, WATCHDOG_USEC and WATCHDOG_PID.
+        environment: has NOTIFY_SOCKET and, with a watchdog, WATCHDOG_USEC and WATCHDOG_PID.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -30,12 +30,12 @@ class Systemd:
         self._ready = False
 
     def update(self, *, ready: Callable[[], bool], healthy: Callable[[], bool]) -> None:
-        """Say what is due; call it several times a second.
+        """Send the messages that are due; call it several times a second.
 
         Args:
-            ready: whether the service has started; asked until it was true once.
-            healthy: whether the watchdog may be told that all is well; asked twice per watchdog period. A service that
-                is not healthy stays silent, and systemd restarts it.
+            ready: returns whether the service has started; called until it returns True.
+            healthy: returns whether the service is healthy; called twice per watchdog period. While it returns False,
+                nothing is sent, and systemd restarts the service.
         """
         if not self._address:
             return
@@ -53,7 +53,7 @@ class Systemd:
             self._send("STOPPING=1")
 
     def _send(self, line: str) -> None:
-        """Send one line. A manager that is gone or busy must not disturb the pipeline."""
+        """Send one line. If systemd does not take it, the pipeline goes on."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sending:
             try:
                 sending.sendto(line.encode(), self._address)

@@ -1,4 +1,4 @@
-"""What can be asked of a running pipeline, and changed. The control socket and the monitor page both use it.
+"""Questions to a running pipeline, and changes of it. Both the control socket and the monitor page use this module.
 
     operations = Operations(pipeline, describe(engine))
     operations.set_prompts("person,dog")
@@ -63,11 +63,11 @@ _PERCENTILES = (50, 95, 99)
 
 @dataclasses.dataclass(frozen=True)
 class EngineFacts:
-    """What does not change about the engine.
+    """Facts about the engine that do not change.
 
     Attributes:
-        state: as the status shows it.
-        categories: classes that the model was trained on; None where it takes any words.
+        state: the engine as in the answer to `status`.
+        categories: classes that the model was trained on; None if it takes any words.
     """
 
     state: EngineState
@@ -93,11 +93,11 @@ def describe(engine: Engine) -> EngineFacts:
 
 
 class Operations:
-    """Everything that others may do with a pipeline. All methods are for any thread.
+    """All operations on a running pipeline. All methods are for any thread.
 
     Args:
-        pipeline: it has started.
-        engine: facts of its engine.
+        pipeline: a pipeline that has started.
+        engine: facts about its engine.
     """
 
     def __init__(self, pipeline: Pipeline, engine: EngineFacts) -> None:
@@ -146,12 +146,12 @@ class Operations:
 
         Args:
             prompt: class names, separated by commas; `name@list` chooses the keypoints of one class.
-            keypoints: keypoint names, separated by commas, for all classes that name no list of their own.
-            examples: marked images; each belongs to the class of its name.
+            keypoints: keypoint names, separated by commas, for all classes that are given without `@list`.
+            examples: annotated images; each belongs to the class that its annotation names.
             prompt_from: example, text or mean; or two of them, for the object and for its keypoints.
-            lists: keypoint lists beside the published ones. Files of this machine are never read.
+            lists: keypoint lists in addition to the published ones. Files of this machine are never read.
         Raises:
-            PipelineError: `prompt_from` is none of these.
+            PipelineError: `prompt_from` has another value.
             XPoseError: the prompt cannot be used, exceeds the engine, or the model was not trained on it.
         """
         own = lists or {}
@@ -166,7 +166,7 @@ class Operations:
     def set_thresholds(
         self, score: float | None = None, doubtful: float | None = None, nms_iou: float | None = None
     ) -> ThresholdsAnswer:
-        """Change which detections count, from the next inferred frame on; what is None stays.
+        """Change which detections count, from the next inferred frame on. A threshold that is None stays as it is.
 
         Args:
             score: detections above this score are kept, and can start a track.
@@ -188,8 +188,8 @@ class Operations:
         """Add a source; the others are not disturbed.
 
         Args:
-            address: a stream, a camera of this machine, or `testsrc://`. A file only where the configuration names its
-                folder (`control.folders`).
+            address: a stream, a camera of this machine, or `testsrc://`; a file only if it is in a folder of
+                `control.folders`.
             name: name of the source in topics; "" takes it from the address.
         Raises:
             SourceError: the address is malformed or not allowed, or there are too many sources.
@@ -220,7 +220,7 @@ class Operations:
         return RemovedAnswer(name, time.time_ns())
 
     def snapshot(self, name: str) -> SnapshotAnswer:
-        """The newest picture of a source with its poses drawn on it, as JPEG.
+        """Return the newest picture of a source with its poses drawn on it, as JPEG.
 
         Raises:
             PipelineError: there is no source of this name, or it has no picture yet.
@@ -234,7 +234,7 @@ class Operations:
         return SnapshotAnswer(name, published.frame.index, published.frame.capture_unix_ns, jpeg)
 
     def newest(self, name: str) -> Published | None:
-        """The newest published frame of a source with its message and skeletons; None where there is none.
+        """Return the newest published frame of a source with its message and skeletons; None if there is none.
 
         The frame is shared: its arrays are read-only.
         """
@@ -248,9 +248,9 @@ class Operations:
         """Record all sources and messages from now on, each source from its next key frame.
 
         Args:
-            name: name of a file in `record.folder`; "" makes one of the time.
+            name: name of a file in `record.folder`; "" uses the present time.
         Raises:
-            OutputError: the configuration allows no recordings, the name is no file name, or the file cannot be
+            OutputError: the configuration allows no recordings, the name is not a file name, or the file cannot be
                 created.
             PipelineError: a recording is going on, or the pipeline has ended.
         """
@@ -268,7 +268,7 @@ class Operations:
         return RecordingAnswer(_recording_state(report), time.time_ns())
 
     def stop_recording(self) -> RecordingAnswer:
-        """End the recording, also one that was started with the pipeline, and return how it went.
+        """End the recording and return its state. This also ends a recording that was started with the pipeline.
 
         Raises:
             PipelineError: there is none.
@@ -279,7 +279,7 @@ class Operations:
         return RecordingAnswer(_recording_state(report), time.time_ns())
 
     def stop(self) -> StopAnswer:
-        """End the pipeline: no further frame is inferred, and what is under way goes all the way."""
+        """End the pipeline: no further frame is inferred, and frames in the engine or after it are still published."""
         self._pipeline.stop()
         return StopAnswer(time.time_ns())
 
@@ -316,7 +316,7 @@ class Operations:
 
 
 def _require_in_folders(path: Path, folders: Sequence[str], label: str) -> None:
-    """Refuse a path outside of the folders, links followed."""
+    """Refuse a path outside of the folders. Symbolic links are followed first."""
     if not folders:
         raise SourceError(
             f"{label}: is a file, and a running pipeline takes live addresses only, unless its configuration names "
@@ -384,7 +384,7 @@ def _stage_percentiles_s(metrics: Metrics) -> dict[str, tuple[float, float]]:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Versions of the program, of Python and of the libraries that matter, where they are installed."""
+    """Return the versions of the program, of Python and of important libraries, if they are installed."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

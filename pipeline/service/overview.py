@@ -1,4 +1,6 @@
-"""What the page shows beside the pictures: one JSON text, made twice a second while somebody looks."""
+"""The status that the monitor page shows in addition to the pictures: one JSON text, made twice a second while there
+are viewers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ class Overview:
         return next((state_of(source) for source in self._pipeline.sources if source.name == name), "ended")
 
     def infos(self) -> dict[str, dict[str, str]]:
-        """What is text among the metrics."""
+        """Return the texts among the metrics."""
         status = self._operations.status()
         names = ",".join(entry.name for entry in status.prompts.classes)
         return {
@@ -50,7 +52,7 @@ class Overview:
         }
 
     def json(self) -> bytes:
-        """Return the status of all sources, what is looked for, and what may be changed."""
+        """Return the status of all sources, the prompts, and what viewers may change."""
         status = self._operations.status()
         sources = [self._source(entry) for entry in status.sources]
         kept = {entry.status.source for entry in status.sources}

@@ -1,8 +1,8 @@
-"""JPEGs of the newest pictures, made only while somebody waits for one, and once for all who wait.
+"""JPEGs of the newest pictures. A picture is encoded only if a viewer waits for it, and only once for all viewers.
 
-There is a feed for each source, plain or annotated. Whoever wants a picture asks for one that is newer than the last
-one seen, so a slow viewer skips pictures and delays nobody. A feed encodes at most `picture_rate` times a second, in a
-thread of its own: OpenCV releases Python's lock.
+There is a feed for each source, plain or annotated. A viewer asks for a picture that is newer than the last one that it
+has seen, so a slow viewer skips pictures and does not delay others. A feed encodes at most `picture_rate` times a
+second, on its own thread, because OpenCV releases Python's lock.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ALIVE = "live"
 
 @dataclass(frozen=True)
 class View:
-    """What there is to see of a source at one moment.
+    """The contents of a source's picture at one moment.
 
     Attributes:
         published: its newest message with its picture; None before the first.
-        state: its state, which an annotated picture shows; "" in a plain one, whose viewer shows it.
+        state: state of the source, to be drawn on an annotated picture; "" for a plain one.
     """
 
     published: Published | None
@@ -45,9 +45,9 @@ class Encoded:
 
     Attributes:
         number: counts up within a feed, from 1.
-        jpeg: b"" where the frame has no picture.
-        view: what it shows.
-        made_s: `time.monotonic` when it was made.
+        jpeg: the encoded picture; b"" if the frame has no picture.
+        view: the contents of the picture.
+        made_s: `time.monotonic` when it was encoded.
     """
 
     number: int
@@ -67,7 +67,7 @@ class Pictures:
     Args:
         newest: returns the newest published frame of a source, or None.
         state: returns the state of a source.
-        overlay: what is drawn on annotated pictures.
+        overlay: settings of the drawing on annotated pictures.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Pictures:
         self._encoder.shutdown(wait=True, cancel_futures=True)
 
     def view(self, source: str, annotated: bool) -> View:
-        """Return what there is to see now."""
+        """Return the present contents of a source's picture."""
         return View(self._newest(source), self._state(source) if annotated else "")
 
     def published(self, source: str) -> Published | None:
@@ -145,7 +145,7 @@ class _Feed:
         return self._latest is not None and time.monotonic() - self._latest.made_s < self._pictures.interval_s
 
     async def newer(self, after: int) -> Encoded:
-        """See `Pictures.newer`. The last who waits no more ends the work."""
+        """See `Pictures.newer`. When the last waiting viewer leaves, the encoding stops."""
         self.waiting += 1
         try:
             while True:
@@ -165,7 +165,7 @@ class _Feed:
         return self._pictures.view(self._source, self._annotated)
 
     async def _make(self) -> None:
-        """Wait until there is something new to see and its time has come, and encode it."""
+        """Wait until the contents have changed and the next picture is due, and encode it."""
         latest = self._latest
         try:
             if latest is not None:
@@ -178,7 +178,7 @@ class _Feed:
             self._making = None
 
     async def _changed(self, seen: View | None) -> View:
-        """Wait for a view other than `seen`; a plain view without any frame is nothing to see."""
+        """Wait for a view that differs from `seen`. A plain view without a frame is skipped."""
         while True:
             view = self._view()
             looked_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Gives a recording its index: everything that can be read is written anew."""
+"""Adds the missing index to a recording: everything that can be read is copied into a new file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Recovered(NamedTuple):
-    """What became of a recording.
+    """The result of recovering a recording.
 
     Attributes:
-        messages: how many were kept.
-        damage: what could not be read, one sentence.
+        messages: number of messages that were kept.
+        damage: one sentence that says what could not be read.
     """
 
     messages: int
@@ -29,13 +29,13 @@ class Recovered(NamedTuple):
 
 
 def recover(path: Path) -> Recovered | None:
-    """Replace a recording that has no end by one with an index; any MCAP file will do.
+    """Replace a recording that has no end by one with an index. Works with any MCAP file.
 
     Returns:
-        what was kept; None where the recording is whole, and was left as it is.
+        The result; None if the recording is complete, and was not changed.
     Raises:
-        SourceError: no such file, no MCAP file, or one that is still written.
-        OutputError: the new file cannot be written; the old one is left as it is.
+        SourceError: there is no such file, it is not an MCAP file, or it is still being written.
+        OutputError: the new file cannot be written; the old one is not changed.
     """
     recording = RecordingFile(path)
     with path.open("rb") as file:
@@ -68,7 +68,7 @@ def _is_whole(recording: RecordingFile) -> bool:
 
 
 class _Copy:
-    """Writes the records of one MCAP file into another; ids may change."""
+    """Copies the records of one MCAP file into another; ids may change."""
 
     def __init__(self, output: Any) -> None:
         from mcap.writer import Writer
@@ -80,7 +80,7 @@ class _Copy:
         self._channels: dict[int, int] = {}
 
     def add(self, record: McapRecord) -> None:
-        """Write a record of the data section; those of the summary are made anew."""
+        """Write a record of the data section. Records of the summary are skipped; `finish` makes new ones."""
         from mcap.records import Attachment, Channel, Header, Message, Metadata, Schema
 
         if isinstance(record, Header):

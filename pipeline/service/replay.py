@@ -1,7 +1,7 @@
-"""A recording on ZeroMQ again: its messages with their intervals, without an engine.
+"""Publishes the messages of a recording again on ZeroMQ, with their intervals and without an engine.
 
-Every message gets fresh time stamps, as if it happened now, a new session, and the mark `replay`. The tracks of a pose
-message are passed on as bytes.
+Every message gets new time stamps, as if it were made now, a new session, and `replay` set to true. The tracks of a
+pose message are passed on as bytes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from xpose_client.host import boot_id
 from xpose_client.messages import POSES, SEPARATOR, SKELETONS, STATUS, PoseMessage
 
 _SERVE_EVERY_S = 0.02  # new subscribers are answered at least this often
-_SERVE_EVERY_MESSAGES = 256  # and this often where nothing waits
+_SERVE_EVERY_MESSAGES = 256  # and at least this often if messages are sent without waiting
 
 
 def _raw_tracks(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
-    """The message type with its tracks left as bytes."""
+    """Return the message type in which the tracks stay bytes."""
     fields: list[Any] = []
     for field in msgspec.structs.fields(kind):
         wanted = msgspec.Raw if field.name == "tracks" else field.type
@@ -45,12 +45,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """How a replay went.
+    """The result of a replay.
 
     Attributes:
-        messages: how many were published.
-        duration_s: how long it took.
-        damage: what of the recording could not be read, one sentence; "" where nothing was wrong.
+        messages: number of published messages.
+        duration_s: duration of the replay.
+        damage: one sentence that says what could not be read; "" if everything could be read.
     """
 
     messages: int
@@ -63,10 +63,10 @@ class Replay:
 
     Args:
         rate: speed; 0 is as fast as possible.
-        skip_s: time at the beginning that is left out; what it says about skeletons and states is published at once.
-        loop: begin again at the end, with a new session.
-        stopped: ends it.
-        keys: who may subscribe; None: everybody who can reach the address.
+        skip_s: time at the beginning that is skipped; skeletons and states in it are published at once.
+        loop: start again after the end, with a new session.
+        stopped: event that ends the replay.
+        keys: keys of the clients that may subscribe; None to allow everybody who can reach the address.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Replay:
         """Publish everything, or until stopped; the calling thread owns the socket.
 
         Raises:
-            SourceError: the recording holds no poses in the time that is wanted, or is of a newer format.
+            SourceError: the recording has no poses after `skip_s`, or has a newer format.
             PublishError: the endpoint cannot be bound.
         """
         self._require_poses()
@@ -155,7 +155,7 @@ class Replay:
 
 
 class _Clock:
-    """When a message is due. A recorded time that runs backwards stands still.
+    """Computes when a message is due. If a recorded time goes backwards, the previous time is used.
 
     Attributes:
         passed_s: recorded time since the first message.
@@ -169,7 +169,7 @@ class _Clock:
         self._begun_s: float | None = None
 
     def skips(self, log_ns: int) -> bool:
-        """Compare the time of the next message with the range; return whether the message is left out."""
+        """Take the time of the next message; return whether the message is skipped."""
         if self._first_ns is None:
             self._first_ns = log_ns
         self.passed_s = max(self.passed_s, (log_ns - self._first_ns) / 1e9)
@@ -185,7 +185,7 @@ class _Clock:
 
 
 class _Fresh:
-    """Makes messages of now out of recorded ones."""
+    """Turns recorded messages into messages with present times."""
 
     def __init__(self, rate: float) -> None:
         self._session = time.time_ns()
@@ -210,7 +210,7 @@ class _Fresh:
         return _framed(recorded.topic, self._makers[beginning](message, recorded.topic))
 
     def ends(self) -> Iterator[bytes]:
-        """The states of sources whose end is not in the recording, or was not reached."""
+        """Yield states "ended" for sources whose end is not in the recording, or was not reached."""
         for topic, state in self._states.items():
             if state.state != "ended":
                 now_ns = time.time_ns()

@@ -1,4 +1,4 @@
-"""What runs beside a pipeline: the control socket, the monitor, and the messages to systemd."""
+"""The services that run with a pipeline: the control socket, the monitor, and the messages to systemd."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Services:
         _log.info("monitor: %s", monitor.address)
 
     def update(self) -> None:
-        """Tell systemd what is due; call it several times a second."""
+        """Send the messages to systemd that are due; call it several times a second."""
         self._systemd.update(ready=lambda: self._health.unready() is None, healthy=lambda: not self._health.stalled())
 
     def __enter__(self) -> Self:

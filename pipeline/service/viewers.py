@@ -5,8 +5,8 @@
     monitor → page   text: the status of the pipeline, twice a second
                      binary: length of the head (4 bytes, big-endian), head (JSON), JPEG
 
-A page has at most `_UNSEEN` pictures of a source that it has not drawn yet, so a slow or sleeping browser holds up
-nothing: it gets the newest picture once it is ready for one.
+At most `_UNSEEN` pictures of a source that the page has not drawn yet are on their way to it. So a slow or sleeping
+browser delays nothing: it gets the newest picture when it is ready for one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MJPEG_TYPE = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a page may say."""
+    """A message from the page."""
 
     look: list[str] | None = None
     seen: str | None = None
@@ -40,13 +40,13 @@ _REQUESTS = msgspec.json.Decoder(Request)
 
 
 class Viewers:
-    """All who look. Its methods are for the thread of one event loop.
+    """All viewers. The methods are for the thread of one event loop.
 
     Args:
         pictures: the feeds of all sources.
-        status: returns the status as JSON; asked twice a second while somebody looks, once for all.
-        known: whether there is a source of this name.
-        most: viewers at the same time.
+        status: returns the status as JSON; called twice a second while there are viewers, once for all of them.
+        known: returns whether there is a source of this name.
+        most: largest number of viewers at the same time.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Viewers:
 
     @property
     def full(self) -> bool:
-        """Whether nobody else may look."""
+        """Whether there is no room for another viewer."""
         return self.count >= self._most
 
     async def serve(self, socket: WebSocket) -> None:
         """Serve one page until it goes away."""
         if self.full:
-            await socket.close(1013, f"{self._most} viewers look already; monitor.viewers allows more")
+            await socket.close(1013, f"there are {self._most} viewers already; monitor.viewers allows more")
             return
         await socket.accept()
         self.count += 1
@@ -135,7 +135,7 @@ class _Looking:
                 self._of_source[name] = self._tasks.create_task(self._show(name, room)), room
 
     def seen(self, source: str) -> None:
-        """The page has drawn a picture: there is room for another one."""
+        """Note that the page has drawn a picture, so that the next one can be sent."""
         if self._in_flight.get(source, 0) > 0 and source in self._of_source:
             self._in_flight[source] -= 1
             self._of_source[source][1].release()

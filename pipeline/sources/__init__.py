@@ -3,7 +3,7 @@
 clip.mp4                          a video file: every frame, in order
 http://host/clip.mp4              a recording on a server: the same
 photos/  photo.jpg                unrelated stills, in lexicographic order
-rtsp://…  http://…  /dev/video0   live: the newest frame wins
+rtsp://…  http://…  /dev/video0   live: older frames are dropped for the newest one
 out.mcap  out.mcap#camera         a recording, or one of its sources: decoded again with the recorded times
 testsrc://?size=640x480&…         drawn figures with known keypoints
 """
@@ -48,7 +48,7 @@ def open_source(text: str, config: SourceConfig | None = None) -> Source:
 
 
 def open_sources(text: str, config: SourceConfig | None = None) -> list[Source]:
-    """Return the sources that the address `text` names: those of a recording, or the one that `open_source` returns.
+    """Return the sources for the address `text`: all sources of a recording, or the one that `open_source` returns.
 
     Raises:
         SourceError: as `open_source`.
@@ -89,7 +89,7 @@ def _source_of_path(address: Address, config: SourceConfig) -> Source:
 
 
 def _recording_of(address: Address) -> tuple[Path | None, str]:
-    """Return the file of a recording and the name behind its "#"; (None, "") for all other addresses."""
+    """Return the file of a recording and the name after the "#"; (None, "") for all other addresses."""
     if address.kind != "path":
         return None, ""
     whole = Path(address.url)

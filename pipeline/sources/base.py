@@ -36,8 +36,8 @@ class SourceConfig:
             else the stream's clock, else the time of receipt.
         rtsp_transport: "tcp" loses no packets; "udp" is for cameras without TCP.
         keep_damaged: also take the pictures of a live source that the decoder calls damaged. Parts of them may be old.
-        all_frames: of a recording, also infer the frames that were not inferred when it was made.
-        recorded_prompts: in a recording, look for what was looked for then; otherwise for the prompts of the run.
+        all_frames: also infer the frames of a recording that were not inferred when it was made.
+        recorded_prompts: if True, a recording is inferred with its recorded prompts, otherwise with those of the run.
         options: more FFmpeg options for opening live sources, such as {"video_size": "1280x720"} for a camera.
     """
 

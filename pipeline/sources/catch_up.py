@@ -33,7 +33,7 @@ class CatchUp:
         self._held: list[av.Packet[VideoStream]] = []
 
     def connect(self) -> None:
-        """A new connection begins."""
+        """Begin a new connection."""
         self._held.clear()
         self._late_since_s = None
         self._connected_s = time.monotonic()
@@ -65,7 +65,7 @@ class CatchUp:
             yield from self.rest()
 
     def rest(self) -> Iterator[av.Packet[VideoStream]]:
-        """Yield what was held back."""
+        """Yield the packets that were held back."""
         held, self._held = self._held, []
         yield from held
 

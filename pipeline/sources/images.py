@@ -84,7 +84,7 @@ class ImageSource(Source):
             )
 
     def _piece(self, path: Path, frame: Frame) -> Piece:
-        """The file itself, or the picture as PNG where viewers do not read such files."""
+        """Return the file itself, or the picture as PNG if viewers do not read such files."""
         name, data = "png", None
         if frame.rgb_HW3 is not None:
             with Image.open(path) as image:
@@ -125,10 +125,10 @@ def read_image(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
 
     Args:
         path: the file.
-        content: what the file holds, where it is not to be opened.
+        content: bytes of the file; None to read them from `path`.
     Raises:
-        SourceError: the file is no image, is damaged, or has pixels without a defined conversion to 8-bit RGB (such as
-            floats).
+        SourceError: the file is not an image, is damaged, or has pixels without a defined conversion to 8-bit RGB (such
+            as floats).
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:

@@ -1,8 +1,8 @@
 """Recordings as sources: the recorded packets are decoded again, and their frames have the times of the recording.
 
-Of a live recording, the frames that were inferred then are frames now, with the prompts and the moment of prediction of
-then. So the same configuration on the same machine gives the same tracks. A recording of several sources is several
-sources: out.mcap#cam1 is one of them.
+From a recording of a live source, only the frames that were inferred at the time are yielded. They carry the prompts
+and the moment of prediction of that time, so the same configuration on the same machine gives the same tracks. A
+recording of several sources gives several sources: out.mcap#cam1 is one of them.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ class _RecordedSource:
 
 
 class Recording:
-    """A recording that was read once, without its pictures.
+    """The records of a recording, read once, without its pictures.
 
     Args:
-        path: of the MCAP file.
-        own_prompts: look for what was looked for then; otherwise for the prompts of the present run.
-        all_frames: also give the frames that were not inferred then.
+        path: the MCAP file.
+        own_prompts: use the recorded prompts; otherwise those of the present run.
+        all_frames: also yield the frames that were not inferred at the time.
     Attributes:
-        metadata: what the recording says about its run, by the names in `pipeline.recording`.
-        prompts: what was looked for, by id.
+        metadata: facts about the recorded run, by the names in `pipeline.recording`.
+        prompts: the recorded prompts, by id.
     Raises:
-        SourceError: not a recording, or one without pictures.
+        SourceError: the file is not a recording, or has no pictures.
     """
 
     def __init__(self, path: Path, *, own_prompts: bool = True, all_frames: bool = False) -> None:
@@ -105,16 +105,16 @@ class Recording:
 
     @property
     def names(self) -> list[str]:
-        """Names of the sources whose pictures are there, in the order of their first picture."""
+        """Names of the sources that have pictures, in the order of their first picture."""
         return [name for name, source in self._sources.items() if source.has_pictures and source.frames]
 
     @property
     def damage(self) -> str:
-        """What could not be read, one sentence; "" where nothing was wrong."""
+        """One sentence that says what could not be read; "" if everything could be read."""
         return self._file.damage
 
     def source(self, name: str) -> _RecordedSource:
-        """Return what is known of a source.
+        """Return the facts about a source.
 
         Raises:
             SourceError: it is not in the recording.
@@ -130,7 +130,7 @@ class Recording:
         return (message for message in file.messages(*topics) if message.topic in topics)
 
     def recorded(self, name: str, frame: int) -> Recorded | None:
-        """Return what was made of a frame then; None where it is not wanted."""
+        """Return the recorded facts about a frame; None if the frame must not be yielded."""
         source = self._sources[name]
         tracked = source.tracked.get(frame)
         if tracked is None:
@@ -182,7 +182,7 @@ class Recording:
 
 
 class RecordingSource(Source):
-    """One source of a recording. No frame is lost: it is a file, whatever it was.
+    """One source of a recording. It is read like a file, so no frame is lost.
 
     Attributes:
         recording: the whole recording.
@@ -238,7 +238,7 @@ class RecordingSource(Source):
             raise SourceError(f"{damage} ({lost}{self._count} frames are kept)", partial=self._count > 0)
 
     def _decoder(self, stream: StreamRecord) -> VideoCodecContext:
-        """A new decoder, as every connection had.
+        """Make a new decoder, as at the start of every recorded connection.
 
         Raises:
             SourceError: this version does not know the format.

@@ -1,8 +1,8 @@
 """Reading MCAP files that may be damaged, cut off, or without an index.
 
 The records are read in the order of the file, chunk by chunk, so that neither an index nor an end is needed. A chunk
-that cannot be read is passed over; where the file ends or turns into nonsense, the reading ends. What was wrong is
-remembered in one sentence.
+that cannot be read is skipped. Reading ends where the file ends or cannot be parsed any more. One sentence describes
+the damage.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class RecordingFile:
     """One MCAP file.
 
     Attributes:
-        path: of the file.
-        metadata: texts by their own name and by that of their record; complete after the first message.
-        damage: what could not be read, one sentence; "" where nothing was wrong so far.
-        complete: whether the end of the file was reached and is there.
+        path: the file.
+        metadata: texts by the name of their record and by their own name; complete after the first message.
+        damage: one sentence that says what could not be read; "" if everything could be read so far.
+        complete: whether the file was read to its end, and the end is complete.
     """
 
     def __init__(self, path: Path) -> None:
         """Check the first bytes.
 
         Raises:
-            SourceError: no such file, an empty one, not MCAP, or the extra `record` is not installed.
+            SourceError: there is no such file, it is empty or not MCAP, or the extra `record` is not installed.
         """
         require_mcap(path)
         self.path = path
@@ -82,7 +82,7 @@ class RecordingFile:
             raise SourceError(f"{path}: is not an MCAP file; give a file that --record wrote")
 
     def records(self) -> Iterator[McapRecord]:
-        """Yield all records in the order of the file, those of chunks without the chunks."""
+        """Yield all records in the order of the file. Chunks are not yielded, but their records are."""
         from mcap.records import Chunk, MessageIndex
 
         for record in self._top_level():
@@ -92,7 +92,7 @@ class RecordingFile:
                 yield record
 
     def messages(self, *beginnings: str) -> Iterator[RecordedMessage]:
-        """Yield the messages whose topic begins with one of these, in the order of the file; without any, all.
+        """Yield the messages whose topic begins with one of `beginnings`, in the order of the file; by default, all.
 
         Raises:
             SourceError: the recording is of a newer format.
@@ -117,9 +117,9 @@ class RecordingFile:
         yield from self._of_chunk(chunk, indexes, wanted)
 
     def _take_summary(self, wanted: _Channels) -> bool:
-        """Learn the channels from the end of the file; return whether they are there.
+        """Read the channels at the end of the file; return whether they are there.
 
-        Without them every chunk is read in whole: any of them may hold the description of a channel.
+        Without them every chunk must be read completely, because any chunk may contain the description of a channel.
         """
         from mcap.reader import SeekingReader
 
@@ -169,7 +169,7 @@ class RecordingFile:
     def _of_chunk(
         self, chunk: Chunk | None, indexes: list[MessageIndex], wanted: _Channels
     ) -> Iterator[RecordedMessage]:
-        """Yield what is wanted of a chunk; the index behind it spares looking at the rest."""
+        """Yield the wanted messages of a chunk. The index after the chunk gives their places."""
         if chunk is None:
             return
         if not indexes or any(index.channel_id not in wanted.known for index in indexes):
@@ -199,7 +199,7 @@ class RecordingFile:
             self._note(f"has a damaged or incomplete chunk ({_words(error)})")
 
     def _taken(self, record: McapRecord, wanted: _Channels) -> Iterator[RecordedMessage]:
-        """Learn from a record, and yield it if it is a wanted message."""
+        """Take the facts from a record, and yield it if it is a wanted message."""
         from mcap.records import Channel, Message, Metadata, Schema
 
         if isinstance(record, Message):
@@ -229,7 +229,7 @@ class RecordingFile:
 
 
 class _Channels:
-    """The channels that were met so far; `names` holds topic and schema of those that are wanted."""
+    """The channels that were read so far; `names` has topic and schema of the wanted ones."""
 
     def __init__(self, beginnings: tuple[str, ...]) -> None:
         self.known: set[int] = set()

@@ -93,7 +93,7 @@ class SourceStatus:
             self._moved_ns = time.monotonic_ns()
 
     def warn(self, sentence: str) -> None:
-        """Something is wrong, but the connection is still open."""
+        """Note a problem while the connection is still open."""
         with self._lock:
             self._error = sentence
             self._moved_ns = time.monotonic_ns()
@@ -105,7 +105,7 @@ class SourceStatus:
             self._error = sentence or self._error
 
     def unmoved_s(self) -> float:
-        """For how long the iterating thread has neither brought a picture nor tried to connect; 0 after the end."""
+        """Return for how long the iterating thread has yielded no picture and tried no connection; 0 after the end."""
         with self._lock:
             return 0.0 if self._ended else (time.monotonic_ns() - self._moved_ns) / 1e9
 

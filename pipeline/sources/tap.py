@@ -1,7 +1,7 @@
-"""The way of a source's own packets to a recorder.
+"""Passes the packets of a source to a recorder.
 
-A source calls `packet` with every packet and `frame` with every frame that came out of the decoder. While nobody
-records (`Source.tap` is None), neither does anything. All calls come from the iterating thread, which also owns the
+A source calls `packet` with every packet and `frame` with every frame that came out of the decoder. While there is no
+recording (`Source.tap` is None), both return at once. All calls come from the iterating thread, which also owns the
 bitstream filter.
 """
 
@@ -36,11 +36,11 @@ _MOST_HELD = 256  # packets without a picture; more than decoders hold back
 
 
 class StreamTap:
-    """Pairs the packets of one opened stream with their frames, and hands both over.
+    """Pairs the packets of one opened stream with their frames, and passes both to the recorder.
 
     Args:
-        source: whose `tap` is asked for at every packet.
-        stream: open; used on this thread alone.
+        source: the source; its `tap` is read at every packet.
+        stream: the open stream; used on this thread only.
     """
 
     def __init__(self, source: Source, stream: VideoStream) -> None:
@@ -52,7 +52,7 @@ class StreamTap:
         self._last_pts: int | None = None
 
     def packet(self, packet: av.Packet[VideoStream], key: object) -> None:
-        """Take a packet; `key` is how `frame` will name it."""
+        """Take a packet. A later call of `frame` refers to it by the same `key`."""
         if self._source.tap is None:
             self._held.clear()
             self._record = None
@@ -69,7 +69,7 @@ class StreamTap:
             self._held.extend((key, data, packet.is_keyframe, now_ns()[0]) for data in self._converted(packet))
 
     def frame(self, frame: Frame | None, key: object, picture: VideoFrame) -> None:
-        """Take a decoded picture of the packet with this key, after that packet, and the frame made of it, if any."""
+        """Take the picture that was decoded from the packet with this key, and the frame made from it, if any."""
         if self._record is None:
             return
         if not self._record.reencoded and is_turned(picture):
@@ -86,7 +86,7 @@ class StreamTap:
         self._pass_on(frame)
 
     def end(self) -> None:
-        """The stream ended: hand over the packets that gave no frame."""
+        """End the stream: pass on the packets that gave no frame."""
         while self._held:
             self._pass_on(None)
         self._filter = None
@@ -132,7 +132,7 @@ class StreamTap:
         return last is not None and packet.pts is not None and packet.pts < last and not packet.is_keyframe
 
     def _converted(self, packet: av.Packet[VideoStream]) -> list[bytes]:
-        """The bytes to record. The filter would empty the decoder's packet, so it gets a copy."""
+        """Return the bytes to record. The filter empties its packet, so it gets a copy of the decoder's."""
         data = bytes(packet)
         if self._record is not None and self._record.format == "jpeg":
             return [data if _HUFFMAN_TABLES in data[:1024] else self._with_tables(data)]
@@ -148,7 +148,7 @@ class StreamTap:
             return [data]
 
     def _with_tables(self, data: bytes) -> bytes:
-        """Motion JPEG may lack the Huffman tables that every JPEG has; add the standard ones."""
+        """Add the standard Huffman tables, which Motion JPEG may leave out but JPEG needs."""
         if self._filter is None:
             self._filter = BitStreamFilterContext("mjpeg2jpeg", self._stream)
         try:

@@ -121,7 +121,7 @@ class RgbConverter:
 
 
 class LazyPicture:
-    """A decoded picture that is converted when somebody asks for it; a `pipeline.frames.Picture`."""
+    """A decoded picture that is converted on the first call of `rgb`; a `pipeline.frames.Picture`."""
 
     def __init__(self, picture: VideoFrame, converter: RgbConverter) -> None:
         height, width = picture.height, picture.width
@@ -147,7 +147,7 @@ class LazyPicture:
             return self._rgb_HW3
 
     def nv12(self) -> Nv12 | None:
-        """Return the picture as NV12, read-only; None as `nv12_of`, or where it is RGB already."""
+        """Return the picture as NV12, read-only; None in the cases of `nv12_of`, or if it is RGB already."""
         with self._lock:
             if self._nv12 is None and self._picture is not None:
                 self._nv12 = nv12_of(self._picture)
@@ -155,10 +155,10 @@ class LazyPicture:
 
 
 def nv12_of(picture: VideoFrame) -> Nv12 | None:
-    """Copy the planes of `picture` into one array. Nothing is computed.
+    """Copy the planes of `picture` into one array, without any conversion.
 
     Returns:
-        None where only a conversion helps: an odd size, a rotation, another pixel format or another colour matrix.
+        None if a conversion is needed: an odd size, a rotation, another pixel format or another colour matrix.
     """
     height, width = picture.height, picture.width
     matrix = _MATRICES.get(picture.colorspace)

@@ -98,6 +98,31 @@ def test_bad_prompts_are_clear_errors(prompt: str, keypoints: str | None, says: 
         parse(prompt, keypoints)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "keypoints"),
+    [
+        ("x" * 100_000, None),
+        ("x" * 100_000 + ",", None),
+        ("x" * 100_000 + "@", None),
+        ("mug@" + "x" * 100_000, None),
+        ("mug@/" + "x" * 100_000, None),
+        ("x" * 100_000 + ",dog," + "x" * 100_000, "rim"),
+        ("mug", "x" * 100_000 + "," + "x" * 100_000),
+    ],
+)
+def test_errors_repeat_only_the_beginning_of_a_long_prompt(prompt: str, keypoints: str | None) -> None:
+    with pytest.raises(PromptError, match=r"x{30,}…") as caught:
+        parse(prompt, keypoints)
+    assert len(str(caught.value)) < 1200
+
+
+def test_errors_about_an_untrained_class_repeat_only_its_beginning() -> None:
+    for prompt, keypoints in (("x" * 100_000, "nose"), ("person", "x" * 100_000)):
+        with pytest.raises(PromptError, match=f"'{'x' * 40}…'") as caught:
+            require_trained(parse(prompt, keypoints), {"person": "person"})
+        assert len(str(caught.value)) < 400
+
+
 def test_more_than_the_capacity_is_an_error() -> None:
     with pytest.raises(PromptError, match="3 classes are asked for, this engine takes 1 to 2"):
         parse("person,dog,cat", max_classes=2)

@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -49,6 +50,35 @@ def test_log_gets_one_line_with_all_sources_every_thirty_seconds(
     lines = [record.message for record in caplog.records if record.name == "pipeline.display"]
     assert len(lines) == 1
     assert re.fullmatch(r"clip: 0\.1 frames/s; cam: 0\.1 frames/s, age \d+ ms, dropped: 4 undecodable", lines[0])
+
+
+def test_log_says_once_that_there_are_no_sources_and_again_after_some_went(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    pipeline, added = make_pipeline(hold=True), FakeSource(3, "clip")
+    monkeypatch.setattr(display, "time", mock.Mock(monotonic=lambda: now_s[0]))
+    caplog.set_level(logging.INFO)
+    with RunDisplay(pipeline, Console(file=io.StringIO())) as shown:
+
+        def lines_of_minutes(minutes: int) -> list[str]:
+            caplog.clear()
+            for _ in range(4 * minutes):
+                now_s[0] += 15.0
+                shown.update()
+            return [record.message for record in caplog.records if record.name == "pipeline.display"]
+
+        nothing = ["there are no sources; waiting for one to be added"]
+        assert lines_of_minutes(5) == nothing
+        pipeline.add(added)
+        assert lines_of_minutes(1) == ["clip: 0.0 frames/s"] * 2
+        pipeline.remove("clip")
+        assert lines_of_minutes(5) == nothing
+        pipeline.add(FakeSource(3, "clip"))
+        now_s[0] += 1.0
+        shown.update()
+        pipeline.remove("clip")
+        assert lines_of_minutes(5) == nothing, "it came and went between two lines"
 
 
 def test_closing_table_has_a_row_per_stage_with_frames_drops_and_times() -> None:

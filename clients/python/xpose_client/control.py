@@ -49,14 +49,14 @@ _LONGEST_RECONNECT_MS = 1000
 
 
 class Control:
-    """Asks a pipeline that runs with `--control`. Belongs to one thread.
+    """Sends requests to a pipeline that runs with `--control`. Belongs to one thread.
 
-    Every method waits for the answer. A request that was refused raises and has changed nothing. After a time-out it is
-    unknown whether the request was carried out: ask for the status.
+    Every method waits for the answer. If the pipeline refuses a request, the method raises, and nothing has changed.
+    After a time-out it is unknown whether the request was carried out: ask for the status.
 
     Args:
         endpoint: the control socket's ZeroMQ address.
-        keys: key file of this client (`NAME.key`), where the pipeline uses keys.
+        keys: key file of this client (`NAME.key`), if the pipeline uses keys.
         timeout_s: longest wait for an answer.
 
     Raises:
@@ -112,7 +112,7 @@ class Control:
     def set_thresholds(
         self, score: float | None = None, doubtful: float | None = None, nms_iou: float | None = None
     ) -> ThresholdsAnswer:
-        """Change which detections count; what is None stays. See `ThresholdsRequest`."""
+        """Change which detections count. A threshold that is None stays as it is. See `ThresholdsRequest`."""
         return self._ask(ThresholdsRequest(score, doubtful, nms_iou), ThresholdsAnswer)
 
     def snapshot(self, source: str) -> SnapshotAnswer:
@@ -128,7 +128,7 @@ class Control:
         return self._ask(StopRecordingRequest(), RecordingAnswer)
 
     def stop(self) -> StopAnswer:
-        """End the pipeline; what is under way still goes through."""
+        """End the pipeline. Frames that were given to the engine before are still published."""
         return self._ask(StopRequest(), StopAnswer)
 
     def _ask(self, request: Request, kind: type[_Answer]) -> _Answer:

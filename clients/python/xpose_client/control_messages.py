@@ -1,8 +1,8 @@
-"""What is said on a control socket: one request in, one answer out, each msgpack with its kind in the key `type`.
+"""The messages of a control socket: one answer to each request, both in msgpack with their kind in the key `type`.
 
 The socket is a ROUTER, so that a plain REQ socket can ask. A request that is refused, or that cannot be read, is
-answered with an `ErrorAnswer` and changes nothing. The answer to a change says from when on it holds: messages carry
-the id of their prompt, and other changes can be told by frame numbers and times.
+answered with an `ErrorAnswer` and changes nothing. The answer to a change says from when on the change applies. Pose
+messages carry the id of their prompts; other changes can be recognised by frame numbers and times.
 
 This module needs msgspec and nothing else. msgspec evaluates the types, so they are written for
 Python 3.9: `Optional[int]`, not `int | None`.
@@ -27,9 +27,9 @@ class ExampleImage(msgspec.Struct, frozen=True):
     """An example image of one object.
 
     Attributes:
-        image_name: file name of the image, by which its annotation is found, and which errors name.
+        image_name: file name of the image; its annotation is found by this name, and errors show it.
         image: content of the file: JPEG, PNG and so on.
-        annotation_name: file name of the annotation, which errors name.
+        annotation_name: file name of the annotation; errors show it.
         annotation: content of a file with COCO's keypoint layout.
     """
 
@@ -44,10 +44,11 @@ class PromptsRequest(msgspec.Struct, frozen=True, tag="set_prompts"):
 
     Attributes:
         prompt: class names, separated by commas; `name@list` chooses the keypoints of one class.
-        keypoints: keypoint names, separated by commas, for all classes that name no list of their own.
-        prompt_from: "example", "text" or "mean"; or two of them, for the object and for its keypoints: "text/example".
-        examples: marked images; each belongs to the class of its name.
-        lists: keypoint lists beside the published ones: content of a .toml file, by the name that follows the @.
+        keypoints: keypoint names, separated by commas, for all classes that are given without `@list`.
+        prompt_from: how classes with examples are prompted: "example", "text" or "mean"; or two of them, for the
+            object and for its keypoints, such as "text/example".
+        examples: annotated images; each belongs to the class that its annotation names.
+        lists: additional keypoint lists: the content of a .toml file, by the name that follows the @ in `prompt`.
     """
 
     prompt: str
@@ -61,7 +62,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag="add_source"):
     """Add a source.
 
     Attributes:
-        address: a stream or a camera; a file only where the pipeline's configuration names its folder.
+        address: a stream or a camera; a file only if it is in a folder that the pipeline's configuration allows.
         name: name of the source in topics; "" takes it from the address.
     """
 
@@ -73,14 +74,14 @@ class RemoveRequest(msgspec.Struct, frozen=True, tag="remove_source"):
     """Remove a source.
 
     Attributes:
-        source: its name.
+        source: name of the source.
     """
 
     source: str
 
 
 class ThresholdsRequest(msgspec.Struct, frozen=True, tag="set_thresholds"):
-    """Change which detections count; what is null stays.
+    """Change which detections count. A threshold that is null stays as it is.
 
     Attributes:
         score (0..1): detections above this score are kept, and can start a track.
@@ -97,7 +98,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, tag="snapshot"):
     """Ask for the newest picture of a source with its poses.
 
     Attributes:
-        source: its name.
+        source: name of the source.
     """
 
     source: str
@@ -107,7 +108,7 @@ class StartRecordingRequest(msgspec.Struct, frozen=True, tag="start_recording"):
     """Record all sources and messages.
 
     Attributes:
-        name: name of the file, in the folder that the pipeline's configuration allows; "" makes one of the time.
+        name: name of the file in the folder that the pipeline's configuration allows; "" uses the present time.
     """
 
     name: str = ""
@@ -138,14 +139,14 @@ class ErrorAnswer(msgspec.Struct, frozen=True, tag="error"):
     """The request was refused and has changed nothing.
 
     Attributes:
-        sentence: what was got, what is allowed, and what to do next; as on the command line.
+        sentence: what was wrong, what is allowed, and what to do next; the same text as on the command line.
     """
 
     sentence: str
 
 
 class PromptClassState(msgspec.Struct, frozen=True):
-    """One class that is looked for.
+    """One class of the prompts.
 
     Attributes:
         name: the class.
@@ -165,10 +166,10 @@ class PromptClassState(msgspec.Struct, frozen=True):
 
 
 class PromptState(msgspec.Struct, frozen=True):
-    """What is looked for.
+    """The prompts: what the pipeline looks for.
 
     Attributes:
-        id: the `prompt_id` of the messages made with it.
+        id: the `prompt_id` of the messages made with these prompts.
         classes: the classes.
     """
 
@@ -199,9 +200,9 @@ class EngineState(msgspec.Struct, frozen=True):
         backend: "tensorrt", "openvino" or "eager".
         device: "cpu", "cuda" and so on, as it was configured.
         precision: "fp32", "bf16" or "fp16".
-        input_size (px): height and width of the network's input; null where it follows each image.
+        input_size (px): height and width of the network's input; null if it depends on each image.
         batch: images per call.
-        in_flight: calls at a time.
+        in_flight: calls that run at the same time.
         max_classes: capacity for classes.
         max_keypoints: capacity for keypoints of a class.
     """
@@ -219,11 +220,12 @@ class EngineState(msgspec.Struct, frozen=True):
 
 
 class Categories(msgspec.Struct, frozen=True):
-    """Class names that the model knows by themselves.
+    """Class names that the model knows without a keypoint list.
 
     Attributes:
         names: the names.
-        closed: whether text prompts of other classes are refused; otherwise any words will do, with a keypoint list.
+        closed: true if text prompts of other classes are refused; otherwise any words can be used, with a keypoint
+            list.
     """
 
     names: list[str]
@@ -234,8 +236,8 @@ class SourceReport(msgspec.Struct, frozen=True):
     """One source.
 
     Attributes:
-        live: whether its newest frame wins; otherwise no frame is lost.
-        status: as on `status/<source>`, made at the moment of the answer.
+        live: true if older frames are dropped for the newest one; false if no frame is dropped.
+        status: as on `status/<source>`, at the moment of the answer.
         published: frames published so far.
         age_s (s): age of its last frame when it was published; null before the first.
         last_frame: index of the last frame that was given to the engine; null before the first.
@@ -252,11 +254,11 @@ class RecordingState(msgspec.Struct, frozen=True):
     """How a recording is doing, or how it went.
 
     Attributes:
-        active: whether it still goes on.
-        files: paths of what was written, oldest first.
+        active: whether the recording still runs.
+        files: paths of the files that were written, oldest first.
         packets: pictures that were recorded.
         dropped: pictures and messages that were not recorded, by source, because the disk was too slow.
-        failure: why it ended before it was asked to, one sentence; null otherwise.
+        failure: one sentence if the recording ended because of an error; null otherwise.
     """
 
     active: bool
@@ -270,19 +272,19 @@ class StatusAnswer(msgspec.Struct, frozen=True, tag="status"):
     """How the pipeline is doing.
 
     Attributes:
-        versions: of the program and of the libraries that matter, by name.
+        versions: versions of the program and of important libraries, by name.
         session (ns since 1970): start of the pipeline, as in the messages.
-        uptime_s (s): time since then.
+        uptime_s (s): time since the start.
         engine: the engine that runs.
-        prompts: what is looked for.
+        prompts: the present prompts.
         thresholds: which detections count.
         categories: class names that the model knows.
-        sources: every source that is there.
-        drops: frames dropped since the start, by reason, of all sources.
+        sources: all sources.
+        drops: frames of all sources that were dropped since the start, by reason.
         age_percentiles_s (s): age at publishing since the start, by percentile: "50", "95" and "99".
         stage_percentiles_s (s): own time per frame of each stage: median and 95th percentile.
-        refused: attempts to connect without an allowed key, since the start; null where no keys are in use.
-        recording: the recording that goes on; null where there is none.
+        refused: attempts to connect without an allowed key, since the start; null if no keys are in use.
+        recording: the recording that is running; null if there is none.
     """
 
     versions: dict[str, str]
@@ -304,7 +306,7 @@ class PromptsAnswer(msgspec.Struct, frozen=True, tag="prompts"):
     """The prompts were changed.
 
     Attributes:
-        prompts: what is looked for now; its id is in every message that was made with it.
+        prompts: the new prompts; their id is in every message that was made with them.
         from_unix_ns (ns since 1970): frames given to the engine after this moment have the new prompts.
         after_frames: all frames after these have the new prompts, by source.
     """
@@ -318,9 +320,9 @@ class ThresholdsAnswer(msgspec.Struct, frozen=True, tag="thresholds"):
     """The thresholds were changed.
 
     Attributes:
-        thresholds: which detections count now.
-        from_unix_ns (ns since 1970): they hold for frames given to the engine after this moment.
-        after_frames: they hold for all frames after these, by source.
+        thresholds: the new thresholds.
+        from_unix_ns (ns since 1970): they apply to frames given to the engine after this moment.
+        after_frames: they apply to all frames after these, by source.
     """
 
     thresholds: Thresholds
@@ -332,7 +334,7 @@ class AddedAnswer(msgspec.Struct, frozen=True, tag="added"):
     """A source was added.
 
     Attributes:
-        source: its name, which its topics have.
+        source: name of the source, also in its topics.
         from_unix_ns (ns since 1970): moment when it was added.
     """
 
@@ -344,8 +346,8 @@ class RemovedAnswer(msgspec.Struct, frozen=True, tag="removed"):
     """A source was removed.
 
     Attributes:
-        source: its name. Its state is "ended".
-        from_unix_ns (ns since 1970): nothing that it captured is published after this moment.
+        source: name of the source. Its state is "ended".
+        from_unix_ns (ns since 1970): no frame of the source is published after this moment.
     """
 
     source: str
@@ -358,7 +360,7 @@ class SnapshotAnswer(msgspec.Struct, frozen=True, tag="snapshot"):
     Attributes:
         source: name of the source.
         frame: index of the frame.
-        capture_unix_ns (ns since 1970): wall clock at its capture.
+        capture_unix_ns (ns since 1970): wall clock at the capture of the frame.
         jpeg: the picture.
     """
 
@@ -372,7 +374,7 @@ class RecordingAnswer(msgspec.Struct, frozen=True, tag="recording"):
     """A recording was started or ended.
 
     Attributes:
-        recording: how it is doing.
+        recording: the state of the recording.
         from_unix_ns (ns since 1970): moment of the change.
     """
 
@@ -381,7 +383,7 @@ class RecordingAnswer(msgspec.Struct, frozen=True, tag="recording"):
 
 
 class StopAnswer(msgspec.Struct, frozen=True, tag="stopping"):
-    """The pipeline ends; what is under way still goes through.
+    """The pipeline ends. Frames that were given to the engine before are still published.
 
     Attributes:
         from_unix_ns (ns since 1970): no frame is given to the engine after this moment.
@@ -416,7 +418,7 @@ def decode_request(data: bytes) -> Request:
     """Undo `encode` of a request.
 
     Raises:
-        WireError: it is none.
+        WireError: the data is not a request.
     """
     try:
         request: Request = _REQUESTS.decode(data)

@@ -1,4 +1,4 @@
-"""What can go wrong in the client, as one tree.
+"""The errors of the client, as one tree.
 
 ClientError
 ├── EndpointError    an address that is not a ZeroMQ address
@@ -19,7 +19,7 @@ class EndpointError(ClientError):
 
 
 class KeyFileError(ClientError):
-    """A key file that cannot be read, is none, or can be read by others."""
+    """A key file that cannot be read, has other contents, or can be read by others."""
 
 
 class ControlError(ClientError):

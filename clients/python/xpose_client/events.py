@@ -1,4 +1,4 @@
-"""What a subscriber hands out: received poses and changes of a source's state."""
+"""What a subscriber returns: received poses and changes of a source's state."""
 
 import time
 from typing import Union
@@ -34,8 +34,8 @@ class SourceState(msgspec.Struct, frozen=True):
 
     Attributes:
         source: name of the source.
-        state: "connecting", "live", "late", "lost" or "ended" as the publisher said, or "silent": the publisher itself
-            is not heard any more.
+        state: "connecting", "live", "late", "lost" or "ended" as in the status message, or "silent": no status message
+            comes from the publisher any more.
         status: the last status message of the source.
     """
 
@@ -50,8 +50,9 @@ Event = Union[Received, SourceState]
 def age_s(message: PoseMessage) -> float:
     """Return the seconds from the capture of the message's frame until now.
 
-    On the machine that took the times this is the difference of two monotonic times, which no change of the wall clock
-    disturbs. On another machine it is the difference of two wall clocks, and as good as their synchronisation.
+    On the machine that took the times, this is the difference of two monotonic times, which does not depend on changes
+    of the wall clock. On another machine it is the difference of two wall clocks, with the error of their
+    synchronisation.
     """
     if message.host == boot_id():
         return (time.monotonic_ns() - message.capture_monotonic_ns) / 1e9

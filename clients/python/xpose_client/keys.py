@@ -1,4 +1,4 @@
-"""Key files of clients. `run_pipeline.py keys FOLDER` writes one for each client: JSON, readable by its owner alone."""
+"""Key files of clients. `run_pipeline.py keys FOLDER` writes one for each client: JSON that only its owner can read."""
 
 import os
 import struct
@@ -17,7 +17,7 @@ _OTHERS = 0o077
 
 
 class ClientKeys(msgspec.Struct, frozen=True):
-    """What a client needs to speak CURVE with one pipeline. Keys are Z85 text of 40 characters.
+    """The keys of a client for one pipeline that uses CURVE. Keys are Z85 text of 40 characters.
 
     Attributes:
         name: the client's name in the pipeline's allow-list.
@@ -36,14 +36,14 @@ class ClientKeys(msgspec.Struct, frozen=True):
         check_key(self.server)
 
     def apply_to(self, socket: "zmq.Socket[Any]") -> None:
-        """Make `socket` speak CURVE; call it before `connect`."""
+        """Make `socket` use CURVE; call it before `connect`."""
         socket.curve_publickey = self.public.encode()
         socket.curve_secretkey = self.secret.encode()
         socket.curve_serverkey = self.server.encode()
 
 
 def check_key(key: str) -> None:
-    """Refuse what is no key, with a ValueError."""
+    """Raise a ValueError if `key` is not a key."""
     try:
         valid = len(key) == _KEY_CHARACTERS and len(z85.decode(key.encode())) == _KEY_BYTES
     except (KeyError, ValueError, struct.error):
@@ -53,7 +53,7 @@ def check_key(key: str) -> None:
 
 
 def check_pair(public: str, secret: str) -> None:
-    """Refuse two keys that do not belong together, with a ValueError."""
+    """Raise a ValueError if the two keys do not belong together."""
     check_key(public)
     check_key(secret)
     if zmq.curve_public(secret.encode()) != public.encode():
@@ -64,7 +64,7 @@ def load_client_keys(path: Union[str, "os.PathLike[str]"]) -> ClientKeys:
     """Read the key file of a client.
 
     Raises:
-        KeyFileError: it cannot be read, is none, or can be read by others.
+        KeyFileError: the file cannot be read, is not a key file, or can be read by others.
     """
     data = read_private(Path(path))
     try:
@@ -77,10 +77,10 @@ def load_client_keys(path: Union[str, "os.PathLike[str]"]) -> ClientKeys:
 
 
 def read_private(path: Path) -> bytes:
-    """Read a file that its owner alone may read.
+    """Read a file that only its owner may read.
 
     Raises:
-        KeyFileError: it cannot be read, or others can read it.
+        KeyFileError: the file cannot be read, or others can read it.
     """
     try:
         with path.open("rb") as file:

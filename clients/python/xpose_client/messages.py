@@ -1,6 +1,6 @@
 """The messages on the wire. Each is one ZeroMQ frame: topic, a NUL byte, msgpack.
 
-Topics: `poses/<source>` carries one `PoseMessage` for every decoded frame. `skeletons/<source>` carries one
+Topics: `poses/<source>` carries one `PoseMessage` for every processed frame. `skeletons/<source>` carries one
 `SkeletonMessage` at the start, whenever the prompts change, and for every late joiner. `status/<source>` carries one
 `StatusMessage` at a steady beat. A message has one part, so that a subscriber may use CONFLATE. The NUL ends the topic:
 `poses/cam1 NUL` subscribes to that source alone and not to `cam10`.
@@ -41,7 +41,7 @@ class TrackMessage(msgspec.Struct, frozen=True, rename={"class_name": "class"}):
         box_xyxy (px): left, top, right, bottom.
         keypoints_raw (px): [x, y] as the network gave them in this frame; null where nothing was measured.
         keypoints (px): [x, y] smoothed.
-        keypoints_predicted (px): [x, y] predicted to the moment of publishing.
+        keypoints_predicted (px): [x, y] predicted for the moment of publishing.
         keypoints_velocity (px/s): [x, y]; null where unknown, as in stills.
         keypoints_covariance (px²): [xx, xy, yy] of the position; null where unknown, as in stills.
         keypoints_measured: per keypoint, whether this frame's detection updated it; false while it coasts.
@@ -62,7 +62,7 @@ class TrackMessage(msgspec.Struct, frozen=True, rename={"class_name": "class"}):
 
 
 class PoseMessage(msgspec.Struct, frozen=True):
-    """All tracks of one frame. There is one message for every frame, also when `tracks` is empty.
+    """All tracks of one frame. There is one message for every processed frame, also when `tracks` is empty.
 
     Attributes:
         schema: version of this format.
@@ -70,23 +70,23 @@ class PoseMessage(msgspec.Struct, frozen=True):
             that was used before; a new value means that sequence numbers start again.
         seq: 0, 1, 2, … per session and source, without gaps; a gap seen by a subscriber is a lost message.
         source: name of the source. A byte of a file name that is not UTF-8 is written as \\xNN, also in `file`.
-        frame: index of the frame in its source; a gap of a live source is frames dropped for newer ones.
+        frame: index of the frame in its source; in a live source, a gap means that frames were dropped.
         file: file name of a still; null for video.
         pts_s (s): presentation time of the source, continuous; null for stills.
-        source_pts_s (s): the source's own time stamp where `pts_s` had to be mended; null otherwise.
+        source_pts_s (s): the source's own time stamp if `pts_s` had to be corrected; null otherwise.
         host: boot id of the machine that took the monotonic times; compare them only on the machine with this id.
-        capture_clock: what the capture times come from: "sender" (the sender's own clock), "stream" (the stream's
-            clock, corrected for the link's delay), "receipt" (the moment of receipt), "file" (the moment of reading).
+        capture_clock: origin of the capture times: "sender" (the sender's own clock), "stream" (the stream's clock,
+            corrected for the link's delay), "receipt" (the moment of receipt), "file" (the moment of reading).
         capture_unix_ns (ns since 1970): wall clock at capture.
         capture_monotonic_ns (ns): the same moment on the monotonic clock of `host`.
-        capture_uncertainty_s (s): how far the capture times may be off; null where unknown.
-        lag_s (s): delay that the link has built up; the capture times include it; null where unknown.
+        capture_uncertainty_s (s): possible error of the capture times; null where unknown.
+        lag_s (s): delay that the link has built up; the capture times are corrected for it; null where unknown.
         publish_unix_ns (ns since 1970): wall clock when the message was made.
         width (px): width of the frame; 0 for a still that could not be read.
         height (px): height of the frame; 0 for a still that could not be read.
         prompt_id: grows by one with each change of prompts; the skeleton message with this id names the keypoints.
-        tracks: the objects, by id.
-        replay: true where the message comes from a recording; nothing must act on it by mistake.
+        tracks: the objects, in the order of their ids.
+        replay: true if the message comes from a recording; a robot should not act on it.
     """
 
     schema: int
@@ -135,7 +135,7 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
         prompt_id: grows by one with each change of prompts.
         publish_unix_ns (ns since 1970): wall clock when the message was made.
         classes: the prompted classes.
-        replay: true where the message comes from a recording.
+        replay: true if the message comes from a recording.
     """
 
     schema: int
@@ -148,29 +148,29 @@ class SkeletonMessage(msgspec.Struct, frozen=True):
 
 
 class StatusMessage(msgspec.Struct, frozen=True):
-    """How one source is doing. It comes at a steady beat, so that silence means that the publisher is gone.
+    """The state of one source. It comes at a steady beat, so that silence means that the publisher is gone.
 
     Attributes:
         schema: version of this format.
         session (ns since 1970): as in the pose messages.
-        host: boot id of the publishing machine, whose monotonic clock `publish_monotonic_ns` is of.
+        host: boot id of the publishing machine; `publish_monotonic_ns` is a time of its monotonic clock.
         source: name of the source.
         state: "connecting", "live", "late" (the newest picture is older than the age budget), "lost" (no picture comes)
             or "ended".
         since_unix_ns (ns since 1970): wall clock when the state began.
         publish_unix_ns (ns since 1970): wall clock when the message was made.
-        publish_monotonic_ns (ns): the same moment on the monotonic clock of `host`. A client that reads late can tell
-            from it how long the publisher has been silent, whatever the wall clocks do.
-        frame_rate (frames/s): frames received in the last seconds.
+        publish_monotonic_ns (ns): the same moment on the monotonic clock of `host`. From it, a client that reads late
+            knows how long the publisher has been silent, even if a wall clock was changed.
+        frame_rate (frames/s): rate of the received frames in the last seconds.
         lag_s (s): delay that the link has built up; null where unknown.
         drops: frames dropped since the start, by reason.
-        last_error: what went wrong last, one sentence; null where nothing did.
+        last_error: the last error, one sentence; null if there was none.
         last_capture_unix_ns (ns since 1970): capture time of the newest picture; null before the first.
-        capture_clock: what the capture times come from, as in the pose messages.
-        clock_offset_s (s): constant error of the camera's clock; positive where it is ahead; null where unknown.
+        capture_clock: origin of the capture times, as in the pose messages.
+        clock_offset_s (s): constant error of the camera's clock; positive if it is ahead; null where unknown.
         beat_s (s): longest time until the next status message.
         reconnects: how often a lost connection was opened again since the start.
-        replay: true where the message comes from a recording.
+        replay: true if the message comes from a recording.
     """
 
     schema: int

@@ -3,8 +3,8 @@
     python -m xpose_client.schema FOLDER
 
 writes `wire.schema.json`, a JSON Schema of all messages, and `FIELDS.md`, a table of all fields with their units.
-`CONTROL.md` is the same table for the control socket. All are made of the message types and of their docstrings, where
-a field reads `name (unit): meaning`.
+`CONTROL.md` is the same table for the control socket. All are made from the message types and their docstrings, in
+which a field is written as `name (unit): meaning`.
 """
 
 import inspect
@@ -32,6 +32,7 @@ _CONTROL: dict[type, str] = {
     control.Thresholds: "part of StatusAnswer and ThresholdsAnswer",
     control.PromptState: "part of StatusAnswer and PromptsAnswer",
     control.PromptClassState: "part of PromptState",
+    control.RecordingState: "part of StatusAnswer and RecordingAnswer",
 }
 _FIELD = re.compile(r"    (\w+)(?: \(([^)]+)\))?: (.*)")
 _TABLE_HEAD = ("| field | type | unit | meaning |", "|---|---|---|---|")

@@ -3,9 +3,9 @@
 The publisher reports each source at a steady beat. A beat that does not come means that the publisher, its machine or
 the network is gone: the source is silent.
 
-A program may read its messages long after they came, so the time of reading says little. The age of a status message is
-taken from the publisher's monotonic clock instead: directly on the same machine, and on another machine by the smallest
-difference of the two clocks that was seen, which belongs to the fastest delivery.
+A program may read its messages long after they came, so the time of reading is not used. The age of a status message is
+computed from the publisher's monotonic clock: directly on the same machine. On another machine, the smallest difference
+of the two clocks that was seen is used as their offset, because it belongs to the fastest delivery.
 """
 
 from typing import Optional
@@ -27,7 +27,7 @@ _DRIFT = 0.001
 
 
 class _Source:
-    """The last status of one source, and when it must have come."""
+    """The last status of one source, and the time from which its publisher counts as silent."""
 
     def __init__(self, status: StatusMessage, now_s: float, before: "Optional[_Source]") -> None:
         sent_s = status.publish_monotonic_ns / 1e9
@@ -43,7 +43,7 @@ class _Source:
         self.reported: str = "" if before is None else before.reported
 
     def state(self, now_s: float) -> str:
-        """Return the state at `now_s`. An end is final: silence after it says nothing new."""
+        """Return the state at `now_s`. A source that has ended does not become silent."""
         if self.status.state != ENDED and now_s >= self.silent_from_s:
             return SILENT
         return self.status.state
@@ -58,7 +58,7 @@ class SourceStates:
     def take(self, status: StatusMessage, now_s: float) -> list[SourceState]:
         """Take a status message that was read at `now_s`; return the change of state that it reports, if any.
 
-        A repeated message, sent again for somebody who joined late, changes nothing.
+        A message that was sent again for another subscriber changes nothing.
         """
         before = self._sources.get(status.source)
         repeated = (

@@ -40,18 +40,17 @@ _MOST_CHANGES = 1000
 
 
 class PoseSubscriber:
-    """Receives the pose messages of one publisher, in order, and knows what it did not get.
+    """Receives the pose messages of one publisher, in order, and counts those that are missing.
 
     A subscriber belongs to one thread: the one that makes it, receives, and closes it.
 
     Args:
         endpoint: the publisher's ZeroMQ address.
         source: receive this source alone; None for all.
-        conflate: keep the newest pose message only, for a control loop slower than the camera. All sources share that
-            one place, so give `source` where there are several. Skipped messages count as missed. States and skeletons
-            are never skipped.
-
-        keys: key file of this client (`NAME.key`), where the publisher uses keys.
+        conflate: keep the newest pose message only, for a control loop that is slower than the camera. Only one message
+            is kept for all sources together, so give `source` if there are several. Skipped messages count as missed.
+            States and skeletons are never skipped.
+        keys: key file of this client (`NAME.key`), if the publisher uses keys.
 
     Attributes:
         received: pose messages handed out.
@@ -97,11 +96,11 @@ class PoseSubscriber:
     def receive(self, timeout_s: float | None = None) -> Received | None:
         """Wait for the next pose message; return None if none comes within `timeout_s` (None: wait without limit).
 
-        A message that was seen before, sent again for somebody who joined late, is skipped. Changes of state that come
-        meanwhile are kept for `state`, but not handed out.
+        Messages that were sent again for another subscriber are skipped. Changes of state that come in the meantime
+        update `state`, but are not returned.
 
         Raises:
-            WireError: the publisher speaks another schema, or is not one of ours.
+            WireError: the publisher uses another schema, or is not one of ours.
         """
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -113,7 +112,7 @@ class PoseSubscriber:
         """Wait like `receive`, and also return when the state of a source changes or its publisher falls silent.
 
         Raises:
-            WireError: the publisher speaks another schema, or is not one of ours.
+            WireError: the publisher uses another schema, or is not one of ours.
         """
         return self._next(math.inf if timeout_s is None else time.monotonic() + timeout_s)
 
@@ -133,7 +132,7 @@ class PoseSubscriber:
 
     @property
     def alive(self) -> bool:
-        """Whether the publisher is heard: a status message came within its beat. False before the first."""
+        """Whether the publisher is alive: a status message came within its beat. False before the first message."""
         self._take_side()
         return self._states.alive(time.monotonic())
 
@@ -144,10 +143,10 @@ class PoseSubscriber:
         return self._states.late(time.monotonic())
 
     def state(self, source: str) -> str:
-        """Return the state of `source` as the publisher says.
+        """Return the state of `source`.
 
-        It is "connecting", "live", "late", "lost" or "ended"; "silent" where the publisher is not heard any more;
-        "unknown" before the first status message.
+        It is "connecting", "live", "late", "lost" or "ended" as in the last status message; "silent" if no status
+        messages come any more; "unknown" before the first status message.
         """
         self._take_side()
         return self._states.state(source, time.monotonic())
@@ -158,7 +157,7 @@ class PoseSubscriber:
         return self._states.status(source)
 
     def skeleton(self, message: PoseMessage) -> SkeletonMessage | None:
-        """Return the names and edges that belong to `message`; None while its skeleton message is on its way."""
+        """Return the names and edges that belong to `message`; None if its skeleton message has not come yet."""
         self._take_side()
         skeleton = self.skeletons.get(message.source)
         if skeleton is None or (skeleton.session, skeleton.prompt_id) != (message.session, message.prompt_id):

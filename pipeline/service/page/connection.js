@@ -1,4 +1,4 @@
-// The WebSocket to the monitor: states as text, pictures with their messages as binary. Connects again by itself.
+// The WebSocket to the monitor: states as text, pictures with their messages as binary. It reconnects by itself.
 
 const FIRST_WAIT_MS = 300;
 const LONGEST_WAIT_MS = 4000;
@@ -60,7 +60,7 @@ export class Connection {
     }
   }
 
-  /** A connection can die without a word, as when a computer sleeps. */
+  /** A connection can end without any event, for example when a computer sleeps. */
   #watch() {
     if (this.socket.readyState === WebSocket.OPEN && performance.now() - this.heardMs > SILENT_MS) {
       this.socket.close();
@@ -88,6 +88,6 @@ export async function ask(path, body) {
     });
     return await answer.json();
   } catch {
-    return { error: "The pipeline does not answer. Nothing is known to have changed." };
+    return { error: "The pipeline does not answer. It is not known whether the change was made." };
   }
 }

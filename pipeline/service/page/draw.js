@@ -77,7 +77,7 @@ function drawBox(pen, track, zoom, unit) {
 function drawSkeleton(pen, track, edges, zoom, unit) {
   const points = track.keypoints.map(([x, y]) => (x === null || y === null ? null : [x * zoom, y * zoom]));
   const [left, top, right, bottom] = track.box_xyxy;
-  // Limbs shrink with the figure: a small person must not drown in its own skeleton.
+  // Limbs get thinner with the size of the box, so that the skeleton does not cover a small person.
   const figure = Math.min(1, Math.max(0.4, (Math.max(right - left, bottom - top) * zoom) / (200 * unit))) * unit;
   const limbs = edges.filter(([start, end]) => points[start] && points[end]);
   for (const [colour, width] of [[INK, 4.6 * figure], [colourOf(track.id), 2.6 * figure]]) {

@@ -4,7 +4,7 @@ import { Connection } from "./connection.js";
 import { Steering } from "./steering.js";
 import { Tile } from "./tile.js";
 
-const FOUND_S = 3; // a source counts as one where something was just found for this long
+const FOUND_S = 3; // a source is sorted to the front for this long after something was found in it
 const THEMES = ["auto", "dark", "light"];
 const byId = (id) => document.getElementById(id);
 
@@ -29,7 +29,7 @@ const watcher = new IntersectionObserver((entries) => {
   look();
 });
 
-/** Ask for the pictures that can be seen; a page in the background asks for none. */
+/** Ask for the pictures of the visible tiles; a page in the background asks for none. */
 function look() {
   const seen = document.hidden ? [] : [...tiles.keys()].filter((name) => visible.has(name));
   for (const [name, tile] of tiles) if (!seen.includes(name)) tile.pause();
@@ -93,7 +93,7 @@ function order() {
   });
 }
 
-/** Arrow keys walk over the tiles in the order in which they are shown; Escape makes the large one small. */
+/** Arrow keys move over the tiles in the order in which they are shown; Escape makes the large tile small. */
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input")) return;
   if (event.key === "Escape") for (const tile of tiles.values()) if (tile.large) enlarge(tile);

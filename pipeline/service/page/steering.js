@@ -1,4 +1,4 @@
-// Prompt and sources: what the viewer may change.
+// The forms with which the viewer changes the prompt and the sources.
 
 import { ask } from "./connection.js";
 

@@ -16,7 +16,7 @@ const NOTICES = {
 export class Tile {
   /**
    * @param on.enlarge called when the tile is clicked.
-   * @param on.remove called when its source shall be removed.
+   * @param on.remove called when the viewer wants to remove the source.
    */
   constructor(name, on) {
     this.name = name;
@@ -102,7 +102,7 @@ export class Tile {
     this.#notice();
   }
 
-  /** Pictures were not asked for: their absence means nothing. */
+  /** No pictures are requested now, so missing pictures are not reported. */
   pause() {
     this.picturedMs = null;
     this.intervalMs = 0;
@@ -114,7 +114,7 @@ export class Tile {
     this.find(".title .state").textContent = word;
   }
 
-  /** Say over the picture why it does not move: a frozen picture must not look alive. */
+  /** Show over the picture why it does not move, so that nobody takes an old picture for a live one. */
   #notice() {
     let text = null;
     if (!this.status) text = "no connection to the pipeline";
@@ -124,7 +124,7 @@ export class Tile {
     this.find(".notice").hidden = text === null;
     if (text !== null) {
       this.find(".notice").textContent = text;
-      this.find("tbody").replaceChildren(); // tracks of the past
+      this.find("tbody").replaceChildren(); // remove old tracks
     }
   }
 

@@ -163,6 +163,22 @@ def test_bad_input_is_a_sentence(two_mice: PoseLines, tmp_path: Path, monkeypatc
     assert sorted(tmp_path.iterdir()) == before, "a partial file was left behind"
 
 
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0\0\x10JFIF\n\n", b"a,b,c\n1,2,3\n", b"[]\n", b"{}\n", b"\n{}"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_file_that_holds_no_poses_is_named_in_one_sentence(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "s.jpg"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=r"^.*s\.jpg: is not a file that --poses wrote, its first line is not a P.*$"):
+        convert(PoseLines(path), kind, tmp_path / "out")
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_absent_skeletons_are_missed_beside_the_poses(two_mice: PoseLines, tmp_path: Path) -> None:
+    (tmp_path / "poses.skeletons.jsonl").unlink()
+    with pytest.raises(OutputError, match=r"poses\.skeletons\.jsonl: cannot be read .*; it belongs beside the poses"):
+        convert(two_mice, "csv", tmp_path / "out.csv")
+
+
 def test_source_that_the_file_does_not_have_is_refused_with_those_that_it_has(tmp_path: Path) -> None:
     file = lines(tmp_path, [[track(1, 0)]], ("left", "right"))
     with pytest.raises(OutputError, match=r"--source nope: .* has no such source; its sources are left, right"):

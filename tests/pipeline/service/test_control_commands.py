@@ -2,7 +2,7 @@
 
 import stat
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -17,7 +17,7 @@ from pipeline.config import PipelineConfig
 from pipeline.keys import KeysConfig, make_keys, revoke
 from pipeline.service.config import ControlConfig
 from pipeline.service.control import ControlServer
-from tests.pipeline.fakes import FakeEngine
+from tests.pipeline.fakes import FakeEngine, FakeSource
 from tests.pipeline.flow.running import END_S
 from tests.pipeline.service.running import FACTS, camera, operated, until
 from tests.pipeline.service.test_control import annotation, picture
@@ -27,16 +27,17 @@ pytestmark = pytest.mark.timeout(90)
 
 
 @contextmanager
-def steered(tmp_path: Path, keys: Path | None = None) -> Iterator[str]:
-    """A running pipeline with the source `cam` and a control socket; its address."""
+def steered(tmp_path: Path, keys: Path | None = None, sources: Sequence[FakeSource] = ()) -> Iterator[str]:
+    """A running pipeline with these sources, by default `cam`, and a control socket; its address."""
     config = PipelineConfig(keys=KeysConfig("" if keys is None else str(keys)))
     endpoint = f"ipc://{tmp_path}/control"
     with (
-        operated(camera(), config=config) as (operations, pipeline),
+        operated(*(sources or [camera()]), config=config) as (operations, pipeline),
         ControlServer(ControlConfig(endpoint), pipeline.keys) as server,
     ):
         server.serve(operations)
-        until(lambda: pipeline.metrics.frames_out("publish") > 0)
+        names = [source.name for source in pipeline.sources]
+        until(lambda: all(pipeline.metrics.frames_out("publish", name) > 0 for name in names))
         yield endpoint
 
 
@@ -100,6 +101,8 @@ def test_each_command_says_what_was_done(tmp_path: Path, shell: Shell) -> None:
         assert out.startswith("score above 0.6, doubtful above 0.2, NMS IoU 0.5; from frame ")
         out = shell.succeed("control", endpoint, "add", "rtsp://127.0.0.1:9/x", "--name", "door")
         assert out.startswith("added door at ")
+        out = shell.succeed("control", endpoint, "add", "rtsp://127.0.0.1:9/x", "--name", "door")
+        assert out.startswith("added as door-2: door is taken; from ")
         assert shell.succeed("control", endpoint, "remove", "door").startswith("removed door at ")
         path = tmp_path / "cam.jpg"
         out = shell.succeed("control", endpoint, "snapshot", "cam", "--out", str(path))
@@ -108,6 +111,37 @@ def test_each_command_says_what_was_done(tmp_path: Path, shell: Shell) -> None:
         answer = msgspec.json.decode(shell.succeed("control", endpoint, "status", "--json"))
         assert [entry["name"] for entry in answer["prompts"]["classes"]] == ["cup", "person"]
         assert shell.succeed("control", endpoint, "stop").startswith("stopping since ")
+
+
+def test_thresholds_command_says_where_doubtful_followed_the_score(tmp_path: Path, shell: Shell) -> None:
+    """A score below `doubtful` lowers it too, and a doubtful score above the score is cut."""
+    with steered(tmp_path) as endpoint:
+        for options, shown, follows in (
+            (("--score", "0.6"), "score above 0.6, doubtful above 0.2, NMS IoU 0.5", ""),
+            (("--score", "0.1"), "score above 0.1, doubtful above 0.1,", "followed the score, from 0.2 to 0.1: it is"),
+            (("--score", "0.5"), "score above 0.5, doubtful above 0.2,", "followed the score, from 0.1 to 0.2: it is"),
+            (("--doubtful", "0.9"), "score above 0.5, doubtful above 0.5,", "doubtful is 0.5 and not 0.9: it is never"),
+            (("--doubtful", "0.3"), "score above 0.5, doubtful above 0.3,", ""),
+            (("--nms-iou", "0.7"), "score above 0.5, doubtful above 0.3, NMS IoU 0.7", ""),
+        ):
+            first, _, second = shell.succeed("control", endpoint, "thresholds", *options).partition("\n")
+            assert first.startswith(shown)
+            assert follows in second
+            assert bool(follows) == bool(second)
+
+
+def test_status_shows_each_error_on_a_line_of_its_own_under_the_table(tmp_path: Path, shell: Shell) -> None:
+    error = f"rtsp://[bold]/a: {'this is long, ' * 20}\nand has a second line"
+    door, gate = camera("door"), camera("gate")
+    door.status.warn(error)
+    gate.status.warn("the wrong password")
+    with steered(tmp_path, sources=(camera(), door, gate)) as endpoint:
+        lines = shell.succeed("control", endpoint, "status").splitlines()
+    assert lines[-2:] == [f"door: {' '.join(error.split())}", "gate: the wrong password"]
+    assert [line.split()[:2] for line in lines[-6:-2]] == [
+        ["source", "state"],
+        *([n, "live"] for n in ("cam", "door", "gate")),
+    ]
 
 
 def test_example_images_and_keypoint_lists_are_read_where_the_command_runs(tmp_path: Path, shell: Shell) -> None:
@@ -128,6 +162,7 @@ def test_refusals_are_one_sentence(tmp_path: Path, shell: Shell) -> None:
     with steered(tmp_path) as endpoint:
         for arguments, sentence in (
             (("prompt", "gizmo"), "no keypoint list is known for 'gizmo'"),
+            (("prompt", "gizmo" * 20_000), f"no keypoint list is known for '{'gizmo' * 8}…'. Choose one with"),
             (("prompt", f"cup@{absent}.toml"), f"cannot read the skeleton file {absent}.toml: No such file"),
             (("prompt", "mug", "--prompt-image", image), "1 --prompt-image with 0 --prompt-annotation"),
             (("prompt", "mug", "--prompt-image", image, "--prompt-annotation", absent), "cannot read the annotation"),
@@ -193,11 +228,24 @@ def test_keys_command_makes_adds_and_revokes(tmp_path: Path, shell: Shell) -> No
     assert {Path(path).name for path in made} == {"server.key", "allowed_clients", "robot.key", "wall.key"}
     assert {stat.S_IMODE(Path(path).stat().st_mode) for path in made} == {0o600}
     assert shell.succeed("keys", str(folder), "--client", "third") == f"{folder}/third.key\n"
+    (folder / "wall.key").unlink()
+    assert shell.succeed("keys", str(folder)).splitlines() == [
+        f"{folder}: is complete; allowed clients and their key files:",
+        f"robot: {folder}/robot.key",
+        "wall: its key file is no longer in this folder",
+        f"third: {folder}/third.key",
+    ]
     assert "--client robot: has keys already" in shell.fail("keys", str(folder), "--client", "robot")
-    shell.succeed("keys", str(folder), "--revoke", "robot")
+    assert shell.succeed("keys", str(folder), "--revoke", "robot") == "revoked: robot\n"
     assert "--revoke robot: is not on the list; its clients are wall, third" in shell.fail(
         "keys", str(folder), "--revoke", "robot"
     )
+
+
+def test_keys_command_says_that_a_folder_without_clients_is_complete(tmp_path: Path, shell: Shell) -> None:
+    shell.succeed("keys", str(tmp_path / "keys"))
+    said = shell.succeed("keys", str(tmp_path / "keys"))
+    assert said == f"{tmp_path}/keys: is complete; no client is allowed yet, make keys with --client NAME\n"
 
 
 def test_control_lets_in_allowed_clients_and_cuts_off_revoked_ones(tmp_path: Path, shell: Shell) -> None:

@@ -294,7 +294,7 @@ def test_sources_where_something_was_just_found_come_first(open_page: Callable[.
         order = "name => Number(document.querySelector(`[data-name=${name}]`).style.order)"
         assert page.evaluate(order, "a") < page.evaluate(order, "b")
         found.pipeline.sources[0].lost = True  # type: ignore[attr-defined]
-        page.get_by_label("Found first").check()
+        page.get_by_label("Sources with tracks first").check()
         wait_for(page, f"() => ({order})('a') > ({order})('b')")
 
 

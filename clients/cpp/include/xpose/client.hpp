@@ -51,7 +51,7 @@ struct Point {
     double x, y;
 };
 
-// Of a position, px squared; NaN where unknown.
+// Covariance of a position, px squared; NaN where unknown.
 struct Covariance {
     double xx, xy, yy;
 };

@@ -107,7 +107,7 @@ def main() -> None:
     """Run until Ctrl-C."""
     parser = argparse.ArgumentParser(description="Publish the poses of X-Pose Stream to ROS 2.")
     parser.add_argument("endpoint", help="the publisher's address, such as tcp://127.0.0.1:5555")
-    parser.add_argument("--source", help="bridge this source alone")
+    parser.add_argument("--source", help="bridge only this source")
     parser.add_argument("--domain", type=int, default=int(os.environ.get("ROS_DOMAIN_ID", "0")), help="ROS 2's domain")
     options = parser.parse_args()
     try:
