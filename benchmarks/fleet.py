@@ -3,7 +3,7 @@
     python -m benchmarks.fleet [--only proxy,actor,move,batch,simulation] [--seconds 60] [--repeats 3] [--short]
 
     proxy       20 publishers of 30 messages/s each through the proxy to a subscriber: latency; then its highest rate
-    actor       the pipeline with nano on a file: in a process of its own, and in an actor of Ray
+    actor       the pipeline with nano on a file: in its own process, and in a Ray actor
     move        from the death of a worker's process to the first pose of its camera from another worker
     batch       files of --seconds each: one process with one thread, one with all, two with one each, two on Ray
     simulation  1,000 cameras on 50 GPU nodes (benchmarks.fleet_simulation), with the figures of this run

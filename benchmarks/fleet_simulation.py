@@ -60,7 +60,7 @@ def simulate(figures: Figures) -> list[Row]:
 
 
 def _capacity(cameras: dict[str, Camera], failed: int) -> Row:
-    """The smallest capacity per node at which nobody is overloaded after `failed` nodes have failed one by one."""
+    """Return the smallest capacity per node at which no node is overloaded after `failed` nodes failed one by one."""
     low, high = 1.0, 10_000.0
     while high - low > 0.5:
         middle = (low + high) / 2

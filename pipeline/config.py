@@ -39,7 +39,7 @@ from trackers import StillTracker, Tracker, TrackerConfig
 Table = dict[str, Any]
 
 _PRESETS = Path(__file__).resolve().parent.parent / "configs"
-_LARGEST_SURE = 0.99  # a scale needs a score inside (0, 1)
+_SMALLEST_SURE, _LARGEST_SURE = 0.01, 0.99  # a scale needs a score inside (0, 1)
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,14 @@ class PipelineConfig:
 
     @property
     def score_scale(self) -> ScoreScale:
-        """The scale between the model's scores and the tracker's."""
-        sure = min(max(calibration_of(self.engine.model).sure_score, self.threshold), _LARGEST_SURE)
-        return ScoreScale(sure, self.tracker.association.new_score)
+        """The scale between the model's scores and the tracker's.
+
+        A threshold that the user gives is also the minimum score to start a track, be it above or below the model's
+        own: otherwise a lower threshold would find nothing more in videos.
+        """
+        given = self.engine.score_threshold
+        sure = calibration_of(self.engine.model).sure_score if given is None else given
+        return ScoreScale(min(max(sure, _SMALLEST_SURE), _LARGEST_SURE), self.tracker.association.new_score)
 
     @property
     def score_rules(self) -> ScoreRules:

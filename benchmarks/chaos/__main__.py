@@ -26,24 +26,24 @@ from benchmarks.chaos.subscribers import beside, deaf, flood
 from benchmarks.memory import resident_mib
 
 SLOW_BYTES_PER_S = 15_000
-"""A fifth of what the cameras send."""
+"""A fifth of the rate at which the cameras send."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A story of faults.
+    """A run with a sequence of faults.
 
     Attributes:
-        name: for the table and for `--only`.
+        name: name in the table and for `--only`.
         seconds: length of the run.
         plan: (second, command) for the first camera; see `Camera.do`.
-        faults: options of the camera of our own, which sends no reports; None for GStreamer's.
+        faults: options of our own camera (`rtp_camera`), which sends no reports; None for GStreamer's.
         settings: settings of the pipeline.
-        direct: without the link.
-        absent: the camera is not there at the start.
-        others: further cameras, without faults; the judged one is the last of all.
-        recovered: the command after which fresh messages are due.
-        beside: what a subscriber does to the publisher meanwhile.
+        direct: connect without the link.
+        absent: the camera is absent at the start.
+        others: number of further cameras, without faults; the last camera is judged.
+        recovered: the command after which new messages are expected.
+        beside: what a misbehaving subscriber does at the same time.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Scenario:
 
 @dataclass
 class Outcome:
-    """A verdict with what else was measured."""
+    """A verdict with the other measurements."""
 
     verdict: Verdict
     delays_ms: list[float] = field(default_factory=list)
@@ -128,7 +128,7 @@ def play(scenario: Scenario) -> Outcome:
 
 
 def soak(seconds: float, seed: int = 0) -> dict[str, object]:
-    """Random faults on two cameras; memory and threads are to stay what they were."""
+    """Run random faults on two cameras; memory and the number of threads must not grow."""
     chance = random.Random(seed)
     cameras = [Camera(), Camera(faults=())]
     samples: list[tuple[float, int]] = []

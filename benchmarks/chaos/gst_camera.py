@@ -32,7 +32,7 @@ def launch(fps: int, slices: int) -> str:
 
 
 def feed(media: Any, fps: int) -> None:
-    """Push a picture at a time for as long as somebody watches."""
+    """Push one picture after another while a client is connected."""
     source = media.get_element().get_by_name("pictures")
     watched, count = [True], [0]
 

@@ -3,9 +3,9 @@
 pass                no fault
 stall               nothing from the server gets through
 delay SECONDS       everything from the server takes this much longer
-rate BYTES_PER_S    the server's bytes trickle
+rate BYTES_PER_S    limit the rate of the server's bytes
 cut                 reset all connections
-refuse, accept      hang up on new connections, or take them
+refuse, accept      close new connections at once, or accept them
 
 Prints "ready".
 """
@@ -33,7 +33,7 @@ class Fault:
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def obey(self, words: list[str]) -> None:
-        """Do what one line of standard input says."""
+        """Carry out the command in one line of standard input."""
         match words:
             case ["pass"]:
                 self.stalled, self.delay_s, self.bytes_per_s = False, 0.0, 0.0

@@ -47,14 +47,14 @@ def has_gstreamer() -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses now."""
+    """Return a TCP port that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Process:
-    """A helper process that says "ready", and that can be killed and started again.
+    """A helper process that prints "ready" and can be killed and started again.
 
     Args:
         arguments: its command line.
@@ -88,7 +88,7 @@ class Process:
         self._process.stdin.flush()
 
     def kill(self) -> None:
-        """End it at once; it may be ended already."""
+        """End the process at once. It may have ended already."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
@@ -104,7 +104,7 @@ class Camera:
     Args:
         fps: pictures a second.
         faults: options of `rtp_camera`; None for GStreamer's server, which sends sender reports.
-        direct: without the link, for UDP.
+        direct: connect without the link, for UDP.
         slices: of each picture of GStreamer's server.
     """
 
@@ -123,7 +123,7 @@ class Camera:
         self.address = f"rtsp://127.0.0.1:{port if direct else link_port}/live"
 
     def do(self, command: str) -> None:
-        """Obey "kill", "start", or a command of the link."""
+        """Carry out "kill", "start", or a command of the link."""
         if command == "kill":
             self.server.kill()
         elif command == "start":
@@ -134,7 +134,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class _Answer:
-    """Results that are ready at a moment."""
+    """Results that are ready at a given time."""
 
     results: list[Detections]
     ready_s: float
@@ -160,11 +160,11 @@ class CodeEngine:
         self._nothing = Detections.empty((_CODE,), 1)
 
     def set_prompts(self, classes: Sequence[PromptClass]) -> int:
-        """Its one class is fixed."""
+        """Do nothing: the class is fixed."""
         return 1
 
     def set_thresholds(self, score_threshold: float, nms_iou: float) -> None:
-        """The detections are fixed."""
+        """Do nothing: the detections are fixed."""
 
     def submit(self, images: Sequence[Image]) -> _Answer:
         """Find one object in each picture with a code, nothing in the others."""
@@ -196,7 +196,7 @@ class WatchedSource(LiveSource):
 
 @dataclass(frozen=True)
 class Heard:
-    """What a message said; it is not kept itself, so that the memory of a long run is the pipeline's.
+    """What the benchmark keeps of a message that the subscriber received.
 
     Attributes:
         source: its source.
@@ -220,7 +220,7 @@ class Heard:
 
 
 def hear(message: PoseMessage) -> Heard:
-    """Note what a message says that has just come."""
+    """Return what is kept of a message that has just been received."""
     captured_ns = _captured_ns(message)
     return Heard(
         source=message.source,
@@ -247,7 +247,7 @@ class Run:
     """One run of the pipeline; use it in `with`.
 
     Args:
-        cameras: what to watch; their servers and links must run, or be started later.
+        cameras: sources of the run; their servers and links must run, or be started later.
         settings: `section.key=value`, as on the command line.
         engine_s: time of one inference.
 
@@ -302,7 +302,7 @@ class Run:
 
 @contextlib.contextmanager
 def running(cameras: Sequence[Camera], *, absent: Sequence[int] = ()) -> Iterator[None]:
-    """Start the cameras' links and servers, but for the servers in `absent`; end them all afterwards."""
+    """Start the links and servers of the cameras, except the servers in `absent`; end all of them afterwards."""
     try:
         for number, camera in enumerate(cameras):
             camera.link.start()
@@ -317,13 +317,13 @@ def running(cameras: Sequence[Camera], *, absent: Sequence[int] = ()) -> Iterato
 
 @dataclass
 class Verdict:
-    """What a run showed; times in seconds.
+    """The result of a run; times in seconds.
 
     Attributes:
         messages: messages of the camera.
-        younger_s: claimed capture minus true capture, of each message.
-        claimed_beyond_budget: messages that were beyond the budget by their own times.
-        truly_beyond_budget: messages whose true age was beyond the budget by more than 0.25 s.
+        younger_s: published capture time minus true capture time, of each message.
+        claimed_beyond_budget: messages that exceeded the budget by their own times.
+        truly_beyond_budget: messages whose true age exceeded the budget by more than 0.25 s.
         share: frames that were published, as a share of those that the engine could take within the budget.
         recovery_s: from the camera's return to its first message that is less than a second old; None without one.
     """

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config import PipelineConfig, known_keys, load_config
@@ -30,6 +31,26 @@ def test_values_come_from_defaults_then_preset_then_overrides_then_flags(tmp_pat
     assert config.tracker.lifecycle.coast_s == 0.75
     assert (config.engine.model, config.engine.size, config.engine.batch) == ("swin-t", (320, 416), 2)
     assert config.publish.endpoint == "tcp://127.0.0.1:2"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "starts_at"),
+    [
+        ([], 0.48),
+        (["engine.score_threshold=0.2"], 0.2),
+        (["engine.score_threshold=0.6"], 0.6),
+        (["engine.model=swin-t"], 0.3),
+        (["engine.model=swin-t", "engine.score_threshold=0.15"], 0.15),
+        (["engine.score_threshold=0"], 0.01),
+        (["engine.score_threshold=1"], 0.99),
+    ],
+)
+def test_a_track_starts_from_the_given_threshold_or_the_models_own_score_on(
+    overrides: list[str], starts_at: float
+) -> None:
+    config = load_config(overrides=overrides)
+    below, above = config.score_scale.to_tracker(np.array([starts_at - 1e-4, starts_at + 1e-4]))
+    assert below < config.tracker.association.new_score < above
 
 
 @pytest.mark.parametrize(
