@@ -2,8 +2,8 @@
 
     sources ⇒ decode ⇒ infer ⇒ track ⇒ publish ⇒ draw
 
-A run ends in one of three ways. All sources end and the queues run empty, unless it holds. Or `stop` ends the sources,
-and frames that are in the engine or behind it are still published. Or a stage fails and stops the others.
+A run ends in one of three ways. All sources end and the queues run empty, unless `hold` is set. Or `stop` ends the
+sources, and frames in or after the engine are still published. Or a stage fails and stops the others.
 
 Output files have a `.part` name and are renamed at the end. After a failure they keep this name, so that hours of work
 are never lost.
@@ -76,17 +76,18 @@ class Pipeline:
         poses: file for the messages as JSON lines.
         video: file for the annotated video. With several sources, or for a source that is added later, it is
             `<stem>.<source><suffix>`.
-        hold: go on without sources, until `stop`; otherwise the end of the last source ends the pipeline.
+        hold: keep running when there are no sources, until `stop`. Otherwise the end of the last source ends the
+            pipeline.
         record: file for a recording of the whole run.
 
     Attributes:
-        config: the settings that it started with.
-        keys: who may connect, as `config.keys` says; None for everybody on this machine.
-        hold: whether it goes on without sources.
+        config: the settings at the start.
+        keys: keys of the clients that may connect; None: everybody on this machine may.
+        hold: whether it keeps running when there are no sources.
         metrics: counts and times, while it runs and after.
         newest: the newest published frame of each source.
         recordings: starts and ends recordings while it runs.
-        session: of its messages, ns since 1970; a source that was added again has one of its own.
+        session: session number of its messages, ns since 1970; a source that was added again has its own.
         stages: the stages after the decoders, first to last, once it has started.
         started_s: `time.monotonic` when the engine was warm and the sources began; None before.
 

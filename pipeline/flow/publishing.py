@@ -122,7 +122,7 @@ class Publish:
                     yield published
 
     def _is_due(self, tracked: FrameTracks, frames: Queue[FrameTracks]) -> bool:
-        """Whether a frame gets a message: it is young enough or, if it is recorded, was then."""
+        """Whether a frame gets a message: it is young enough; or it is a recorded frame that had a message."""
         recorded = tracked.frame.recorded
         if recorded is not None and not recorded.published:
             frames.drop(tracked, TOO_OLD)
@@ -130,7 +130,7 @@ class Publish:
         return is_in_time(tracked.frame, frames, self._age_budget_s)
 
     def _current_recorder(self) -> Recorder | None:
-        """The recording that is going on; a new one gets the skeletons that are in force."""
+        """The running recording. A new one first gets the present skeletons."""
         recorder = self._recorder()
         if recorder is not self._known_recorder:
             self._known_recorder = recorder

@@ -24,7 +24,7 @@ from xpose_client.messages import SCHEMA
 _log = logging.getLogger(__name__)
 
 _LIBRARIES = ("xpose-stream", "torch", "openvino", "av", "numpy", "scipy", "opencv-python", "pillow", "mcap")
-_NOT_RECORDED = ("source.options", "control", "monitor")  # what may be secret, and says nothing about tracks
+_NOT_RECORDED = ("source.options", "control", "monitor")  # may contain secrets, and does not affect tracks
 
 
 class Recordings:
@@ -137,7 +137,7 @@ def flat_config(config: PipelineConfig) -> dict[str, str]:
 
 
 def differences(metadata: Mapping[str, Mapping[str, str]], config: PipelineConfig) -> str:
-    """Say in which settings a recording was made with other ones that change its tracks; "" for none."""
+    """List the settings that differ from the recording's and can change its tracks; "" if none."""
     then, now = metadata.get(CONFIG_METADATA, {}), flat_config(config)
     changed = [
         f"{key}={then[key]} (now {now[key]})"

@@ -49,7 +49,7 @@ class Roster:
             self._sources[source.name] = source
 
     def remove(self, name: str) -> Source | None:
-        """Remove a source and return it; None if there is none with this name. Its frames so far are gone."""
+        """Remove a source and return it; None if there is none with this name. Its earlier frames count as gone."""
         with self._lock:
             source = self._sources.pop(name, None)
             if source is not None:

@@ -333,13 +333,15 @@ def _recording_state(report: RecordingReport) -> RecordingState:
 
 def _listed(name: str, own: Mapping[str, Skeleton]) -> Skeleton:
     """Return a keypoint list that came with the request, or a published one."""
-    from engines.errors import PromptError
+    from engines.errors import PromptError, quoted
     from engines.skeletons import load_skeleton
 
     if name in own:
         return own[name]
     if name.endswith(".toml") or "/" in name:
-        raise PromptError(f"{name!r} is a file, and files of this machine are not read; send the list with the prompt")
+        raise PromptError(
+            f"{quoted(name)} is a file, and files of this machine are not read; send the list with the prompt"
+        )
     return load_skeleton(name)
 
 

@@ -2,10 +2,12 @@
 
 One thread opens the connection, reads, decodes and yields. It never waits for a consumer: its frames go into a queue
 that keeps the newest (`pipeline.flow.queues`). A picture becomes RGB only when somebody asks for it, so that a dropped
-frame costs no conversion. It connects again for ever, after a lost connection or a failed one.
+frame costs no conversion. It reconnects without a limit, after a lost or a failed connection.
 
 FFmpeg cannot be woken from a blocking read, but every read has a time-out: after `stop` the iteration ends within
 `read_timeout_s`, and sooner while packets come.
+
+A picture that lost packets on its way shows older content in their place, so it is dropped and counted.
 
 Times come from `pipeline.sources.clock`. If pictures are older than the age budget, the source catches up: it skips to
 the newest key frame if packets are waiting, and otherwise connects again.
