@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks._record import RESULTS, commit, record
 from benchmarks.chaos.run import Camera, Run, Verdict, has_gstreamer, judge, running
 from benchmarks.chaos.subscribers import beside, deaf, flood
-from benchmarks.memory import resident_mib
+from benchmarks.memory import give_back_unused, resident_mib
 
 SLOW_BYTES_PER_S = 15_000
 """A fifth of the rate at which the cameras send."""
@@ -141,6 +141,7 @@ def soak(seconds: float, seed: int = 0) -> dict[str, object]:
             time.sleep(chance.uniform(0.5, 6))
             camera.do("start" if fault == "kill" else "pass")
             time.sleep(chance.uniform(1, 8))
+            give_back_unused()
             samples.append((resident_mib(), threading.active_count()))
     third = max(1, len(samples) // 3)
     verdicts = [judge(run, camera) for camera in range(2)]
