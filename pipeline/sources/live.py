@@ -148,7 +148,8 @@ class LiveSource(Source):
             if pictured:
                 barren_s = time.monotonic()
             whole = [picture for picture in pictures if self._config.keep_damaged or not picture.is_corrupt]
-            self.drops["damaged"] += len(pictures) - len(whole)
+            if len(whole) < len(pictures):
+                self.drops["damaged"] += len(pictures) - len(whole)
             pictured = bool(whole)
             if not pictured and time.monotonic() - barren_s > self._config.read_timeout_s:
                 return self._barren(stream, damaged=bool(pictures))
