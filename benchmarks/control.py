@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,17 +23,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._record import record
+from benchmarks.live_latency import Camera, drawn_pictures
 from engines.config import EngineConfig
 from engines.engine import Engine
 from engines.prompts import PromptClass, parse_prompt
 from pipeline.config import PipelineConfig
 from pipeline.flow.pipeline import Pipeline
-from pipeline.frames import Frame, now_ns
 from pipeline.service.config import ControlConfig
 from pipeline.service.control import ControlServer
 from pipeline.service.operations import Operations, describe
-from pipeline.sources import Source
-from pipeline.synthetic import SceneConfig, SceneVideo
 
 CACHED_GOAL_MS = 5.0
 NEW_GOAL_MS = 50.0
@@ -53,20 +51,6 @@ class TimedEngine(Engine):
         prompt_id = super().set_prompts(classes)
         self.encoding_ms.append((time.perf_counter() - start_s) * 1000)
         return prompt_id
-
-
-class Camera(Source):
-    """A live source that repeats ten drawn frames, 30 per second."""
-
-    live = True
-
-    def __iter__(self) -> Generator[Frame]:
-        scenes = SceneVideo(seed=0, config=SceneConfig(categories=("person",)), size_hw=(480, 640), rate=30.0)
-        pictures = [scenes.frame(index).rgb_HW3 for index in range(10)]
-        index = 0
-        while not self._stopped.wait(1 / 30):
-            yield Frame(self.name, index, pictures[index % 10], index / 30, *now_ns(), "receipt")
-            index += 1
 
 
 def main() -> None:
@@ -90,7 +74,7 @@ def measure(config: EngineConfig, changes: int, folder: Path) -> list[dict[str, 
     endpoint = f"ipc://{folder}/control"
     poses = folder / "poses.jsonl"
     pipeline = Pipeline(PipelineConfig(engine=config), poses=poses)
-    pipeline.add(Camera("camera"))
+    pipeline.add(Camera(drawn_pictures(), 30.0))
     with closing(TimedEngine(config)) as engine, ControlServer(ControlConfig(endpoint)) as server:
         engine._encoder._texts._folder = folder / "text"  # an empty cache: no word was encoded before
         pipeline.start(engine, prompts)

@@ -54,14 +54,19 @@ class Camera(Source):
             index += 1
 
 
+def drawn_pictures() -> list[NDArray[np.uint8]]:
+    """Return drawn pictures of people, RGB [480, 640, 3]."""
+    scenes = SceneVideo(seed=0, config=SceneConfig(categories=("person",)), size_hw=(480, 640), rate=30.0)
+    return [scenes.frame(index).rgb_HW3 for index in range(_PICTURES)]
+
+
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default="10,15,30")
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
-    scenes = SceneVideo(seed=0, config=SceneConfig(categories=("person",)), size_hw=(480, 640), rate=30.0)
-    pictures = [scenes.frame(index).rgb_HW3 for index in range(_PICTURES)]
+    pictures = drawn_pictures()
     config = EngineConfig()
     prompts = parse_prompt("person", max_classes=config.max_classes, max_keypoints=config.max_keypoints)
     with closing(Engine(config)) as engine:

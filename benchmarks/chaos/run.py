@@ -220,7 +220,7 @@ class Heard:
 
 
 def hear(message: PoseMessage) -> Heard:
-    """Return what is kept of a message that has just been received."""
+    """Return the facts to keep of a message, at its receipt."""
     captured_ns = _captured_ns(message)
     return Heard(
         source=message.source,
